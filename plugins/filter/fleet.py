@@ -1,0 +1,135 @@
+"""The project's Jinja filters: text for units and environment files, where Jinja would be unreadable.
+
+Nothing here asks a host or reads a file: each function turns inventory data into text or data.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+from urllib.parse import quote, urlencode
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+    from typing import Any
+
+ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
+ENV_ESCAPED = re.compile(r'([\\"`$])')
+
+# What a pool has where the inventory does not say otherwise; the meaning of each is in
+# roles/celery_worker/meta/argument_specs.yml. `concurrency` follows from the host when it is absent.
+POOL_DEFAULTS: dict[str, Any] = {"nodes": 1, "pool": "prefork"}
+
+# The sandbox of every unit of the fleet, and why. Source: systemd.exec(5).
+SANDBOX: tuple[tuple[str, str], ...] = (
+    ("NoNewPrivileges", "yes"),  # a setuid program gives nothing
+    ("CapabilityBoundingSet", ""),
+    ("AmbientCapabilities", ""),
+    ("ProtectSystem", "strict"),  # the whole file system is read-only, but for ReadWritePaths
+    ("ProtectHome", "yes"),
+    ("PrivateTmp", "yes"),
+    ("PrivateDevices", "yes"),
+    ("ProtectProc", "invisible"),  # other users' processes, and so their environments, are not there
+    ("ProtectClock", "yes"),
+    ("ProtectHostname", "yes"),
+    ("ProtectKernelTunables", "yes"),
+    ("ProtectKernelModules", "yes"),
+    ("ProtectKernelLogs", "yes"),
+    ("ProtectControlGroups", "yes"),
+    ("RestrictAddressFamilies", "AF_UNIX AF_INET AF_INET6"),
+    ("RestrictNamespaces", "yes"),
+    ("RestrictRealtime", "yes"),
+    ("RestrictSUIDSGID", "yes"),
+    ("LockPersonality", "yes"),
+    ("RemoveIPC", "yes"),
+    ("SystemCallArchitectures", "native"),
+    ("SystemCallFilter", "@system-service"),
+    ("SystemCallFilter", "~@privileged @resources"),
+    ("SystemCallErrorNumber", "EPERM"),
+    ("UMask", "0077"),
+)
+
+
+def redis_url(user: str, password: str, host: str, port: int, db: int, ca_file: str) -> str:
+    """Return the URL with which a Celery process reaches Redis over TLS.
+
+    Args:
+        user: The ACL user.
+        password: Its password; any characters.
+        host: Name or address of the Redis host. An IPv6 address is put in brackets.
+        port: TLS port.
+        db: Number of the database.
+        ca_file: Path, on the host of the Celery process, of the certificate that Redis's must chain to.
+    """
+    name = f"[{host}]" if ":" in host else host
+    tls = urlencode({"ssl_cert_reqs": "required", "ssl_ca_certs": ca_file}, quote_via=quote, safe="/")
+    return f"rediss://{quote(user, safe='')}:{quote(password, safe='')}@{name}:{int(port)}/{int(db)}?{tls}"
+
+
+def env_file(variables: Mapping[str, Any]) -> str:
+    """Return the text of a systemd EnvironmentFile, sorted by name.
+
+    Every value is in double quotes with the four characters escaped that systemd treats specially there
+    (systemd.exec(5), EnvironmentFile=); no specifier or variable is expanded in such a file.
+
+    Raises:
+        ValueError: A name is not that of an environment variable, or a value has a line break or a NUL,
+            which would let one value forge another.
+    """
+    lines = []
+    for name, value in sorted(variables.items()):
+        if not ENV_NAME.match(name):
+            raise ValueError(f"{name!r} is not the name of an environment variable")
+        text = _env_value(value)
+        if any(c in text for c in "\n\r\0"):
+            raise ValueError(f"the value of {name} has a line break, which an environment file cannot carry")
+        escaped = ENV_ESCAPED.sub(r"\\\1", text)
+        lines.append(f'{name}="{escaped}"\n')
+    return "".join(lines)
+
+
+def _env_value(value: Any) -> str:
+    """Return a YAML scalar as the text that a program expects; true and false are lower case."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def nodes(pools: Mapping[str, Mapping[str, Any]], host_name: str) -> list[dict[str, Any]]:
+    """Return the nodes of a host, sorted by pool and number.
+
+    Each is a mapping with `name` (the instance of celery-worker@.service, `<pool>-<n>`), `pool`, `node`
+    (Celery's name, `<pool>-<n>@<host_name>`) and `options`: the pool's, over `POOL_DEFAULTS`.
+    """
+    result = []
+    for pool, given in sorted(pools.items()):
+        options = {**POOL_DEFAULTS, **given}
+        for number in range(1, int(options["nodes"]) + 1):
+            name = f"{pool}-{number}"
+            result.append({"name": name, "pool": pool, "node": f"{name}@{host_name}", "options": options})
+    return result
+
+
+def queues(pools_of_hosts: Iterable[Mapping[str, Mapping[str, Any]]]) -> list[str]:
+    """Return every queue that some pool consumes, sorted, each once."""
+    return sorted({queue for pools in pools_of_hosts for pool in pools.values() for queue in pool["queues"]})
+
+
+def sandbox(writable: Iterable[str] = (), *, jit: bool = False) -> str:
+    """Return the lines of a [Service] section that confine a unit.
+
+    Args:
+        writable: Paths that the unit may write to, besides its Runtime-, State- and LogsDirectory.
+        jit: Whether the process may map memory that is both writable and executable (JIT compilers,
+            some cffi callbacks).
+    """
+    lines = [f"{name}={value}" for name, value in SANDBOX]
+    lines.append(f"MemoryDenyWriteExecute={'no' if jit else 'yes'}")
+    lines.extend(f"ReadWritePaths={path}" for path in writable)
+    return "\n".join(lines)
+
+
+class FilterModule:
+    """Filters `fleet_*`, one for each function above."""
+
+    def filters(self) -> dict[str, Callable[..., Any]]:
+        """Return the filters by name."""
+        return {f"fleet_{f.__name__}": f for f in (redis_url, env_file, nodes, queues, sandbox)}
