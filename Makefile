@@ -1,0 +1,65 @@
+# The fleet on this machine, in containers, and the project's tests. `make help` lists the targets.
+#   ENV    the lab's environment: single (default), fleet, or another folder of inventories/
+#   SUITE  its Debian, when it is made: bookworm (default) or trixie (default for fleet)
+
+ENV ?= single
+SCENARIOS := single second-change fleet
+
+export LAB_SUITE := $(SUITE)
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
+export LC_ALL := C.UTF-8
+MAKEFLAGS += --no-print-directory
+.DEFAULT_GOAL := help
+.PHONY: help up down lab-args lab-secret test lint unit apps molecule docs lock clean
+
+help: ## List the targets
+	@sed -n 's/^\([a-z% -]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
+
+# --- the fleet in the lab ---
+
+up: ## Make ENV's hosts, run site.yml on them, prove the fleet
+	@lab/bootstrap lab
+	@lab/lab.py up $(ENV)
+
+down: ## Remove what `make up` made for ENV; ENV=all: for every one
+	@lab/bootstrap check
+	@lab/lab.py $(if $(filter all,$(ENV)),destroy-all,destroy $(ENV))
+
+lab-args: ## Print the arguments with which ansible and ansible-playbook reach ENV
+	@lab/lab.py args $(ENV)
+
+lab-secret: ## Print a secret of ENV by its NAME: flower, for example
+	@lab/lab.py secret $(ENV) $(NAME)
+
+# --- tests; the last line has the counts ---
+
+test: ## Run all tests, the fast ones first; the first stage that fails is the last
+	@lab/bootstrap lab tools
+	@lab/test.py lint unit apps $(SCENARIOS)
+
+lint unit apps: ## Run one of these stages
+	@lab/bootstrap tools
+	@lab/test.py $@
+
+molecule: ## Run all Molecule scenarios
+	@lab/bootstrap lab
+	@lab/test.py $(SCENARIOS)
+
+molecule-%: ## Run one Molecule scenario
+	@lab/bootstrap lab
+	@lab/test.py $*
+
+# --- upkeep ---
+
+docs: ## Write the roles' variable tables into their READMEs
+	@lab/bootstrap tools
+	@python3 tools/role_docs.py
+
+lock: ## Pin the Python packages; UPGRADE=1 takes their newest versions
+	@lab/bootstrap tools
+	@requirements/lock $(if $(UPGRADE),--upgrade)
+
+clean: ## Remove every environment, the images, the caches and .venv
+	@lab/bootstrap check
+	@lab/lab.py clean

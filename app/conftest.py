@@ -1,0 +1,28 @@
+"""Fixtures for the tests of both packages."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from app.support.broker import Broker
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@pytest.fixture(scope="session")
+def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
+    """Yield a Redis that serves all tests."""
+    broker = Broker(tmp_path_factory.mktemp("redis"))
+    yield broker
+    broker.stop()
+
+
+@pytest.fixture
+def broker(redis_server: Broker) -> Iterator[Broker]:
+    """Yield the Redis, and hold a test to it that the access rules had nothing to refuse."""
+    redis_server.client("admin").acl_log_reset()
+    yield redis_server
+    assert redis_server.denied() == []

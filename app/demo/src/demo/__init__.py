@@ -1,0 +1,1 @@
+"""A small Celery app, enough to prove a fleet."""

@@ -1,0 +1,1 @@
+"""What every Celery process of the fleet is started through, whatever app it runs."""

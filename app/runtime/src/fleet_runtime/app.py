@@ -1,0 +1,22 @@
+"""The app that every Celery process of the fleet is started with: `celery -A fleet_runtime.app ...`.
+
+Importing this module loads the app named by FLEET_APP, lays the fleet's settings on it, and is that app:
+there is no second one, and no line of the first one changes.
+"""
+
+from fleet_runtime import journal
+
+journal.adopt_streams()  # first, so that whatever fails from here on is seen
+
+from fleet_runtime import laying, loading, probe  # noqa: E402
+from fleet_runtime.errors import FleetError  # noqa: E402
+from fleet_runtime.settings import FleetSettings  # noqa: E402
+
+try:
+    settings = FleetSettings.from_environment()
+    app = loading.load(settings.app)
+    laying.lay(app, settings)
+    probe.register(app, settings.release)
+except FleetError as error:
+    # Any other exception would reach the operator as a traceback through Celery's command line.
+    raise SystemExit(f"celery: {error}") from None

@@ -1,0 +1,91 @@
+"""The sub-commands `celery -A fleet_runtime.app fleet ...`.
+
+Celery imports this module for every command that it runs, so it imports nothing that takes time.
+"""
+
+from __future__ import annotations
+
+import json
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+import click
+
+from fleet_runtime.errors import FleetError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from fleet_runtime.probe import Answer
+
+
+@contextmanager
+def sentences() -> Iterator[None]:
+    """Let a FleetError end the command with its sentence, instead of a traceback."""
+    try:
+        yield
+    except FleetError as error:
+        raise click.ClickException(str(error)) from None
+
+
+@click.group()
+def fleet() -> None:
+    """Ask the fleet, and check the app."""
+
+
+@fleet.command()
+@click.option("--queue", "names", multiple=True, metavar="NAME", help="Default: all that the app uses.")
+@click.option("--timeout", default=10.0, show_default=True, help="Seconds to wait for all answers together.")
+@click.option("--json", "as_json", is_flag=True, help="Print {queue: {node, release, seconds}}.")
+@click.pass_context
+def probe(ctx: click.Context, names: tuple[str, ...], timeout: float, as_json: bool) -> None:
+    """Send a task into each queue, and say which node ran it.
+
+    Fails if a queue has no answer in time.
+    """
+    from fleet_runtime import probe as probing
+    from fleet_runtime.check import import_tasks
+    from fleet_runtime.queues import routed
+
+    app = ctx.obj.app
+    with sentences():
+        if not names:
+            import_tasks(app)
+        answers = probing.ask(app, names or routed(app), timeout)
+    if as_json:
+        click.echo(json.dumps({queue: asdict(answer) for queue, answer in answers.items()}))
+    else:
+        click.echo("\n".join(_table(answers, timeout)))
+    if not all(answer.node for answer in answers.values()):
+        ctx.exit(1)
+
+
+@fleet.command()
+@click.option("--queues", "text", metavar="A,B,C", default="", help="The queues that nodes consume.")
+@click.pass_context
+def check(ctx: click.Context, text: str) -> None:
+    """Import the app with all its tasks, and look for what would go wrong.
+
+    Fails, with a line for each finding. Asks no broker.
+    """
+    from fleet_runtime.check import findings, import_tasks
+
+    app = ctx.obj.app
+    with sentences():
+        import_tasks(app)
+        found = findings(app, [name for name in text.split(",") if name])
+    if found:
+        click.echo("\n".join(found), err=True)
+        ctx.exit(1)
+    click.echo("The app is fit to run.")
+
+
+def _table(answers: Mapping[str, Answer], timeout: float) -> list[str]:
+    """Return the lines of a table for people."""
+    rows = [("QUEUE", "SECONDS", "NODE")]
+    for queue, answer in answers.items():
+        seconds = "-" if answer.seconds is None else f"{answer.seconds:.3f}"
+        rows.append((queue, seconds, answer.node or f"no answer within {timeout:g} s"))
+    width = max(len(queue) for queue, _, _ in rows)
+    return [f"{queue:<{width}}  {seconds:>7}  {node}" for queue, seconds, node in rows]

@@ -1,0 +1,223 @@
+"""Lays the fleet's settings on an app.
+
+Only what the fleet has to own is laid over the app's settings: how messages are kept, how connections live
+and die, what may be deserialized, what Redis's ACL names. A few more are laid where the app has Celery's
+default. Routes, queues, schedule, and what a task says of itself stay the app's. README.md gives the reasons.
+"""
+
+from __future__ import annotations
+
+import os
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from celery.app.defaults import DEFAULTS
+from celery.utils.text import match_case
+from kombu.exceptions import SerializerNotInstalled
+from kombu.serialization import prepare_accept_content, registry
+
+from fleet_runtime.errors import FleetError
+from fleet_runtime.guard import NodesOnly
+from fleet_runtime.loading import blaming
+from fleet_runtime.logs import FleetLogging
+
+if TYPE_CHECKING:
+    from celery import Celery
+
+    from fleet_runtime.settings import FleetSettings
+
+# Transport options that name or shape the keys of Redis. Its ACL knows those of the defaults.
+KEY_OPTIONS = frozenset(
+    {"global_keyprefix", "sep", "fanout_prefix", "fanout_patterns", "priority_steps"}
+    | {"unacked_key", "unacked_index_key", "unacked_mutex_key"}
+)
+
+# Components that wait long for a broker that is away, because what they send would be lost. Nobody waits for
+# them; a web application has users who do.
+PATIENT = frozenset({"worker", "beat"})
+
+
+def lay(app: Celery, settings: FleetSettings) -> None:
+    """Lay the settings on an app, over its own configuration, which is read now.
+
+    Raises:
+        FleetError: The app's configuration cannot be read, or cannot be reconciled with the fleet's.
+    """
+    with blaming(f"The settings of {settings.app} cannot be read"):
+        conf = app.conf.finalize()
+    _pin_broker(settings)
+    _prevail(conf, {**_owned(settings), **_merged(conf, settings), **_defaults(conf, settings)})
+    _require_accepted(conf)
+    _require_visible(conf)
+    app.log_cls = FleetLogging
+    if settings.component != "worker":
+        app.steps["worker"].add(NodesOnly)
+
+
+def _pin_broker(settings: FleetSettings) -> None:
+    """Keep an app from another broker, whenever it names one.
+
+    Celery prefers the environment to the app's settings (app/utils.py, Settings), so this holds for whatever
+    the app sets later, too.
+    """
+    if settings.broker_url:
+        os.environ["CELERY_BROKER_READ_URL"] = settings.broker_url
+        os.environ["CELERY_BROKER_WRITE_URL"] = settings.broker_url
+
+
+def _prevail(conf: Any, values: dict[str, Any]) -> None:
+    """Set each value under every name by which Celery would look for it.
+
+    With a namespace, such as Django apps have, CELERY_TASK_ACKS_LATE comes before task_acks_late.
+    """
+    for name, value in values.items():
+        conf[name] = value
+        if conf.prefix:
+            conf[match_case(conf.prefix + name, conf.prefix)] = value
+
+
+def _owned(settings: FleetSettings) -> dict[str, Any]:
+    """Return what is laid over the app's own settings."""
+    return {
+        **_delivery(settings),
+        **_connections(settings),
+        **_tls(settings),
+        **(_beat(settings) if settings.component == "beat" else {}),
+    }
+
+
+def _delivery(settings: FleetSettings) -> dict[str, Any]:
+    """Return what keeps messages safe."""
+    return {
+        "accept_content": list(settings.accept_content),
+        "result_accept_content": None,
+        "enable_utc": True,
+        "task_acks_late": True,
+        "task_retry_on_worker_lost": True,
+        "task_reject_on_worker_lost": True,
+        "worker_prefetch_multiplier": settings.prefetch_multiplier,
+        "worker_disable_prefetch": False,
+        "worker_enable_soft_shutdown_on_idle": True,
+        "worker_send_task_events": settings.task_events,
+        "task_send_sent_event": settings.task_events,
+        **({"task_track_started": True} if settings.track_started else {}),
+    }
+
+
+def _connections(settings: FleetSettings) -> dict[str, Any]:
+    """Return how connections to the broker and the result backend live and die."""
+    return {
+        "broker_transport": None,
+        "broker_connection_retry": True,
+        "broker_connection_retry_on_startup": True,
+        "broker_connection_max_retries": None,
+        "redis_socket_timeout": settings.socket_timeout,
+        "redis_socket_connect_timeout": settings.socket_connect_timeout,
+        "redis_socket_keepalive": True,
+        "redis_retry_on_timeout": True,
+        "redis_backend_health_check_interval": settings.health_check_interval,
+        "control_exchange": DEFAULTS["control_exchange"],
+        "event_exchange": DEFAULTS["event_exchange"],
+        "event_queue_prefix": DEFAULTS["event_queue_prefix"],
+    }
+
+
+def _transport(settings: FleetSettings) -> dict[str, Any]:
+    """Return the options of kombu's Redis transport."""
+    return {
+        "visibility_timeout": settings.visibility_timeout,
+        "ack_emulation": settings.component == "worker",
+        "socket_timeout": settings.socket_timeout,
+        "socket_connect_timeout": settings.socket_connect_timeout,
+        "socket_keepalive": True,
+        "health_check_interval": settings.health_check_interval,
+    }
+
+
+def _tls(settings: FleetSettings) -> dict[str, Any]:
+    """Return TLS as settings, because Flower does not read the options of a URL."""
+    return {
+        **({"broker_use_ssl": settings.broker_tls} if settings.broker_url else {}),
+        **({"redis_backend_use_ssl": settings.result_backend_tls} if settings.result_backend else {}),
+    }
+
+
+def _beat(settings: FleetSettings) -> dict[str, Any]:
+    """Return where RedBeat keeps the schedule, and how fast a standby takes over."""
+    return {
+        "beat_max_loop_interval": settings.beat_max_interval,
+        "redbeat_redis_url": settings.broker_url,
+        "redbeat_redis_use_ssl": settings.broker_tls,
+        "redbeat_redis_options": {
+            # By then another Beat may have the lock, so this one gives up, and systemd starts it anew.
+            "retry_period": settings.beat_lock_timeout,
+            "socket_timeout": settings.socket_timeout,
+            "socket_connect_timeout": settings.socket_connect_timeout,
+            "socket_keepalive": True,
+            "health_check_interval": settings.health_check_interval,
+        },
+        "redbeat_key_prefix": "redbeat:",
+        "redbeat_lock_key": "redbeat::lock",
+        "redbeat_lock_timeout": settings.beat_lock_timeout,
+    }
+
+
+def _merged(conf: Any, settings: FleetSettings) -> dict[str, Any]:
+    """Return settings in which the app's own part stays."""
+    patience = {"max_retries": None, "timeout": settings.patience}
+    return {
+        "result_expires": _lower(conf.result_expires, settings.result_expires),
+        "broker_transport_options": {**_harmless(conf.broker_transport_options), **_transport(settings)},
+        "result_backend_transport_options": {
+            **({"retry_policy": patience} if settings.component in PATIENT else {}),
+            **_harmless(conf.result_backend_transport_options),
+        },
+    }
+
+
+def _defaults(conf: Any, settings: FleetSettings) -> dict[str, Any]:
+    """Return what is laid where the app has Celery's default."""
+    policy = {**DEFAULTS["task_publish_retry_policy"], "max_retries": settings.patience}
+    groups: list[dict[str, Any]] = [
+        {"timezone": "UTC"},
+        {"task_time_limit": settings.task_time_limit, "task_soft_time_limit": settings.soft_time_limit},
+        {"worker_soft_shutdown_timeout": settings.soft_shutdown_timeout},
+        {"task_publish_retry_policy": policy} if settings.component in PATIENT else {},
+    ]
+    silent = [group for group in groups if all(getattr(conf, name) == DEFAULTS[name] for name in group)]
+    return {name: value for group in silent for name, value in group.items()}
+
+
+def _lower(given: Any, most: float) -> float:
+    """Return the lower of two times, where an app's None or 0 means for ever."""
+    seconds = given.total_seconds() if isinstance(given, timedelta) else float(given or 0)
+    return min(seconds or most, most)
+
+
+def _harmless(options: Any) -> dict[str, Any]:
+    """Return an app's transport options without those that would lead to keys that it may not use."""
+    return {name: value for name, value in (options or {}).items() if name not in KEY_OPTIONS}
+
+
+def _require_accepted(conf: Any) -> None:
+    """Refuse an app whose messages its own workers would refuse."""
+    try:
+        accepted = prepare_accept_content(conf.accept_content)
+    except SerializerNotInstalled as error:
+        raise FleetError(f"FLEET_ACCEPT_CONTENT: {error}.") from None
+    for setting in ("task_serializer", "result_serializer"):
+        if registry.name_to_type.get(conf[setting], conf[setting]) not in accepted:
+            raise FleetError(
+                f"The app's {setting} is {conf[setting]}, and the fleet accepts "
+                f"{', '.join(conf.accept_content)}. Change the app, or add it to FLEET_ACCEPT_CONTENT."
+            )
+
+
+def _require_visible(conf: Any) -> None:
+    """Refuse an app whose time limit would let tasks run twice."""
+    limit, timeout = conf.task_time_limit, conf.broker_transport_options["visibility_timeout"]
+    if limit and limit >= timeout:
+        raise FleetError(
+            f"The app's task_time_limit ({limit:g}) must be less than FLEET_VISIBILITY_TIMEOUT ({timeout}), "
+            "or a long task is handed out again while it runs."
+        )

@@ -1,0 +1,98 @@
+"""Finds every queue that an app sends tasks to."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from celery.exceptions import QueueNotFound
+
+from fleet_runtime.errors import FleetError
+
+if TYPE_CHECKING:
+    from celery import Celery
+
+    Found = Iterator[tuple[str, str]]
+
+# Tasks of Celery itself, which run where they are asked for, and of the runtime, which are told where to go.
+OWN = ("celery.", "fleet.")
+
+
+def routed(app: Celery) -> dict[str, list[str]]:
+    """Return each queue that an app sends tasks to, with what sends them there, sorted.
+
+    The app's tasks must have been imported. A route that a function computes is asked for each task without
+    arguments, and for each entry of the schedule with its own; where it depends on other arguments, it cannot
+    be known.
+    """
+    reasons = defaultdict(set)
+    for finder in (_configured, _routes, _tasks, _scheduled):
+        for queue, reason in finder(app):
+            reasons[queue].add(reason)
+    return {queue: sorted(reasons[queue]) for queue in sorted(reasons)}
+
+
+def _configured(app: Celery) -> Found:
+    """Yield the default queue, and those that the app declares."""
+    yield app.conf.task_default_queue, "task_default_queue"
+    if app.conf.task_queues:
+        yield from ((queue, "task_queues") for queue in app.amqp.queues)
+
+
+def _routes(app: Celery) -> Found:
+    """Yield the queues that task_routes has as data, for tasks that this app may not have itself."""
+    for route in _listed(app.conf.task_routes):
+        pairs = route.items() if isinstance(route, Mapping) else _listed(route)
+        for pattern, options in filter(_is_pair, pairs):
+            queue = options if isinstance(options, str) else dict(options or {}).get("queue")
+            if queue:
+                yield _name(queue), f"task_routes for {getattr(pattern, 'pattern', pattern)}"
+
+
+def _tasks(app: Celery) -> Found:
+    """Yield the queue of each task, as Celery itself would route it."""
+    for name, task in app.tasks.items():
+        if not name.startswith(OWN):
+            queues = _routed(app, name, task._get_exec_options(), task=task)
+            yield from ((queue, f"the task {name}") for queue in queues)
+
+
+def _scheduled(app: Celery) -> Found:
+    """Yield the queue of each entry of the schedule."""
+    for entry, given in (app.conf.beat_schedule or {}).items():
+        task = app.tasks.get(given["task"])
+        options = {**(task._get_exec_options() if task else {}), **given.get("options", {})}
+        queues = _routed(app, given["task"], options, given.get("args", ()), given.get("kwargs"), task)
+        yield from ((queue, f"the schedule's entry {entry}") for queue in queues)
+
+
+def _routed(
+    app: Celery, name: str, options: dict[str, Any], args: Any = (), kwargs: Any = None, task: Any = None
+) -> Iterator[str]:
+    """Yield where Celery sends a message with these options, if that is a queue."""
+    try:
+        route = app.amqp.router.route(dict(options), name, args, kwargs, task)
+    except QueueNotFound as error:
+        raise FleetError(f"{name} cannot be sent: {error.args[0]}, and the app lets none be made.") from None
+    except Exception:  # of a function of the app's, which wants arguments to decide
+        return
+    if route.get("queue"):
+        yield _name(route["queue"])
+
+
+def _listed(value: Any) -> list[Any]:
+    """Return a setting that may be one thing or several as a list."""
+    if value is None:
+        return []
+    return list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+def _is_pair(value: Any) -> bool:
+    """Return whether this is one route of a list of routes, and not a function or its name."""
+    return isinstance(value, (list, tuple)) and len(value) == 2
+
+
+def _name(queue: Any) -> str:
+    """Return the name of a queue, given as such or by its name."""
+    return str(getattr(queue, "name", queue))

@@ -1,0 +1,125 @@
+"""What `fleet check` finds, and where it looks for queues."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+from celery import Celery
+from celery.schedules import crontab
+from fleet_runtime.check import findings
+from fleet_runtime.errors import FleetError
+from fleet_runtime.queues import routed
+from kombu import Exchange, Queue
+
+# Celery 6 will have no queue for a task of itself; apps of today have.
+pytestmark = pytest.mark.filterwarnings("ignore:.*'queue' task attribute")
+
+
+def shop(**settings: Any) -> Celery:
+    """Return an app with three tasks."""
+    app = Celery("shop", set_as_current=False)
+    app.conf.update({"task_default_queue": "default", **settings})
+    app.conf.broker_transport_options = {"visibility_timeout": 43200}
+    for name, options in {"pay": {}, "mail": {}, "report": {"queue": "heavy"}}.items():
+        app.task(_work, name=f"shop.{name}", shared=False, **options)
+    app.finalize()
+    return app
+
+
+def _work(account: str = "") -> None:
+    """Do nothing."""
+
+
+def by_function(name: str, args: Any, kwargs: Any, options: Any, task: Any = None, **_: Any) -> Any:
+    """Route one task by its name."""
+    return {"queue": "computed"} if name == "shop.pay" else None
+
+
+def by_arguments(name: str, args: Any, kwargs: Any, options: Any, task: Any = None, **_: Any) -> Any:
+    """Route one task by its first argument."""
+    return f"eu-{args[0]}" if name == "shop.pay" else None
+
+
+class OldRouter:
+    """A router as Celery had them before 4.0."""
+
+    def route_for_task(self, task: str, args: Any = None, kwargs: Any = None) -> Any:
+        """Route one task by its name."""
+        return {"queue": "computed"} if task == "shop.mail" else None
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({}, {"default", "heavy"}),
+        ({"task_routes": {"shop.mail": {"queue": "email"}}}, {"default", "heavy", "email"}),
+        ({"task_routes": {"shop.mail": "email"}}, {"default", "heavy", "email"}),
+        ({"task_routes": {"shop.mail": {"queue": Queue("email")}}}, {"default", "heavy", "email"}),
+        ({"task_routes": {"other.app.*": "elsewhere"}}, {"default", "heavy", "elsewhere"}),
+        ({"task_routes": ([(re.compile(r"shop\.m.*"), {"queue": "email"})],)}, {"default", "heavy", "email"}),
+        ({"task_routes": [{"shop.mail": "email"}, by_function]}, {"default", "heavy", "email", "computed"}),
+        ({"task_routes": by_function}, {"default", "heavy", "computed"}),
+        ({"task_routes": f"{__name__}.by_function"}, {"default", "heavy", "computed"}),
+        ({"task_routes": (OldRouter(),)}, {"default", "heavy", "computed"}),
+        ({"task_routes": by_arguments}, {"default", "heavy"}),
+        ({"task_routes": {"shop.mail": {"exchange": "news", "routing_key": "x"}}}, {"default", "heavy"}),
+        (
+            {"task_queues": [Queue("default"), Queue("heavy"), Queue("fast", Exchange("fast"), "fast")]},
+            {"default", "heavy", "fast"},
+        ),
+        (
+            {
+                "beat_schedule": {
+                    "nightly": {"task": "shop.mail", "schedule": crontab(), "options": {"queue": "night"}}
+                }
+            },
+            {"default", "heavy", "night"},
+        ),
+        (
+            {
+                "task_routes": by_arguments,
+                "beat_schedule": {"pay": {"task": "shop.pay", "schedule": 1, "args": ("3",)}},
+            },
+            {"default", "heavy", "eu-3"},
+        ),
+    ],
+)
+def test_queues_are_found_wherever_they_are(settings: dict[str, Any], expected: set[str]) -> None:
+    """In each form that Celery knows for a route."""
+    assert set(routed(shop(**settings))) == expected
+
+
+def test_a_queue_that_nobody_consumes_is_a_finding() -> None:
+    """With what sends tasks there."""
+    app = shop(task_routes={"shop.mail": "email"})
+    assert findings(app, ["default", "heavy", "email", "spare"]) == []
+    assert findings(app, ["default", "heavy"]) == [
+        "No node consumes the queue email, which has tasks by task_routes for shop.mail, the task shop.mail."
+    ]
+    assert findings(app, []) == [], "that is not known"
+
+
+def test_a_queue_that_cannot_be_made_is_refused() -> None:
+    """Sending the task would fail."""
+    app = shop(task_queues=[Queue("default")], task_create_missing_queues=False)
+    with pytest.raises(
+        FleetError, match=r"shop\.report cannot be sent: Queue 'heavy' missing from task_queues"
+    ):
+        routed(app)
+
+
+def test_a_task_that_may_run_twice_is_a_finding() -> None:
+    """It may take longer than its message stays hidden."""
+    app = shop()
+    app.tasks["shop.pay"].time_limit = 50000
+    assert findings(app, []) == [
+        "The task shop.pay may take 50000 s. FLEET_VISIBILITY_TIMEOUT (43200) must be more."
+    ]
+
+
+def test_a_misspelt_variable_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a process that starts would just not see it."""
+    monkeypatch.setenv("FLEET_PATIENCES", "1")
+    assert findings(shop(), []) == ["FLEET_PATIENCES is no setting of this runtime. Is it FLEET_PATIENCE?"]

@@ -1,0 +1,152 @@
+"""A real Redis for tests: TLS only, and with the access rules that the role redis gives a fleet."""
+
+from __future__ import annotations
+
+import datetime
+import ipaddress
+import shutil
+import socket
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urlencode
+
+import redis
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+from tests.unit.rendering import Role
+
+HOST = "127.0.0.1"
+QUEUES = ["default", "email", "heavy", "io"]
+# Each character here is special to something on the way: URLs, shells, systemd, ACL files, Python's %.
+HOSTILE = 'it\'s a "hard" $HOME `id` \\ 100% p@ss:w/rd #1'
+USERS = ("admin", "worker", "beat", "flower", "web", "ops", "health")
+CONFIG = """\
+bind {host}
+port 0
+tls-port {port}
+tls-cert-file {folder}/host.crt
+tls-key-file {folder}/host.key
+tls-ca-cert-file {folder}/ca.crt
+tls-auth-clients no
+aclfile {folder}/users.acl
+dir {folder}
+appendonly yes
+save ""
+maxmemory-policy noeviction
+"""
+
+
+class Broker:
+    """A redis-server and how to reach it."""
+
+    def __init__(self, folder: Path) -> None:
+        """Write what the server needs into a folder, and start it."""
+        self.folder = folder
+        self.program = shutil.which("redis-server") or ""
+        assert self.program, "redis-server is not installed; these tests need it (apt install redis-server)"
+        self.port = free_port()
+        self.passwords = {user: f"{HOSTILE} {user}" for user in USERS}
+        make_certificates(folder)
+        (folder / "users.acl").write_text(self._users())
+        (folder / "redis.conf").write_text(CONFIG.format(host=HOST, port=self.port, folder=folder))
+        self.start()
+
+    def start(self) -> None:
+        """Start the server and wait until it serves."""
+        log = (self.folder / "redis.log").open("ab")
+        with log:
+            self.process = subprocess.Popen(
+                [self.program, str(self.folder / "redis.conf")], stdout=log, stderr=log
+            )
+        deadline = time.monotonic() + 10
+        while True:
+            try:
+                self.client("admin").ping()
+                return
+            except redis.ConnectionError:
+                assert self.process.poll() is None, (self.folder / "redis.log").read_text()
+                assert time.monotonic() < deadline, "Redis does not answer"
+                time.sleep(0.05)
+
+    def stop(self) -> None:
+        """Stop the server; what it has stays on disk."""
+        self.process.terminate()
+        self.process.wait(10)
+
+    def client(self, user: str) -> Any:
+        """Return a connection of Redis's own client."""
+        return redis.Redis(
+            host=HOST,
+            port=self.port,
+            username=user,
+            password=self.passwords[user],
+            ssl=True,
+            ssl_ca_certs=str(self.folder / "ca.crt"),
+            decode_responses=True,
+        )
+
+    def url(self, user: str) -> str:
+        """Return the URL of a component, as the fleet writes it into its environment file."""
+        login = f"{user}:{quote(self.passwords[user], safe='')}"
+        tls = urlencode({"ssl_cert_reqs": "required", "ssl_ca_certs": str(self.folder / "ca.crt")})
+        return f"rediss://{login}@{HOST}:{self.port}/0?{tls}"
+
+    def denied(self) -> list[str]:
+        """Return what the access rules have refused so far: user, reason and object."""
+        return [
+            f"{entry['username']} {entry['reason']} {entry['object']}"
+            for entry in self.client("admin").acl_log()
+        ]
+
+    def _users(self) -> str:
+        """Return the access rules, as the role renders them for this version of Redis."""
+        version = subprocess.run([self.program, "--version"], capture_output=True, text=True, check=True)
+        number = version.stdout.split("v=")[1].split()[0]
+        return Role(
+            "redis",
+            redis_passwords=self.passwords,
+            redis_queues=QUEUES,
+            __redis_has_client_setinfo=tuple(int(part) for part in number.split(".")[:2]) >= (7, 2),
+        ).template("users.acl.j2")
+
+
+def free_port() -> int:
+    """Return a port on which nobody listens."""
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        return int(probe.getsockname()[1])
+
+
+def make_certificates(folder: Path) -> None:
+    """Write ca.crt, host.crt and host.key."""
+    now = datetime.datetime.now(datetime.UTC)
+    authority, host = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
+    issuer = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "test CA")])
+    for name, key, extension in (
+        ("ca", authority, x509.BasicConstraints(ca=True, path_length=0)),
+        ("host", host, x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address(HOST))])),
+    ):
+        certificate = (
+            x509.CertificateBuilder()
+            .subject_name(issuer if name == "ca" else x509.Name([]))
+            .issuer_name(issuer)
+            .public_key(key.public_key())
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(now - datetime.timedelta(hours=1))
+            .not_valid_after(now + datetime.timedelta(hours=1))
+            .add_extension(extension, critical=True)
+            .sign(authority, hashes.SHA256())
+        )
+        (folder / f"{name}.crt").write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+    (folder / "host.key").write_bytes(
+        host.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.NoEncryption(),
+        )
+    )

@@ -1,0 +1,109 @@
+"""Celery's commands as the fleet runs them, for tests."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from app.support.broker import Broker
+
+CELERY = Path(sys.executable).with_name("celery")
+ENTRY = ("-A", "fleet_runtime.app")
+PATIENCE = 40  # seconds; a machine that does other things needs some just to import Celery
+
+
+class Fleet:
+    """An app on a broker: what a component finds in its environment, and the commands that run in it."""
+
+    def __init__(self, broker: Broker, app: str, **environment: str) -> None:
+        """Remember the app, and variables for all of its components."""
+        self.broker = broker
+        self.environment = {"FLEET_APP": app, "PATH": "/usr/bin:/bin", **environment}
+
+    def component(self, name: str) -> dict[str, str]:
+        """Return the whole environment of a component."""
+        url = self.broker.url(name)
+        return {
+            **self.environment,
+            "FLEET_COMPONENT": name,
+            "CELERY_BROKER_URL": url,
+            "CELERY_RESULT_BACKEND": url,
+        }
+
+    def run(self, component: str, *words: str) -> subprocess.CompletedProcess[str]:
+        """Run a command to its end."""
+        return run(*words, environment=self.component(component))
+
+    def worker(self, name: str, *words: str, **environment: str) -> Daemon:
+        """Start a node; the caller waits until it is ready."""
+        return Daemon(
+            ["worker", f"--hostname={name}@test", "--loglevel=INFO", *words],
+            {**self.component("worker"), **environment},
+            ready=f"{name}@test ready.",
+        )
+
+    def beat(self, *words: str) -> Daemon:
+        """Start Beat with its schedule in Redis."""
+        return Daemon(
+            ["beat", "--scheduler=redbeat.RedBeatScheduler", "--loglevel=INFO", "--pidfile=", *words],
+            self.component("beat"),
+            ready="beat: Starting...",
+        )
+
+
+class Daemon:
+    """A process that goes on until the end of a `with`, which it enters when it is ready."""
+
+    def __init__(self, words: list[str], environment: Mapping[str, str], ready: str) -> None:
+        """Start it."""
+        self.ready = ready
+        self.lines: list[str] = []
+        self.process = subprocess.Popen(
+            [CELERY, *ENTRY, *words],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def __enter__(self) -> Self:
+        """Wait until it says that it is ready."""
+        self.wait_for(self.ready)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Stop it as systemd does."""
+        self.process.terminate()
+        try:
+            self.process.communicate(timeout=PATIENCE)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            raise
+
+    def wait_for(self, text: str, count: int = 1) -> list[str]:
+        """Read what it prints until a text has come so many times, and return the lines with it."""
+        deadline = time.monotonic() + PATIENCE
+        assert self.process.stdout
+        while len(found := [line for line in self.lines if text in line]) < count:
+            line = self.process.stdout.readline()
+            assert line and time.monotonic() < deadline, f"no {text!r} in:\n{''.join(self.lines)}"
+            self.lines.append(line)
+        return found
+
+
+def run(*words: str, environment: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
+    """Run `celery -A fleet_runtime.app` with these words and no other environment."""
+    return subprocess.run(
+        [CELERY, *ENTRY, *words],
+        env={"PATH": "/usr/bin:/bin", **environment},
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )

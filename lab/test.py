@@ -1,0 +1,178 @@
+#!/usr/bin/env python3
+"""Runs the project's tests, stage by stage, and counts them.
+
+Usage: lab/test.py STAGE...; a stage is lint, unit, apps, or a Molecule scenario; one that fails is the last.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TextIO
+from xml.etree import ElementTree
+
+import yaml
+
+ROOT = Path(__file__).resolve().parent.parent
+REPORTS = ROOT / ".cache" / "test"
+LAB = ROOT / "lab" / "lab.py"
+PHASE = re.compile(r"[A-Z]+ +\[\S+ > (?P<phase>\w+)\] (\x1b\[\d+m)?Execut(ing$|ed: (?P<result>\w+))")
+
+counts = {"passed": 0, "failed": 0, "skipped": 0}
+
+
+def count(name: str, seconds: float, output: str = "", **results: int) -> None:
+    """Count the results of a test or several, and print a line; if any failed, the output too."""
+    if results.get("failed"):
+        print(output.rstrip(), flush=True)
+    told = ", ".join(f"{number} {result}" for result, number in results.items() if number)
+    print(f"{name:<28} {told:<32} {seconds:6.1f} s", flush=True)
+    for result, number in results.items():
+        counts[result] += number
+
+
+@contextmanager
+def stopwatch() -> Iterator[list[float]]:
+    """Yield a list that holds the seconds of the block once it has ended."""
+    start, elapsed = time.monotonic(), [0.0]
+    yield elapsed
+    elapsed[0] = time.monotonic() - start
+
+
+def check(name: str, *command: str | Path) -> None:
+    """Run a command that is one test: it passes if it exits with 0."""
+    with stopwatch() as seconds:
+        done = subprocess.run(command, cwd=ROOT, text=True, capture_output=True, check=False)
+    passed = done.returncode == 0
+    count(name, seconds[0], done.stdout + done.stderr, passed=int(passed), failed=int(not passed))
+
+
+def take_report(report: Path) -> dict[str, int]:
+    """The counts in pytest's JUnit report, which is removed; no report, or an empty one, is a failure too."""
+    if not report.exists():
+        return {"failed": 1}
+    suites = list(ElementTree.parse(report).getroot().iter("testsuite"))  # noqa: S314 (pytest wrote it)
+    report.unlink()
+    tests, failures, errors, skipped = (
+        sum(int(suite.attrib[key]) for suite in suites) for key in ("tests", "failures", "errors", "skipped")
+    )
+    failed = failures + errors or int(not tests)
+    return {"passed": tests - failures - errors - skipped, "failed": failed, "skipped": skipped}
+
+
+def lint() -> None:
+    """What can be said of the files without running them."""
+    listing = subprocess.check_output(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, text=True)
+    files = [file for name in listing.split("\n") if (file := ROOT / name).is_file() and file.suffix != ".j2"]
+    scripts = [file for file in files if re.match(rb"#!/bin/(ba)?sh", file.read_bytes())]
+    playbooks = [ROOT / "site.yml", *sorted(ROOT.glob("playbooks/*.yml"))]
+    check("ruff check", "ruff", "check", "--quiet", ".")
+    check("ruff format", "ruff", "format", "--quiet", "--diff", ".")
+    check("shellcheck", "shellcheck", *scripts)
+    check("yamllint", "yamllint", "--strict", ".")
+    for inventory in sorted(ROOT.glob("inventories/*/")):
+        check(f"syntax, {inventory.name}", "ansible-playbook", "--syntax-check", "-i", inventory, *playbooks)
+    check("mypy", "mypy", ".")
+    check("ansible-lint", "ansible-lint")
+
+
+def pytest(name: str, *arguments: str) -> None:
+    """Run pytest, and count each of its tests."""
+    report = REPORTS / f"{name}.xml"
+    report.unlink(missing_ok=True)
+    with stopwatch() as seconds:
+        command = ("pytest", "--quiet", f"--junitxml={report}", *arguments)
+        done = subprocess.run(command, cwd=ROOT, text=True, capture_output=True, check=False)
+    results = take_report(report)
+    count(name, seconds[0], done.stdout + done.stderr, **results)
+
+
+def phases(lines: Iterable[str]) -> Iterator[tuple[str, str, float, str]]:
+    """The phases in Molecule's output, as they end: name, result, seconds and output."""
+    phase, start, output = "", 0.0, ""
+    for line in lines:
+        match = PHASE.match(line)
+        if match and not match["result"]:
+            if phase:  # Molecule does not say so of each that fails
+                yield phase, "Failed", time.monotonic() - start, output
+            phase, start, output = match["phase"], time.monotonic(), ""
+        output += line
+        if match and match["result"]:
+            yield phase, match["result"], time.monotonic() - start, output
+            phase = ""
+    if phase:
+        yield phase, "Failed", time.monotonic() - start, output
+
+
+def tee(lines: Iterable[str], file: TextIO) -> Iterator[str]:
+    """The same lines, which the file gets too."""
+    for line in lines:
+        file.write(line)
+        file.flush()
+        yield line
+
+
+def molecule(scenario: str) -> None:
+    """Run a Molecule scenario; count each of its phases, and for `verify` each test."""
+    env = f"test-{scenario}"
+    config = yaml.safe_load((ROOT / "molecule" / scenario / "molecule.yml").read_text())
+    plain = {"MOLECULE_COMMAND_BORDERS": "0", "NO_COLOR": "1", "ANSIBLE_NOCOLOR": "1"}
+    environment = os.environ | config["ansible"]["env"] | plain
+    report = REPORTS / f"{scenario}.xml"
+    report.unlink(missing_ok=True)
+    subprocess.run([LAB, "prepare", env], cwd=ROOT, env=environment, check=True)
+
+    before = dict(counts)
+    log = REPORTS / f"{scenario}.log"
+    with (
+        log.open("w") as file,
+        subprocess.Popen(
+            ("molecule", "test", "--scenario-name", scenario),
+            cwd=ROOT,
+            env=environment,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        ) as process,
+    ):
+        for phase, result, seconds, output in phases(tee(process.stdout or (), file)):
+            results = {"passed": int(result == "Successful"), "failed": int(result == "Failed")}
+            if phase == "verify":
+                results = take_report(report)
+            if any(results.values()):  # Molecule knows phases that no scenario here has
+                count(f"{scenario}: {phase}", seconds, output, **results)
+    if counts["failed"] == before["failed"] and (process.returncode or counts == before):
+        count(f"{scenario}: molecule", 0, log.read_text(), failed=1)
+    subprocess.run([LAB, "destroy", env], cwd=ROOT, env=environment, check=True)
+
+
+def main() -> None:
+    """Run the stages that were asked for."""
+    REPORTS.mkdir(parents=True, exist_ok=True)
+    for stage in sys.argv[1:]:
+        print(f"==> {stage}", flush=True)
+        match stage:
+            case "lint":
+                lint()
+            case "unit":
+                pytest(stage, "--doctest-modules", "tests/unit", "lab")
+            case "apps":
+                pytest(stage, "app")
+            case scenario:
+                molecule(scenario)
+        if counts["failed"]:
+            break
+    print(
+        ", ".join(f"{number} {result}" for result, number in counts.items() if number or result != "skipped")
+    )
+    sys.exit(counts["failed"] > 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,243 @@
+"""The role celery_worker's filters: what a pool's options mean to `celery worker`, and which cannot be.
+
+The options are described in roles/celery_worker/meta/argument_specs.yml, entry point `pool`.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    Options = Mapping[str, Any]
+
+DEFAULTS: dict[str, Any] = {"nodes": 1, "pool": "prefork", "prefetch_multiplier": 1, "time_limit": 3600}
+# Of the time limit: what is left is for the task to clean up in.
+SOFT_TIME_LIMIT = 0.95
+
+# Option of a pool -> option of `celery worker`.
+FLAGS = {
+    "concurrency": "--concurrency",
+    "prefetch_multiplier": "--prefetch-multiplier",
+    "max_tasks_per_child": "--max-tasks-per-child",
+    "max_memory_per_child": "--max-memory-per-child",
+}
+
+# Celery ignores in silence what a type of pool cannot do, and a limit that one relies on would never fire.
+CAPABLE = {
+    "autoscale": {"prefork", "gevent"},
+    "soft_time_limit": {"prefork"},
+    "max_tasks_per_child": {"prefork"},
+    "max_memory_per_child": {"prefork"},
+}
+
+LEAST = {"nodes": 0, "time_limit": 1, "soft_time_limit": 1, "tasks_max": 1, **dict.fromkeys(FLAGS, 1)}
+
+# Options that the unit gives itself.
+OWNED = re.compile(
+    r"(-[AnQDflBPcE]|--(app|hostname|queues|detach|logfile|loglevel|beat|pool|autoscale|uid|gid|umask|pidfile"
+    r"|workdir|executable|(task-)?events|concurrency|prefetch-multiplier|(soft-)?time-limit"
+    r"|max-(tasks|memory)-per-child)(=|\Z))"
+)
+
+POOL_NAME = re.compile(r"[a-z][a-z0-9_]{0,30}\Z")
+HOST_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}\Z")
+# Nothing that the command line (comma), Celery (% is expanded) or Redis's ACL (a glob) could misread.
+QUEUE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:-]{0,99}\Z")
+WORD = re.compile(r"[A-Za-z0-9_.,:=/@+-]+\Z")
+SIZE = re.compile(r"([1-9][0-9]*)([KMGT])\Z")
+FORMS = {
+    "memory_max": (SIZE, "a number with K, M, G or T, such as 512M"),
+    "cpu_quota": (re.compile(r"[1-9][0-9]*%\Z"), "a percentage of one CPU, such as 150%"),
+    "allowed_cpus": (
+        re.compile(r"[0-9]+(-[0-9]+)?(,[0-9]+(-[0-9]+)?)*\Z"),
+        "numbers and ranges of CPUs, such as 0-3,6",
+    ),
+}
+UNITS = {"K": 1024, "M": 1024**2, "G": 1024**3, "T": 1024**4}
+
+# A child takes this much before it has done anything (proportional set size, Python 3.11, a small app).
+CHILD_BYTES = 25 * UNITS["M"]
+
+
+def complete(pools: Mapping[str, Options]) -> dict[str, dict[str, Any]]:
+    """Return the pools with the default of each option that they do not set."""
+    completed = {name: {**DEFAULTS, **options} for name, options in pools.items()}
+    for options in completed.values():
+        if options["pool"] in CAPABLE["soft_time_limit"]:
+            options.setdefault("soft_time_limit", int(options["time_limit"] * SOFT_TIME_LIMIT))
+    return completed
+
+
+def each(names: list[str], **templates: str) -> list[dict[str, str]]:
+    """Return a mapping for each name: the templates, with the name for `{}`."""
+    return [{key: text.replace("{}", name) for key, text in templates.items()} for name in names]
+
+
+def arguments(options: Options, log_level: str, *, task_events: bool) -> list[str]:
+    """Return the options of `celery worker` for a node of a pool.
+
+    Args:
+        options: The pool's, with defaults.
+        log_level: As Celery names it.
+        task_events: Whether the node tells the monitors of each step of each task.
+    """
+    words = [
+        f"--queues={','.join(options['queues'])}",
+        f"--pool={options['pool']}",
+        f"--loglevel={log_level}",
+    ]
+    words += [f"{flag}={options[name]}" for name, flag in FLAGS.items() if name in options]
+    if "autoscale" in options:
+        words.append(f"--autoscale={options['autoscale']['max']},{options['autoscale']['min']}")
+    if task_events:
+        words.append("--task-events")
+    # Gossip and mingle cost each node as many messages as the fleet has nodes, and nothing here uses them.
+    # Heartbeats tell Flower that the node is there. One in 10 s is enough, and a fifth of the default.
+    words += ["--without-gossip", "--without-mingle", "--heartbeat-interval=10"]
+    return words + list(options.get("extra_arguments", ()))
+
+
+def problems(
+    pools: Mapping[str, Any], spec: Mapping[str, Any], host_name: str, cpus: int, memory_mb: int
+) -> list[str]:
+    """Return what is wrong with a host's pools, a sentence each; nothing if their nodes can run.
+
+    Args:
+        pools: As the inventory gives them.
+        spec: The argument specification of a pool.
+        host_name: The host's part of the nodes' names.
+        cpus: Number of the host's CPUs.
+        memory_mb: The host's memory in MiB.
+    """
+    found = []
+    if not HOST_NAME.match(host_name):
+        found.append(f"celery_worker_host_name is {host_name!r}, which cannot be part of a node's name.")
+    for name, given in pools.items():
+        wrong = list(type_problems(given, spec)) or list(
+            pool_problems(name, complete({name: given})[name], cpus)
+        )
+        found += [f"Pool {name!r}: {problem}" for problem in wrong]
+    return found or list(host_problems(list(complete(pools).values()), cpus, memory_mb))
+
+
+def type_problems(given: Any, spec: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the options of a pool that do not exist, are missing or have the wrong type."""
+    if not isinstance(given, dict):
+        yield "it must be a dictionary of options."
+        return
+    result = ArgumentSpecValidator(dict(spec)).validate(given)
+    yield from (f"{message}." for message in result.error_messages)
+    for name, value in given.items():
+        # the specification would take "4" for 4, but only the validation would see the number
+        if isinstance(value, str) and isinstance(result.validated_parameters.get(name), int):
+            yield f"{name} is the text {value!r}, and must be a number."
+
+
+def pool_problems(name: str, options: Options, cpus: int) -> Iterator[str]:
+    """Yield what is wrong with one pool."""
+    if not POOL_NAME.match(name):
+        yield "the name must be lower case letters, digits and _, at most 31, with a letter first."
+    if not options["queues"]:
+        yield "queues is empty."
+    for queue in options["queues"]:
+        if not QUEUE_NAME.match(queue):
+            yield f"the queue {queue!r} must be letters, digits and _ . : -, at most 100."
+    if len(set(options["queues"])) != len(options["queues"]):
+        yield "a queue is named twice."
+    yield from concurrency_problems(options)
+    yield from limit_problems(options, cpus)
+    yield from memory_problems(options, cpus)
+    for name_, value in options.get("environment", {}).items():
+        if name_.startswith(("FLEET_", "CELERY_")):
+            yield f"environment may not set {name_}: the fleet sets it."
+        if not isinstance(value, (str, int, float)) or "\n" in str(value):
+            yield f"the value of {name_} in environment must be one line of text."
+    for word in options.get("extra_arguments", ()):
+        if OWNED.match(word):
+            yield f"extra_arguments may not contain {word!r}: the role gives that option itself."
+        elif not WORD.match(word):
+            yield f"{word!r} in extra_arguments must be one word, without quotes: --option=value."
+
+
+def concurrency_problems(options: Options) -> Iterator[str]:
+    """Yield what is wrong with how many tasks a pool runs at once, and with what its type cannot do."""
+    pool, autoscale = options["pool"], options.get("autoscale")
+    for option, capable in CAPABLE.items():
+        if option in options and pool not in capable:
+            yield f"{option} has no effect with pool: {pool}, only with {' and '.join(sorted(capable))}."
+    if autoscale and "concurrency" in options:
+        yield "set concurrency or autoscale, not both."
+    if autoscale and not 1 <= autoscale["min"] <= autoscale["max"]:
+        yield f"autoscale needs 1 <= min <= max, and has min {autoscale['min']}, max {autoscale['max']}."
+    if pool in {"threads", "gevent"} and not autoscale and "concurrency" not in options:
+        yield f"pool: {pool} needs concurrency: how many tasks it runs at once does not follow from the CPUs."
+    if pool == "solo" and options.get("concurrency", 1) != 1:
+        yield "pool: solo runs one task at a time, so concurrency must be 1 or not set."
+
+
+def limit_problems(options: Options, cpus: int) -> Iterator[str]:
+    """Yield what is wrong with the limits of a pool's nodes and tasks."""
+    for option, least in LEAST.items():
+        if options.get(option, least) < least:
+            yield f"{option} is {options[option]}, and must be {least} or more."
+    if options.get("soft_time_limit", 0) >= options["time_limit"]:
+        yield f"soft_time_limit must be less than time_limit, which is {options['time_limit']}."
+    for option, (form, example) in FORMS.items():
+        if option in options and not form.match(options[option]):
+            yield f"{option} is {options[option]!r}, and must be {example}."
+    allowed = re.findall("[0-9]+", options.get("allowed_cpus", ""))
+    if any(int(number) >= cpus for number in allowed):
+        yield f"allowed_cpus is {options['allowed_cpus']}, but the host has the CPUs 0 to {cpus - 1} only."
+
+
+def memory_problems(options: Options, cpus: int) -> Iterator[str]:
+    """Yield a limit of memory that would kill children before the other one replaces them."""
+    count, each_kb = children(options, cpus), options.get("max_memory_per_child", 0)
+    if "memory_max" in options and count * each_kb * UNITS["K"] > size(options["memory_max"]):
+        yield (
+            f"{count} children that may each grow to {each_kb} KiB (max_memory_per_child) do not fit into "
+            f"memory_max: {options['memory_max']}. They would be killed before they are replaced."
+        )
+
+
+def host_problems(pools: list[Options], cpus: int, memory_mb: int) -> Iterator[str]:
+    """Yield what the nodes of a host want together, but the host does not have."""
+    memory = memory_mb * UNITS["M"]
+    reserved = sum(options["nodes"] * size(options.get("memory_max", "")) for options in pools)
+    if reserved > memory:
+        yield f"All memory_max together are {reserved // UNITS['M']} MiB; the host has {memory_mb} MiB."
+    processes = sum(options["nodes"] * children(options, cpus) for options in pools)
+    idle = processes * CHILD_BYTES
+    if idle > memory:
+        yield (
+            f"The nodes would run {processes} child processes, and those take {idle // UNITS['M']} MiB "
+            f"before any of them works; the host has {memory_mb} MiB. Lower nodes or concurrency."
+        )
+
+
+def children(options: Options, cpus: int) -> int:
+    """Return how many child processes a node may have."""
+    if options["pool"] != "prefork":
+        return 0
+    if "autoscale" in options:
+        return int(options["autoscale"]["max"])
+    return int(options.get("concurrency", cpus))
+
+
+def size(text: str) -> int:
+    """Return the bytes of a size such as 512M; 0 if it is none."""
+    match = SIZE.match(text)
+    return int(match[1]) * UNITS[match[2]] if match else 0
+
+
+class FilterModule:
+    """Filters `celery_worker_*`, one for each function that the role uses."""
+
+    def filters(self) -> dict[str, Callable[..., Any]]:
+        """Return the filters by name."""
+        return {f"celery_worker_{f.__name__}": f for f in (complete, each, arguments, problems)}

@@ -1,0 +1,366 @@
+"""Where an app comes from: a directory, a git repository, an sdist, a wheel, or a requirement.
+
+Each kind of source can say what it is, with no network but `git ls-remote`, so that an unchanged source
+is recognised without a build: that is its fingerprint. `fetch` then puts it where it can be built.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import tarfile
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import parse_qs, unquote, urlsplit, urlunsplit
+
+from packaging.requirements import InvalidRequirement, Requirement
+from packaging.utils import (
+    InvalidSdistFilename,
+    InvalidWheelFilename,
+    parse_sdist_filename,
+    parse_wheel_filename,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+# Not part of an app: what tools leave in a source tree, and what version control keeps there.
+IGNORED_NAMES = frozenset(
+    {".bzr", ".git", ".hg", ".svn", "__pycache__", "node_modules"}
+    | {".ansible", ".eggs", ".hypothesis", ".mypy_cache", ".nox", ".pytest_cache", ".ruff_cache", ".tox"}
+)
+IGNORED_SUFFIXES = (".egg-info", ".pyc", ".pyo")
+BUILD_NAMES = frozenset({"build", "dist"})  # build output at the top, a package's name anywhere else
+
+COMMIT = re.compile(r"[0-9a-f]{40}\Z")
+SCP_LIKE = re.compile(r"[\w.-]+@[\w.-]+:")  # git@host:path
+
+
+class ReleaseError(Exception):
+    """The release cannot be built; the message tells the operator why."""
+
+
+@dataclass(frozen=True)
+class Directory:
+    """A source tree on the controller. It is read, never written to."""
+
+    path: Path
+    ignored: tuple[Path, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Refuse what is not a Python project."""
+        if not self.path.is_absolute():
+            raise ReleaseError(
+                f"{self.path} is relative, so it depends on where Ansible is started. "
+                'Write it from the inventory: "{{ inventory_dir }}/../my-app".'
+            )
+        if not self.path.is_dir():
+            raise ReleaseError(f"There is no directory {self.path} on the controller.")
+        _require_project(self.path, str(self.path))
+
+    def __str__(self) -> str:
+        """Return the path."""
+        return str(self.path)
+
+    def fingerprint(self) -> dict[str, str]:
+        """Return the digest of every file that may shape the app."""
+        return {"tree": tree_digest(self.path, self.ignored)}
+
+    def fetch(self, work: Path) -> Path:
+        """Copy the tree, because build backends write beside what they build."""
+        target = work / "source"
+        for path, name in tree_files(self.path, self.ignored):
+            copy = target / name
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(path, copy)
+        if (self.path / ".git").exists():  # some backends take the version from the tags
+            (target / ".git").symlink_to(self.path / ".git")
+        return target
+
+
+@dataclass(frozen=True)
+class Git:
+    """A commit of a git repository, named by a branch, a tag or its id."""
+
+    url: str
+    ref: str
+    subdirectory: str = ""
+    userinfo: str = field(default="", repr=False)
+
+    def __str__(self) -> str:
+        """Return the URL, without the credentials."""
+        return self.url
+
+    def fingerprint(self) -> dict[str, str]:
+        """Return the commit that the ref names now."""
+        return {"commit": self.commit, "subdirectory": self.subdirectory}
+
+    @cached_property
+    def commit(self) -> str:
+        """Return the id of the commit that the ref names now, which a remote is asked for.
+
+        Raises:
+            ReleaseError: The repository does not answer, or has no such branch or tag.
+        """
+        if COMMIT.match(self.ref):
+            return self.ref
+        # In the order in which git itself prefers them; ^{} is the commit of an annotated tag.
+        wanted = (
+            [f"refs/tags/{self.ref}^{{}}", f"refs/tags/{self.ref}", f"refs/heads/{self.ref}", self.ref]
+            if self.ref
+            else ["HEAD"]
+        )
+        listing = self._git("ls-remote", "--", self.url, *wanted)
+        found = {name: commit for commit, name in (line.split("\t", 1) for line in listing.splitlines())}
+        for name in wanted:
+            if name in found:
+                return found[name]
+        raise ReleaseError(
+            f"{self.url} has no branch or tag {self.ref or 'HEAD'!r}. A commit is written with all 40 digits."
+        )
+
+    def fetch(self, work: Path) -> Path:
+        """Check out the commit, with the history's tags but not its files."""
+        target = work / "source"
+        self._git("clone", "--quiet", "--no-checkout", "--filter=blob:none", "--", self.url, str(target))
+        self._git("-C", str(target), "-c", "advice.detachedHead=false", "checkout", "--quiet", self.commit)
+        project = target / self.subdirectory
+        _require_project(project, f"{self.url} at {self.commit} in /{self.subdirectory}")
+        return project
+
+    def _git(self, *arguments: str) -> str:
+        """Run git and return what it prints. Credentials go through its environment, out of sight of ps."""
+        env = {**os.environ, "GIT_TERMINAL_PROMPT": "0", "GIT_OPTIONAL_LOCKS": "0"}
+        if self.userinfo:
+            parts = urlsplit(self.url)
+            public = urlunsplit((parts.scheme, parts.netloc, "/", "", ""))
+            private = urlunsplit((parts.scheme, f"{self.userinfo}@{parts.netloc}", "/", "", ""))
+            number = int(env.get("GIT_CONFIG_COUNT", "0"))
+            env[f"GIT_CONFIG_KEY_{number}"] = f"url.{private}.insteadOf"
+            env[f"GIT_CONFIG_VALUE_{number}"] = public
+            env["GIT_CONFIG_COUNT"] = str(number + 1)
+        return run(["git", *arguments], f"git cannot read {self.url}", env=env)
+
+
+@dataclass(frozen=True)
+class Sdist:
+    """A source archive on the controller."""
+
+    path: Path
+
+    def __post_init__(self) -> None:
+        """Refuse what is not an sdist."""
+        _require_file(self.path)
+        try:
+            parse_sdist_filename(self.path.name)
+        except InvalidSdistFilename as error:
+            raise ReleaseError(f"{self.path} is not named like an sdist: {error}") from error
+
+    def __str__(self) -> str:
+        """Return the path."""
+        return str(self.path)
+
+    def fingerprint(self) -> dict[str, str]:
+        """Return the digest of the archive."""
+        return {"file": file_digest(self.path)}
+
+    def fetch(self, work: Path) -> Path:
+        """Unpack the archive: it may hold a lock, and it is built like any other tree."""
+        target = work / "source"
+        try:
+            with tarfile.open(self.path) as archive:
+                archive.extraction_filter = getattr(tarfile, "data_filter", None)  # from Python 3.11.4 on
+                archive.extractall(target)  # noqa: S202 - the operator chose it, and it is built next
+        except (tarfile.TarError, OSError) as error:
+            raise ReleaseError(f"{self.path} cannot be unpacked: {error}") from error
+        projects = [entry for entry in target.iterdir() if entry.is_dir()]
+        if len(projects) != 1:
+            raise ReleaseError(f"{self.path} must hold one directory, as every sdist does.")
+        _require_project(projects[0], str(self.path))
+        return projects[0]
+
+
+@dataclass(frozen=True)
+class Wheel:
+    """A wheel on the controller, installed as it is."""
+
+    path: Path
+
+    def __post_init__(self) -> None:
+        """Refuse what is not a wheel."""
+        _require_file(self.path)
+        try:
+            parse_wheel_filename(self.path.name)
+        except InvalidWheelFilename as error:
+            raise ReleaseError(f"{self.path} is not named like a wheel: {error}") from error
+
+    def __str__(self) -> str:
+        """Return the path."""
+        return str(self.path)
+
+    def fingerprint(self) -> dict[str, str]:
+        """Return the digest of the wheel."""
+        return {"file": file_digest(self.path)}
+
+
+@dataclass(frozen=True)
+class Pinned:
+    """A package of the index, at exactly one version."""
+
+    requirement: Requirement
+
+    def __str__(self) -> str:
+        """Return the requirement."""
+        return str(self.requirement)
+
+    def fingerprint(self) -> dict[str, str]:
+        """Return the requirement: an index never gives other files under the same version."""
+        return {"requirement": str(self.requirement)}
+
+
+Source = Directory | Git | Sdist | Wheel | Pinned
+
+
+def parse_source(text: str, git_ref: str, ignored: tuple[Path, ...] = ()) -> Source:
+    """Return the source that `celery_app_source` names.
+
+    Args:
+        text: A path, a git URL (`git+https://...`, `ssh://...`, `git@host:path`, with `#subdirectory=` where
+            the app is not at the top), the path of a wheel or sdist, or a requirement such as `myapp==1.2.3`.
+        git_ref: Branch, tag or commit, for a git URL only.
+        ignored: Directories that are no part of any source, such as the cache of releases.
+
+    Raises:
+        ReleaseError: There is no such source, or it is of no use.
+    """
+    text = text.strip()
+    if text.startswith("git+") or "://" in text or SCP_LIKE.match(text):
+        return _parse_git(text.removeprefix("git+"), git_ref)
+    if git_ref:
+        raise ReleaseError(f"celery_app_git_ref is set, but {text} is not a git URL, which starts with git+.")
+    path = Path(text).expanduser()
+    if path.suffix == ".whl":
+        return Wheel(path)
+    if path.name.endswith(".tar.gz"):
+        return Sdist(path)
+    if "/" in text or text.startswith((".", "~")) or (text and path.is_dir()):
+        return Directory(path, ignored)
+    return _parse_requirement(text)
+
+
+def tree_files(root: Path, ignored: tuple[Path, ...] = ()) -> Iterator[tuple[Path, str]]:
+    """Return the files below a directory that may shape an app: path and name relative to the root, sorted.
+
+    Links are followed, because what they lead to is part of the app; those that lead nowhere, or back to a
+    directory that holds them, are left out.
+    """
+    ignored = tuple(path.resolve() for path in ignored)
+
+    def walk(directory: Path, prefix: str, parents: tuple[Path, ...]) -> Iterator[tuple[Path, str]]:
+        for path in sorted(directory.iterdir()):
+            name = f"{prefix}{path.name}"
+            if path.name in IGNORED_NAMES or path.name.endswith(IGNORED_SUFFIXES):
+                continue
+            if path.is_file():
+                yield path, name
+            elif path.is_dir():
+                real = path.resolve()
+                output = not prefix and path.name in BUILD_NAMES and not (path / "__init__.py").exists()
+                if not (output or real in parents or real in ignored or (path / "pyvenv.cfg").exists()):
+                    yield from walk(path, f"{name}/", (*parents, real))
+
+    yield from walk(root, "", (root.resolve(),))
+
+
+def tree_digest(root: Path, ignored: tuple[Path, ...] = ()) -> str:
+    """Return a digest of the names, the executable bits and the contents of a tree's files."""
+    digest = hashlib.sha256()
+    for path, name in tree_files(root, ignored):
+        executable = "x" if os.access(path, os.X_OK) else "-"
+        digest.update(f"{name}\0{executable}\0{file_digest(path)}\n".encode())
+    return digest.hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """Return the SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def run(argv: list[str], failure: str, *, env: dict[str, str] | None = None, cwd: Path | None = None) -> str:
+    """Run a command and return what it prints.
+
+    Raises:
+        ReleaseError: It failed; the message is `failure` with the end of the command's own words.
+    """
+    try:
+        result = subprocess.run(
+            argv,
+            env=env,
+            cwd=cwd,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+            start_new_session=True,  # without a terminal, nothing below can stop to ask for a password
+        )
+    except FileNotFoundError as error:
+        raise ReleaseError(f"{failure}: there is no {argv[0]} on the controller.") from error
+    if result.returncode:
+        words = (result.stderr.strip() or result.stdout.strip()).splitlines()[-40:]
+        raise ReleaseError("\n".join([f"{failure}:", *words]))
+    return result.stdout
+
+
+def _parse_git(url: str, ref: str) -> Git:
+    """Return the git source of a URL, its credentials and its #subdirectory= taken out of it."""
+    if SCP_LIKE.match(url):
+        return Git(url, ref)
+    parts = urlsplit(url)
+    if parts.path.endswith((".whl", ".tar.gz")):
+        name = Path(parts.path).name
+        raise ReleaseError(
+            f"{name} is not downloaded from a URL: name a file, or a requirement of the index."
+        )
+    userinfo, _, host = parts.netloc.rpartition("@")
+    if userinfo and ":" not in userinfo and not parts.scheme.startswith("http"):
+        userinfo, host = "", parts.netloc  # the user of an SSH URL is no secret, and git needs it there
+    subdirectory = unquote("".join(parse_qs(parts.fragment).get("subdirectory", [])))
+    if Path(subdirectory).is_absolute() or ".." in Path(subdirectory).parts:
+        raise ReleaseError(f"#subdirectory={subdirectory} leads out of the repository.")
+    return Git(urlunsplit((parts.scheme, host, parts.path, parts.query, "")), ref, subdirectory, userinfo)
+
+
+def _parse_requirement(text: str) -> Pinned:
+    """Return the requirement, refused unless it names one version and no more."""
+    try:
+        requirement = Requirement(text)
+    except InvalidRequirement as error:
+        raise ReleaseError(
+            f"{text!r} is neither a path, nor a git URL, nor a requirement such as myapp==1.2.3."
+        ) from error
+    specifier = str(requirement.specifier)
+    exact = specifier.startswith("==") and "," not in specifier and "*" not in specifier
+    if not exact or requirement.marker:
+        raise ReleaseError(
+            f"{text!r} does not name exactly one version. Write {requirement.name}==1.2.3: "
+            "otherwise hosts that are set up on different days run different code."
+        )
+    return Pinned(requirement)
+
+
+def _require_file(path: Path) -> None:
+    """Refuse a path that is not that of a file."""
+    if not path.is_file():
+        raise ReleaseError(f"There is no file {path} on the controller.")
+
+
+def _require_project(path: Path, name: str) -> None:
+    """Refuse a directory that no build tool would know what to do with."""
+    if not (path / "pyproject.toml").is_file() and not (path / "setup.py").is_file():
+        raise ReleaseError(f"{name} has no pyproject.toml, and an app must be a Python package to be built.")

@@ -1,0 +1,48 @@
+"""What systemd says of units, for this project's modules."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    # argv -> (exit code, standard output, standard error), as AnsibleModule.run_command
+    Run = Callable[[list[str]], tuple[int, str, str]]
+
+PROPERTIES = ("LoadState", "ActiveState", "UnitFileState", "NeedDaemonReload")
+
+
+class SystemdError(Exception):
+    """systemctl refused; the message is its own."""
+
+
+def call(run: Run, *argv: str) -> str:
+    """Run systemctl and return what it prints.
+
+    Raises:
+        SystemdError: It ended with another exit code than 0.
+    """
+    code, out, err = run(["systemctl", "--no-pager", *argv])
+    if code:
+        raise SystemdError(err.strip() or out.strip() or f"systemctl {argv[0]} ended with exit code {code}")
+    return out
+
+
+def show(run: Run, units: Sequence[str]) -> dict[str, dict[str, str]]:
+    """Return the PROPERTIES of each unit; one that the host does not have is `not-found` and `inactive`."""
+    if not units:
+        return {}
+    out = call(run, "show", f"--property={','.join(PROPERTIES)}", *units)
+    blocks = [block for block in out.split("\n\n") if block.strip()]
+    if len(blocks) != len(units):
+        raise SystemdError(f"systemctl show told of {len(blocks)} units, not of {len(units)}:\n{out}")
+    return {
+        unit: dict(line.split("=", 1) for line in block.strip().splitlines())
+        for unit, block in zip(units, blocks, strict=True)
+    }
+
+
+def is_up(state: dict[str, str]) -> bool:
+    """Whether a unit runs, or tries to: a crash loop (`activating`) is up, a unit that gave up is not."""
+    return state["ActiveState"] not in {"inactive", "failed"}

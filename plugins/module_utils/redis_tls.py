@@ -1,0 +1,89 @@
+"""How this project's modules reach the Redis of the host that they run on."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+from typing import TYPE_CHECKING
+
+try:
+    import redis
+except ImportError:
+    redis = None
+
+if TYPE_CHECKING:
+    from typing import Any
+
+
+class StrangeServerError(Exception):
+    """What listens, if anything, is not the Redis that the files on disk describe; the message says why."""
+
+
+def connection_arguments() -> dict[str, Any]:
+    """Return the arguments of a module that connects to Redis."""
+    return {
+        "host": {"type": "str", "required": True},
+        "port": {"type": "int", "required": True},
+        "ca_file": {"type": "path", "required": True},
+        "timeout": {"type": "int", "default": 10},
+    }
+
+
+def served_certificate(host: str, port: int, ca_file: str, timeout: int) -> bytes:
+    """Return the certificate (DER) that a server shows, after it was verified.
+
+    It is asked for before any password is sent: whoever listens in Redis's place must not learn one.
+
+    Raises:
+        StrangeServerError: Nothing listens, or it has no certificate that the CA in `ca_file` vouches for.
+        TimeoutError: It listens and does not answer.
+    """
+    context = ssl.create_default_context(cafile=ca_file)
+    try:
+        with (
+            socket.create_connection((host, port), timeout) as connection,
+            context.wrap_socket(connection, server_hostname=host) as tls,
+        ):
+            certificate = tls.getpeercert(binary_form=True)
+    except TimeoutError:
+        raise
+    except ssl.SSLCertVerificationError as error:
+        raise StrangeServerError(f"its certificate is not valid: {error.verify_message}") from None
+    except ConnectionRefusedError:
+        raise StrangeServerError("nothing listens there") from None
+    except OSError as error:  # ssl.SSLError among them
+        raise StrangeServerError(f"it does not speak TLS ({error})") from None
+    return certificate or b""
+
+
+def login(host: str, port: int, ca_file: str, timeout: int, *, user: str, password: str) -> Any:
+    """Return a client that is connected and logged in.
+
+    Raises:
+        StrangeServerError: The server does not take the password.
+        TimeoutError: It does not answer.
+    """
+    client = redis.Redis(
+        host=host,
+        port=port,
+        username=user,
+        password=password,
+        ssl=True,
+        ssl_ca_certs=ca_file,
+        ssl_check_hostname=True,
+        socket_timeout=timeout,
+        socket_connect_timeout=timeout,
+        decode_responses=True,
+    )
+    try:
+        client.ping()
+    except redis.exceptions.BusyLoadingError:
+        pass  # it is logged in, and loads its data
+    except redis.exceptions.TimeoutError:
+        raise TimeoutError from None
+    except (redis.exceptions.AuthenticationError, redis.exceptions.ResponseError) as error:
+        # the client of Debian 12 has no class of its own for this answer
+        if isinstance(error, redis.exceptions.AuthenticationError) or "WRONGPASS" in str(error):
+            raise StrangeServerError(f"it does not take the password of user {user}") from None
+        raise
+    return client

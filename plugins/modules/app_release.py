@@ -1,0 +1,137 @@
+#!/usr/bin/python
+"""Identify or build the release of a Celery app, on the controller."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: app_release
+short_description: Identify or build the release of a Celery app, on the controller
+description:
+  - Turns an app's source into what every host needs to install the same thing, which is one archive with the
+    wheels of the app and of the runtime, and the complete, hashed set of their dependencies.
+  - The id of a release is a digest of what goes into it. To identify one builds nothing, and asks no package
+    index where the app ships a lock. So it can run before any host is asked, and in check mode.
+  - An app without a lock is resolved once; the result is kept in the cache and is part of the id.
+  - Runs on the controller, with the Python that has Ansible, and the uv beside it.
+options:
+  state:
+    description:
+      - With V(identified), the source is looked at and its release's id returned.
+      - With V(built), the archive is in the cache.
+    type: str
+    choices: [identified, built]
+    required: true
+  id:
+    description: The id that was returned before. A source that changed since is refused.
+    type: str
+  source:
+    description: Directory, git URL, sdist, wheel, or requirement with an exact version.
+    type: str
+    required: true
+  git_ref:
+    description: Branch, tag or commit of a git URL.
+    type: str
+    default: ""
+  lock:
+    description:
+      - The app's lock, a path below the source or on the controller.
+      - Empty means the first of C(uv.lock), C(pylock.toml), C(requirements.lock), and a C(requirements.txt)
+        that has hashes.
+    type: str
+    default: ""
+  runtime_source:
+    description: Source directory of the fleet's runtime.
+    type: path
+    required: true
+  cache_dir:
+    description: Where archives and resolutions are kept.
+    type: path
+    required: true
+  python:
+    description: The interpreter that the hosts run the release with; part of what it is.
+    type: str
+    required: true
+  index_url:
+    description: Package index to build and resolve with; empty means the controller's own configuration.
+    type: str
+    default: ""
+attributes:
+  check_mode:
+    support: full
+  diff_mode:
+    support: none
+author: [The celery-fleet authors]
+"""
+
+EXAMPLES = r"""
+- name: Identify the release
+  app_release:
+    state: identified
+    source: /home/me/shop
+    runtime_source: "{{ playbook_dir }}/../app/runtime"
+    cache_dir: "{{ inventory_dir }}/.fleet/releases"
+    python: /usr/bin/python3
+  delegate_to: localhost
+"""
+
+RETURN = r"""
+id:
+  description: The id of the release.
+  type: str
+  returned: success
+  sample: 3fa9c1d2e4b5
+archive:
+  description: Where the release's archive is, or would be.
+  type: str
+  returned: success
+"""
+
+from pathlib import Path
+
+from ansible.module_utils.app_release import Builder, Uv
+from ansible.module_utils.app_release_source import Directory, Git, ReleaseError, parse_source
+from ansible.module_utils.basic import AnsibleModule
+
+
+def main() -> None:
+    """Run the module."""
+    module = AnsibleModule(
+        argument_spec={
+            "state": {"type": "str", "choices": ["identified", "built"], "required": True},
+            "id": {"type": "str"},
+            "source": {"type": "str", "required": True},
+            "git_ref": {"type": "str", "default": ""},
+            "lock": {"type": "str", "default": ""},
+            "runtime_source": {"type": "path", "required": True},
+            "cache_dir": {"type": "path", "required": True},
+            "python": {"type": "str", "required": True},
+            "index_url": {"type": "str", "default": "", "no_log": True},
+        },
+        supports_check_mode=True,
+    )
+    given = module.params
+    cache = Path(given["cache_dir"])
+    try:
+        source = parse_source(given["source"], given["git_ref"], ignored=(cache,))
+        if isinstance(source, Git) and source.userinfo:
+            # Ansible blots it out of everything that the module returns from here on.
+            module.no_log_values.add(source.userinfo.rpartition(":")[2])
+        runtime = Directory(Path(given["runtime_source"]))
+        uv = Uv(given["index_url"])
+        builder = Builder(source, runtime, cache, python=given["python"], lock=given["lock"], uv=uv)
+        release = builder.identify(save=not module.check_mode)
+        if given["id"] and given["id"] != release:
+            raise ReleaseError(
+                f"{source}, or the runtime, changed meanwhile. Run again to deploy what it is now."
+            )
+        archive = builder.archive(release)
+        changed = given["state"] == "built" and not archive.exists()
+        if changed and not module.check_mode:
+            builder.build(release)
+    except ReleaseError as error:
+        module.fail_json(msg=str(error))
+    module.exit_json(changed=changed, id=release, archive=str(archive))
+
+
+if __name__ == "__main__":
+    main()

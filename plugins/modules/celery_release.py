@@ -1,0 +1,239 @@
+#!/usr/bin/python
+"""Install, check, switch to, and prune the releases of a Celery app on a host."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: celery_release
+short_description: Install, check, switch to, and prune the releases of a Celery app on a host
+description:
+  - Each state is one step of a deployment. None depends on the memory of an earlier run, so a deployment that
+    was interrupted anywhere is finished by the next one.
+options:
+  path:
+    description: The app's directory, such as C(/opt/celery/shop).
+    type: path
+    required: true
+  state:
+    description:
+      - With V(present), the release is installed whole.
+      - With V(checked), its packages fit together, and Celery finds no fault with the app. The app's code
+        runs as a user of its own that can write nowhere. Never reports a change.
+      - With V(current), the link C(current) leads to it.
+      - With V(pruned), releases are removed except for the newest, the current, the previous, and any that a
+        process still runs from.
+    type: str
+    choices: [present, checked, current, pruned]
+    required: true
+  id:
+    description: The release. Not for V(pruned).
+    type: str
+  archive:
+    description: The release's archive on the host, made by M(app_release). Removed once it is installed.
+    type: path
+  python:
+    description: The interpreter to install for.
+    type: path
+  uv:
+    description: The uv to install with.
+    type: path
+  index_url:
+    description: Package index; empty means the host's own configuration.
+    type: str
+    default: ""
+  index_environment:
+    description: Environment variables of uv, such as proxies and certificates.
+    type: dict
+    default: {}
+  environment:
+    description: Text of the environment file that the app is checked with.
+    type: str
+  secrets:
+    description: Values that are blotted out of messages, if they have eight characters or more.
+    type: list
+    elements: str
+    default: []
+  queues:
+    description: Queues that the app is to be checked against.
+    type: list
+    elements: str
+    default: []
+  sandbox:
+    description: systemd properties that confine the check, one a line.
+    type: str
+    default: ""
+  timeout:
+    description: Seconds that a check may take.
+    type: int
+    default: 60
+  keep:
+    description: How many releases to keep.
+    type: int
+    default: 3
+attributes:
+  check_mode:
+    support: full
+    details: A release that is not there yet cannot be checked, so V(checked) then says nothing.
+  diff_mode:
+    support: none
+author: [The celery-fleet authors]
+"""
+
+EXAMPLES = r"""
+- name: Roll back
+  celery_release:
+    path: /opt/celery/shop
+    state: current
+    id: 3fa9c1d2e4b5
+"""
+
+RETURN = r"""
+removed: {description: The releases that were removed., returned: state is pruned, type: list, elements: str}
+"""
+
+import os
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from ansible.module_utils.app_release_tree import ReleaseTree, TreeError
+from ansible.module_utils.basic import AnsibleModule
+
+SHORTEST_SECRET = 8  # shorter values, such as "1" or "prod", would blot out half of every message
+CACHE_LIMIT = 1024**3
+
+
+def present(module: AnsibleModule, tree: ReleaseTree) -> bool:
+    """Install the release unless it is whole already."""
+    given = module.params
+    if tree.about(given["id"]):
+        return False
+    if not module.check_mode:
+        index = {"UV_DEFAULT_INDEX": given["index_url"]} if given["index_url"] else {}
+        env = {**index, **{name: str(value) for name, value in given["index_environment"].items()}}
+        archive, python, uv = (Path(given[name]) for name in ("archive", "python", "uv"))
+        try:
+            tree.install(given["id"], archive, python, uv, env)
+        except TreeError as error:
+            raise TreeError(f"Release {given['id']} cannot be installed.\n{error}") from error
+    return True
+
+
+def checked(module: AnsibleModule, tree: ReleaseTree) -> bool:
+    """Check the release, as far as that is possible without a broker."""
+    given = module.params
+    if not module.check_mode:
+        path = tree.releases / given["id"]
+        findings = packages_fault(path, given["uv"]) or app_fault(path, given)
+        if findings:
+            raise TreeError(
+                f"Release {given['id']} is not fit to run, so nothing was switched to it.\n{findings}"
+            )
+    return False
+
+
+def current(module: AnsibleModule, tree: ReleaseTree) -> bool:
+    """Switch to the release."""
+    release = module.params["id"]
+    changed: bool = tree.linked("current") != release
+    if changed and not module.check_mode:
+        tree.switch(release)
+    return changed
+
+
+def packages_fault(path: Path, uv: str) -> str:
+    """Return what uv finds wrong with the packages of a release."""
+    argv = [uv, "pip", "check", "--python", str(path / "bin" / "python")]
+    result = subprocess.run(argv, capture_output=True, text=True, check=False)
+    return result.stderr.strip() if result.returncode else ""
+
+
+def app_fault(path: Path, given: dict[str, Any]) -> str:
+    """Return what Celery finds wrong with the app of a release, in the words of `celery fleet check`.
+
+    The app runs as nodes do: with the environment that they will have, in their sandbox, and as a user that
+    exists only meanwhile. systemd reads the environment file, so its values are in no command line.
+    """
+    celery = [str(path / "bin" / "celery"), "-A", "fleet_runtime.app", "fleet", "check"]
+    queues = ["--queues", ",".join(given["queues"])] if given["queues"] else []
+    with tempfile.NamedTemporaryFile("w", dir="/run", prefix="celery-release-", encoding="utf-8") as file:
+        file.write(given["environment"])
+        file.flush()
+        properties = [
+            "DynamicUser=yes",
+            f"EnvironmentFile={file.name}",
+            f"RuntimeMaxSec={given['timeout']}",
+            "TimeoutStopSec=5",
+            *given["sandbox"].splitlines(),
+        ]
+        unit = f"celery-release-check-{os.getpid()}"
+        argv = ["systemd-run", "--quiet", "--wait", "--pipe", "--collect", f"--unit={unit}"]
+        argv += [word for line in properties for word in ("--property", line)]
+        started = time.monotonic()
+        result = subprocess.run(
+            [*argv, "--", *celery, *queues],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    if not result.returncode:
+        return ""
+    words = f"{result.stdout}{result.stderr}".strip()
+    if time.monotonic() - started >= given["timeout"]:
+        return f"The app did not finish loading in {given['timeout']} seconds.\n{words}".strip()
+    return (
+        words or f"celery fleet check: exit status {result.returncode}; `journalctl -u {unit}` has the rest."
+    )
+
+
+def main() -> None:
+    """Run the module."""
+    module = AnsibleModule(
+        argument_spec={
+            "path": {"type": "path", "required": True},
+            "state": {
+                "type": "str",
+                "choices": ["present", "checked", "current", "pruned"],
+                "required": True,
+            },
+            "id": {"type": "str"},
+            "archive": {"type": "path"},
+            "python": {"type": "path"},
+            "uv": {"type": "path"},
+            "index_url": {"type": "str", "default": "", "no_log": True},
+            "index_environment": {"type": "dict", "default": {}, "no_log": True},
+            "environment": {"type": "str", "no_log": True},
+            "secrets": {"type": "list", "elements": "str", "default": [], "no_log": True},
+            "queues": {"type": "list", "elements": "str", "default": []},
+            "sandbox": {"type": "str", "default": ""},
+            "timeout": {"type": "int", "default": 60},
+            "keep": {"type": "int", "default": 3},
+        },
+        required_if=[
+            ("state", "present", ["id", "archive", "python", "uv"]),
+            ("state", "checked", ["id", "environment", "uv"]),
+            ("state", "current", ["id"]),
+        ],
+        supports_check_mode=True,
+    )
+    module.no_log_values = {value for value in module.no_log_values if len(value) >= SHORTEST_SECRET}
+    tree = ReleaseTree(Path(module.params["path"]))
+    try:
+        if module.params["state"] == "pruned":
+            removed = tree.surplus(module.params["keep"])
+            if not module.check_mode:
+                for release in removed:
+                    tree.remove(release)
+                tree.trim_cache(CACHE_LIMIT)
+            module.exit_json(changed=bool(removed), removed=removed)
+        step = {"present": present, "checked": checked, "current": current}[module.params["state"]]
+        module.exit_json(changed=step(module, tree))
+    except TreeError as error:
+        module.fail_json(msg=str(error))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,90 @@
+#!/usr/bin/python
+"""Tell which releases of a Celery app a host has."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: celery_release_info
+short_description: Tell which releases of a Celery app a host has
+description:
+  - Answers at once all that the role has to know of a host before it decides what to do there.
+options:
+  path:
+    description: The app's directory, such as C(/opt/celery/shop).
+    type: path
+    required: true
+  id:
+    description: The release that the host is to have; empty means the one that it runs.
+    type: str
+    default: ""
+  keep:
+    description: How many releases are kept.
+    type: int
+    default: 3
+  environment_file:
+    description: A file that is compared with I(environment).
+    type: path
+  environment:
+    description: What the file is to hold.
+    type: str
+attributes:
+  check_mode:
+    support: full
+  diff_mode:
+    support: none
+author: [The celery-fleet authors]
+"""
+
+EXAMPLES = r"""
+- name: See what the host runs
+  celery_release_info:
+    path: /opt/celery/shop
+"""
+
+RETURN = r"""
+whole: {description: Whether the release is installed whole., returned: always, type: bool}
+active: {description: Whether C(current) leads to it., returned: always, type: bool}
+same_environment: {description: Whether the file holds what it should., returned: always, type: bool}
+current: {description: The release that C(current) leads to., returned: always, type: str}
+previous: {description: The release that a rollback would switch to., returned: always, type: str}
+releases: {description: "The releases that can be switched to, newest first.", returned: always, type: list}
+surplus: {description: What pruning would remove., returned: always, type: list}
+"""
+
+from pathlib import Path
+
+from ansible.module_utils.app_release_tree import ReleaseTree
+from ansible.module_utils.basic import AnsibleModule
+
+
+def main() -> None:
+    """Run the module."""
+    module = AnsibleModule(
+        argument_spec={
+            "path": {"type": "path", "required": True},
+            "id": {"type": "str", "default": ""},
+            "keep": {"type": "int", "default": 3},
+            "environment_file": {"type": "path"},
+            "environment": {"type": "str", "no_log": True},
+        },
+        required_together=[("environment_file", "environment")],
+        supports_check_mode=True,
+    )
+    given = module.params
+    tree = ReleaseTree(Path(given["path"]))
+    releases, current = tree.whole(), tree.linked("current")
+    release = given["id"] or current
+    file = Path(given["environment_file"] or "")
+    module.exit_json(
+        whole=release in releases,
+        active=release in releases and release == current,
+        same_environment=file.is_file() and file.read_text(encoding="utf-8") == given["environment"],
+        current=current or "",
+        previous=tree.linked("previous") or "",
+        releases=releases,
+        surplus=tree.surplus(given["keep"]),
+    )
+
+
+if __name__ == "__main__":
+    main()

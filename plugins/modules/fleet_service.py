@@ -1,0 +1,191 @@
+#!/usr/bin/python
+"""Start, stop or restart several units in one call, and show the journal of one that fails."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+---
+module: fleet_service
+short_description: Start, stop or restart several units in one call
+description:
+  - Units are enabled and started together, stopped together, or restarted one after another. A loop over
+    M(ansible.builtin.systemd_service) can do neither of the first two, and a warm stop of a Celery node takes
+    as long as its longest task.
+  - If a unit fails, the message ends with the last lines of its journal.
+  - In check mode a unit that the host does not have yet is taken as one that a task before this one would
+    have made.
+options:
+  units: {description: Full names of the units., type: list, elements: str, required: true}
+  state:
+    description:
+      - C(started) enables the units and starts those that are not up.
+      - C(stopped) disables the units and stops those that are up.
+      - C(restarted) restarts each unit when the one before it is ready. It does not enable them.
+    type: str
+    choices: [started, stopped, restarted]
+    required: true
+  ready:
+    description: Command that ends with exit code 0 once the units work. It is run after a start or restart.
+    type: list
+    elements: str
+    default: []
+  ready_retries:
+    description: How often I(ready) is tried again before the units count as failed.
+    type: int
+    default: 10
+  ready_delay: {description: Seconds between two tries., type: int, default: 1}
+  journal_lines: {description: How many lines of a failed unit's journal are shown., type: int, default: 20}
+author: celery-fleet
+"""
+
+EXAMPLES = r"""
+- name: Run the nodes
+  fleet_service:
+    units: [celery.target, celery-worker@default-1.service, celery-worker@default-2.service]
+    state: started
+"""
+
+RETURN = r"""
+units:
+  description: The units that were acted upon, or would be in check mode.
+  returned: always
+  type: list
+  elements: str
+"""
+
+import time
+from typing import TYPE_CHECKING
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.fleet_systemd import SystemdError, call, is_up, show
+
+if TYPE_CHECKING:
+    from typing import Any
+
+    from ansible.module_utils.fleet_systemd import Run
+
+
+class ServiceError(Exception):
+    """A unit did not reach the state asked for; the message tells why."""
+
+
+class Services:
+    """The units that the module was given, and what it does with them."""
+
+    def __init__(self, params: dict[str, Any], run: Run, *, check: bool) -> None:
+        """Ask systemd how the units are."""
+        self.params = params
+        self.run = run
+        self.check = check
+        self.states = show(run, params["units"])
+
+    def apply(self) -> list[str]:
+        """Bring the units to the state asked for, and return those that were acted upon."""
+        actions = {"started": self.start, "stopped": self.stop, "restarted": self.restart}
+        return actions[self.params["state"]]()
+
+    def where(self, key: str, *values: str) -> list[str]:
+        """Return the units with a property that has one of the values."""
+        return [unit for unit, state in self.states.items() if state[key] in values]
+
+    def start(self) -> list[str]:
+        """Enable the units, and start together those that are not up."""
+        enabled = self.where("UnitFileState", "enabled", "static")
+        enable = [unit for unit in self.states if unit not in enabled]
+        start = self.where("ActiveState", "inactive", "failed", "deactivating")
+        # in a crash loop, or in a start that hangs: with what it was started with then, not with what is there now
+        stuck = self.where("ActiveState", "activating")
+        if not self.check:
+            self.call_for("enable", enable)
+        self.bring_up("start", start)
+        self.bring_up("restart", stuck)
+        return sorted({*enable, *start, *stuck})
+
+    def stop(self) -> list[str]:
+        """Disable the units, and stop together those that are up."""
+        disable = self.where("UnitFileState", "enabled")
+        stop = [unit for unit, state in self.states.items() if is_up(state)]
+        failed = self.where("ActiveState", "failed")
+        if not self.check:
+            self.call_for("disable", disable)
+            self.call_for("stop", stop)
+            # a unit that had to be killed is "failed" now, and systemd would list it for ever
+            self.states.update(show(self.run, stop))
+            self.call_for("reset-failed", self.where("ActiveState", "failed"))
+        return sorted({*disable, *stop, *failed})
+
+    def restart(self) -> list[str]:
+        """Restart the units, each when the one before it is ready."""
+        for unit in self.states:
+            self.bring_up("restart", [unit])
+        return list(self.states)
+
+    def call_for(self, verb: str, units: list[str]) -> None:
+        """Run one systemctl for several units, if there are any."""
+        if units:
+            call(self.run, verb, *units)
+
+    def bring_up(self, verb: str, units: list[str]) -> None:
+        """Start or restart units, and wait until they are ready."""
+        if not units or self.check:
+            return
+        try:
+            call(self.run, verb, *units)
+            self.wait()
+        except SystemdError as error:
+            raise ServiceError(self.explain(units, str(error))) from None
+
+    def wait(self) -> None:
+        """Run the ready command until it succeeds.
+
+        Raises:
+            SystemdError: It never did.
+        """
+        command = self.params["ready"]
+        if not command:
+            return
+        retries = self.params["ready_retries"]
+        while True:
+            code, out, err = self.run(command)
+            if code == 0:
+                return
+            if retries == 0:
+                raise SystemdError(f"{' '.join(command)} ended with exit code {code}: {(err or out).strip()}")
+            retries -= 1
+            time.sleep(self.params["ready_delay"])
+
+    def explain(self, units: list[str], error: str) -> str:
+        """Return a message with the journal of each unit that is not up, or of all if all are."""
+        states = show(self.run, units)
+        guilty = [unit for unit in units if states[unit]["ActiveState"] != "active"] or units
+        lines = str(self.params["journal_lines"])
+        parts = [error]
+        for unit in guilty:
+            argv = ["journalctl", "--no-pager", "--output=cat", f"--lines={lines}", f"--unit={unit}"]
+            parts.append(f"--- journal of {unit}, which is {states[unit]['ActiveState']} ---")
+            parts.append(self.run(argv)[1].strip())
+        return "\n".join(parts)
+
+
+def main() -> None:
+    """Run the module."""
+    module = AnsibleModule(
+        argument_spec={
+            "units": {"type": "list", "elements": "str", "required": True},
+            "state": {"type": "str", "choices": ["started", "stopped", "restarted"], "required": True},
+            "ready": {"type": "list", "elements": "str", "default": []},
+            "ready_retries": {"type": "int", "default": 10},
+            "ready_delay": {"type": "int", "default": 1},
+            "journal_lines": {"type": "int", "default": 20},
+        },
+        supports_check_mode=True,
+    )
+    try:
+        units = Services(module.params, module.run_command, check=module.check_mode).apply()
+    except (SystemdError, ServiceError) as error:
+        module.fail_json(msg=str(error))
+    module.exit_json(changed=bool(units), units=units)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,144 @@
+#!/usr/bin/python
+"""Find the services that run with other files than the host has now."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+---
+module: fleet_stale
+short_description: Find services that run with other files than the host has now
+description:
+  - Each service of the fleet writes the checksums of the files that shape it to a stamp when it starts
+    (C(ExecStartPre=+/bin/sh -c 'exec sha256sum FILE... >STAMP')). This module compares stamps with files.
+  - Unlike a handler, the answer does not depend on what this run of Ansible changed. A play that was
+    interrupted between configuration and restart is finished by the next one.
+  - It changes nothing.
+options:
+  units:
+    description: The services that the host should run.
+    type: list
+    elements: dict
+    required: true
+    suboptions:
+      unit: {description: Full name of the unit., type: str, required: true}
+      stamp: {description: Path of the unit's stamp., type: path, required: true}
+  pending:
+    description: Files that a task before this one changed, or would have changed in check mode. A running
+      service whose stamp names one of them is stale, which lets a dry run tell what would restart.
+    type: list
+    elements: str
+    default: []
+  family:
+    description: Glob of unit names, for instance C(celery-worker@*.service). Units that match it, but are
+      not in I(units), are returned as I(surplus).
+    type: str
+author: celery-fleet
+"""
+
+EXAMPLES = r"""
+- name: Compare what runs with what should
+  fleet_stale:
+    units:
+      - {unit: celery-worker@default-1.service, stamp: /run/celery/default-1.started}
+    family: celery-worker@*.service
+  register: units
+"""
+
+RETURN = r"""
+stale:
+  description: Units that run, and whose files changed since they started.
+  returned: always
+  type: list
+  elements: str
+surplus:
+  description: Units of the family that run, are enabled or have a drop-in, and are not in I(units).
+  returned: always
+  type: list
+  elements: str
+reload: {description: Whether systemd has yet to read a changed unit file., returned: always, type: bool}
+"""
+
+import hashlib
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.fleet_systemd import SystemdError, call, is_up, show
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+    from typing import Any
+
+    from ansible.module_utils.fleet_systemd import Run
+
+UNIT_DIR = Path("/etc/systemd/system")
+
+
+def read_stamp(stamp: Path) -> dict[str, str]:
+    """Return the checksum of each file as it was when the unit started; nothing where that is not known."""
+    try:
+        lines = stamp.read_text().splitlines()
+    except FileNotFoundError:
+        return {}
+    # sha256sum prints "<sum>  <path>"; a file it cannot read is missing from the stamp
+    return {path: checksum for checksum, _, path in (line.partition("  ") for line in lines)}
+
+
+def is_stale(stamp: Path, pending: Collection[str]) -> bool:
+    """Whether a file that the stamp names is not what it was, or no stamp tells."""
+    sums = read_stamp(stamp)
+    return not sums or any(path in pending or checksum(Path(path)) != then for path, then in sums.items())
+
+
+def checksum(path: Path) -> str:
+    """Return a file's SHA-256 in hexadecimal, or nothing if there is no such file."""
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except FileNotFoundError:
+        return ""
+
+
+def family_members(run: Run, family: str, unit_dir: Path) -> set[str]:
+    """Return the units of a family that run or failed, are enabled, or have a drop-in."""
+    listed = call(run, "list-units", "--plain", "--no-legend", family).splitlines()
+    members = {line.split()[0] for line in listed if line.strip()}
+    enabled = {path.name for path in unit_dir.glob("*.wants/*")}
+    tuned = {path.name.removesuffix(".d") for path in unit_dir.glob("*.service.d")}
+    return members | {name for name in enabled | tuned if fnmatchcase(name, family)}
+
+
+def compare(params: dict[str, Any], run: Run, unit_dir: Path = UNIT_DIR) -> dict[str, Any]:
+    """Return the module's result."""
+    stamps = {item["unit"]: Path(item["stamp"]) for item in params["units"]}
+    states = show(run, list(stamps))
+    family = params["family"]
+    surplus = family_members(run, family, unit_dir) - set(stamps) if family else set()
+    return {
+        "changed": False,
+        "stale": [u for u in stamps if is_up(states[u]) and is_stale(stamps[u], params["pending"])],
+        "surplus": sorted(surplus),
+        "reload": any(state["NeedDaemonReload"] == "yes" for state in states.values()),
+    }
+
+
+def main() -> None:
+    """Run the module."""
+    unit = {"unit": {"type": "str", "required": True}, "stamp": {"type": "path", "required": True}}
+    module = AnsibleModule(
+        argument_spec={
+            "units": {"type": "list", "elements": "dict", "required": True, "options": unit},
+            "pending": {"type": "list", "elements": "str", "default": []},
+            "family": {"type": "str"},
+        },
+        supports_check_mode=True,
+    )
+    try:
+        result = compare(module.params, module.run_command)
+    except (SystemdError, OSError) as error:
+        module.fail_json(msg=str(error))
+    module.exit_json(**result)
+
+
+if __name__ == "__main__":
+    main()

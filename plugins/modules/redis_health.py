@@ -1,0 +1,189 @@
+#!/usr/bin/python
+"""Ask a Redis whether it is well, as its clients would."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+---
+module: redis_health
+short_description: Wait until a Redis answers over TLS, has loaded its data, and can write them
+description:
+  - Logs in as a user that may only C(PING) and ask for the C(ROLE), then as one that may read C(INFO).
+  - Healthy is a master that answers, is not loading, and whose append-only file took the last write.
+  - It changes nothing. If Redis is not healthy in time, the message ends with the journal of its unit.
+options:
+  host: {description: Address that Redis listens on., type: str, required: true}
+  port: {description: Its TLS port., type: int, required: true}
+  ca_file: {description: CA certificate that the server's must chain to., type: path, required: true}
+  timeout: {description: Seconds to wait for one answer., type: int, default: 10}
+  health_user: {description: User for PING and ROLE., type: str, default: health}
+  health_password: {description: Its password., type: str, required: true}
+  admin_user: {description: User for INFO., type: str, default: admin}
+  admin_password: {description: Its password., type: str, required: true}
+  unit: {description: The systemd unit., type: str, default: redis-server.service}
+  retries: {description: How often an unhealthy Redis is asked again., type: int, default: 30}
+  delay: {description: Seconds between two questions., type: int, default: 1}
+  writable_only:
+    description: Ask one thing only, and once. Fail if Redis answers and its append-only file refuses
+      writes, since a restart would then lose what only memory holds. A Redis that does not answer passes.
+    type: bool
+    default: false
+author: celery-fleet
+requirements: [python3-redis]
+"""
+
+EXAMPLES = r"""
+- name: Wait until Redis is well
+  redis_health:
+    host: 127.0.0.1
+    port: 6379
+    ca_file: /etc/fleet/tls/ca.crt
+    health_password: "{{ redis_passwords.health }}"
+    admin_password: "{{ redis_passwords.admin }}"
+  no_log: true
+"""
+
+RETURN = r"""
+role: {description: "C(master), if it is well.", returned: success, type: str}
+"""
+
+import time
+from typing import TYPE_CHECKING
+
+from ansible.module_utils.basic import AnsibleModule, missing_required_lib
+from ansible.module_utils.redis_tls import (
+    StrangeServerError,
+    connection_arguments,
+    login,
+    redis,
+    served_certificate,
+)
+
+if TYPE_CHECKING:
+    from typing import Any
+
+
+class UnhealthyError(Exception):
+    """Redis is not well; the message says in which way."""
+
+
+class NoAnswerError(UnhealthyError):
+    """Redis cannot be asked."""
+
+
+class Patient:
+    """A Redis, asked with a new connection each time."""
+
+    def __init__(self, params: dict[str, Any]) -> None:
+        """Take the module's arguments."""
+        self.params = params
+        self.place = (params["host"], params["port"], params["ca_file"], params["timeout"])
+
+    def client(self, kind: str) -> Any:
+        """Return a client that is logged in as the user for `health` or `admin`."""
+        user, password = self.params[f"{kind}_user"], self.params[f"{kind}_password"]
+        try:
+            served_certificate(*self.place)
+            return login(*self.place, user=user, password=password)
+        except StrangeServerError as reason:
+            raise NoAnswerError(str(reason)) from None
+        except (redis.exceptions.RedisError, OSError) as error:
+            raise NoAnswerError(str(error) or f"no answer within {self.params['timeout']} s") from None
+
+    def examine(self) -> str:
+        """Return the role of a Redis that is well.
+
+        Raises:
+            UnhealthyError: It is not.
+        """
+        try:
+            role: str = self.client("health").execute_command("ROLE")[0]
+        except redis.exceptions.RedisError as error:
+            raise UnhealthyError(str(error)) from None
+        if role != "master":
+            raise UnhealthyError(f"it is a {role}, and takes no writes")
+        persistence = self.persistence()
+        if persistence["loading"]:
+            raise UnhealthyError("it is loading its data")
+        if not persistence["aof_enabled"]:
+            raise UnhealthyError("its append-only file is off")
+        return role
+
+    def persistence(self) -> dict[str, Any]:
+        """Return what INFO tells of persistence, if the append-only file takes writes."""
+        client = self.client("admin")
+        try:
+            found: dict[str, Any] = client.info("persistence")
+        except redis.exceptions.RedisError as error:
+            raise NoAnswerError(str(error)) from None
+        if found["aof_last_write_status"] != "ok":
+            raise UnhealthyError(
+                "its append-only file refuses writes (a full disk?), so it refuses writes too"
+            )
+        return found
+
+
+def wait(patient: Patient, retries: int, delay: int) -> str:
+    """Return the role of Redis as soon as it is well.
+
+    Raises:
+        UnhealthyError: It never was.
+    """
+    while True:
+        try:
+            return patient.examine()
+        except UnhealthyError:
+            if retries == 0:
+                raise
+        retries -= 1
+        time.sleep(delay)
+
+
+def refuse_unwritable(patient: Patient) -> None:
+    """Refuse a Redis that answers and cannot write its append-only file."""
+    try:
+        patient.persistence()
+    except NoAnswerError:
+        return
+    except UnhealthyError as problem:
+        raise UnhealthyError(
+            f"{problem}. A restart would lose what only its memory holds: make room first."
+        ) from None
+
+
+def main() -> None:
+    """Run the module."""
+    module = AnsibleModule(
+        argument_spec={
+            **connection_arguments(),
+            "health_user": {"type": "str", "default": "health"},
+            "health_password": {"type": "str", "required": True, "no_log": True},
+            "admin_user": {"type": "str", "default": "admin"},
+            "admin_password": {"type": "str", "required": True, "no_log": True},
+            "unit": {"type": "str", "default": "redis-server.service"},
+            "retries": {"type": "int", "default": 30},
+            "delay": {"type": "int", "default": 1},
+            "writable_only": {"type": "bool", "default": False},
+        },
+        supports_check_mode=True,
+    )
+    if redis is None:
+        module.fail_json(msg=missing_required_lib("redis"))
+    params = module.params
+    patient = Patient(params)
+    try:
+        if params["writable_only"]:
+            refuse_unwritable(patient)
+            module.exit_json(changed=False)
+        role = wait(patient, params["retries"], params["delay"])
+    except UnhealthyError as problem:
+        unit = params["unit"]
+        argv = ["journalctl", "--no-pager", "--output=cat", "--lines=20", f"--unit={unit}"]
+        journal = module.run_command(argv)[1].strip()
+        place = f"{params['host']}:{params['port']}"
+        module.fail_json(msg=f"Redis at {place} is not well: {problem}\n--- journal of {unit} ---\n{journal}")
+    module.exit_json(changed=False, role=role)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,91 @@
+"""Runs of Ansible on the fleet, told as an operator would start them, and read to the last line."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from tests.fleet.support.inventory import ROOT
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run printed, how it ended, and what it changed."""
+
+    command: list[str]
+    code: int
+    output: str
+    changes: list[tuple[str, str]]  # host and task
+
+    def __str__(self) -> str:
+        """Return how it ended, for a failing test."""
+        changes = "\n".join(f"  {task} [{host}]" for host, task in self.changes) or "  nothing"
+        return f"{' '.join(self.command)}\nexit code {self.code}, changed:\n{changes}\n{self.output[-6000:]}"
+
+    def expect_success(self) -> Run:
+        """Return the run, which must have succeeded."""
+        assert self.code == 0, str(self)
+        return self
+
+    def expect_refusal(self, *words: str) -> None:
+        """Assert that it refused to go on, changed nothing, and said why in these words."""
+        assert self.code != 0, f"not refused: {self}"
+        assert not self.changes, f"changed something before the refusal: {self}"
+        missing = [word for word in words if word not in self.output]
+        assert not missing, f"the message does not say {missing}: {self}"
+
+
+@dataclass
+class Plays:
+    """Runs playbooks on the fleet, as wordy as can be: all that they say is searched for secrets."""
+
+    inventory_arguments: list[str]
+    scratch: Path
+    outputs: list[str] = field(default_factory=list)
+
+    def run(self, *arguments: str, playbook: str = "site.yml", **variables: Any) -> Run:
+        """Run a playbook to its end.
+
+        Args:
+            arguments: Options of `ansible-playbook`.
+            playbook: Which one.
+            variables: Variables that are otherwise than in the inventory. A file passes them, since they may be
+                secrets.
+        """
+        recap, extra = self.scratch / "recap.json", self.scratch / "extra.json"
+        recap.unlink(missing_ok=True)
+        extra.touch(0o600)
+        extra.write_text(json.dumps(variables))
+        environment = os.environ | {
+            "ANSIBLE_CALLBACK_PLUGINS": str(ROOT / "lab" / "callback_plugins"),
+            "LAB_RECAP": str(recap),
+            "ANSIBLE_FORCE_COLOR": "0",
+        }
+        command = [
+            "ansible-playbook",
+            *self.inventory_arguments,
+            "--diff",
+            "-vvv",
+            *arguments,
+            "-e",
+            f"@{extra}",
+            playbook,
+        ]
+        done = subprocess.run(
+            command,
+            cwd=ROOT,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+        )
+        self.outputs.append(done.stdout)
+        changes = [(host, task) for host, task in json.loads(recap.read_text())] if recap.exists() else []
+        return Run(command, done.returncode, done.stdout, changes)

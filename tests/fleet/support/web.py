@@ -1,0 +1,90 @@
+"""A web site of the fleet, as a browser reaches it."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import ssl
+from base64 import b64encode
+from contextlib import closing
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from tests.fleet.support.hosts import Tunnel
+
+
+class Answer(NamedTuple):
+    """What a site answered."""
+
+    status: int
+    headers: http.client.HTTPMessage
+    body: bytes
+
+    @property
+    def json(self) -> Any:
+        """The body, which is JSON."""
+        return json.loads(self.body)
+
+
+@dataclass
+class Web:
+    """A site behind TLS and a password."""
+
+    tunnel: Tunnel
+    ca_file: Path
+    user: str
+    password: str = field(repr=False)
+
+    def get(self, path: str) -> Answer:
+        """Ask for a path with the password."""
+        return self.get_as(self.user, self.password, path)
+
+    def get_as(self, user: str, password: str, path: str) -> Answer:
+        """Ask for a path with a name and a password."""
+        credentials = b64encode(f"{user}:{password}".encode()).decode()
+        return self.ask(path, headers={"Authorization": f"Basic {credentials}"})
+
+    def ask(
+        self,
+        path: str,
+        method: str = "GET",
+        headers: Mapping[str, str] = MappingProxyType({}),
+        trust: ssl.SSLContext | None = None,
+    ) -> Answer:
+        """Ask for a path with no password."""
+        with closing(self._connection(trust)) as connection:
+            return answer(connection, path, method, headers)
+
+    def ask_plainly(self, path: str) -> Answer:
+        """Ask for a path without TLS."""
+        plain = http.client.HTTPConnection("127.0.0.1", self.tunnel.open(), timeout=20)
+        with closing(plain) as connection:
+            return answer(connection, path)
+
+    def serial(self) -> str:
+        """Return the serial number of the certificate that the site shows, in hexadecimal."""
+        with closing(self._connection()) as connection:
+            connection.connect()
+            return str((connection.sock.getpeercert() or {})["serialNumber"])
+
+    def _connection(self, trust: ssl.SSLContext | None = None) -> http.client.HTTPSConnection:
+        """Return a connection to the site, which is not opened yet."""
+        context = trust or ssl.create_default_context(cafile=str(self.ca_file))
+        return http.client.HTTPSConnection("127.0.0.1", self.tunnel.open(), timeout=20, context=context)
+
+
+def answer(
+    connection: http.client.HTTPConnection,
+    path: str,
+    method: str = "GET",
+    headers: Mapping[str, str] = MappingProxyType({}),
+) -> Answer:
+    """Ask for a path."""
+    connection.request(method, path, headers=headers)
+    response = connection.getresponse()
+    return Answer(response.status, response.headers, response.read())

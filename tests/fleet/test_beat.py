@@ -1,0 +1,72 @@
+"""The schedule fires, once, whoever dies."""
+
+from __future__ import annotations
+
+import json
+import re
+from datetime import datetime
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.fleet.support.hosts import eventually
+
+if TYPE_CHECKING:
+    from tests.fleet.support.fleet import Fleet
+    from tests.fleet.support.hosts import Host
+
+pytestmark = pytest.mark.group("beat")
+
+UNIT = "celery-beat.service"
+TICK = re.compile(r"\btick (\d{4}-\d\d-\d\dT\S+)$", re.MULTILINE)
+
+
+def ticks(fleet: Fleet, since: str) -> list[datetime]:
+    """Return when the scheduled task of the demo app ran, on whatever node."""
+    read = 'journalctl --no-pager --output=cat --since="$1" --unit="celery-worker@*" --grep="tick 2" || true'
+    journals = [host.sh(read, since) for host in fleet.group("workers")]
+    return sorted(datetime.fromisoformat(time) for journal in journals for time in TICK.findall(journal))
+
+
+def interval(fleet: Fleet) -> float:
+    """Return how many seconds are between two ticks, as the schedule in Redis has it."""
+    with fleet.broker.connect("admin") as client:
+        return float(json.loads(client.hget("redbeat:tick", "definition"))["schedule"]["every"])
+
+
+def holders(fleet: Fleet) -> list[str]:
+    """Return the hosts whose Beat runs and has not been told to wait for the lock."""
+    with fleet.broker.connect("admin") as client:
+        assert client.exists("redbeat::lock")
+    return [host.name for host in fleet.group("beat") if host.unit(UNIT).runs]
+
+
+def test_fires_once_each_time(fleet: Fleet) -> None:
+    """Each tick comes once, when it is due: Beat's own delay is the only one."""
+    host = fleet.group("beat")[0]
+    since = host.unit(UNIT)["ActiveEnterTimestamp"].split(" ", 1)[1].removesuffix(" UTC")
+    every = interval(fleet)
+    eventually(lambda: len(ticks(fleet, since)) > 2, timeout=4 * every)
+    seen = ticks(fleet, since)
+    gaps = [(after - before).total_seconds() for before, after in pairwise(seen)]
+    assert all(every - 1 < gap < every + 3 for gap in gaps), gaps
+
+
+def test_one_holds_the_lock(fleet: Fleet) -> None:
+    """One Beat has the lock, and renews it before it ends."""
+    timeout = 30
+    with fleet.broker.connect("admin") as client:
+        left = client.ttl("redbeat::lock")
+        assert 0 < left <= timeout
+        eventually(lambda: client.ttl("redbeat::lock") > left - 1, timeout=timeout / 2)
+
+
+@pytest.mark.faults
+def test_killed_beat_comes_back(fleet: Fleet, host: Host) -> None:
+    """A Beat that is killed is back, and the schedule goes on, when the lock of the dead one has ended."""
+    before = host.unit(UNIT)
+    host.sh('systemctl kill --signal=KILL "$1"', UNIT)
+    eventually(lambda: host.unit(UNIT).runs and host.unit(UNIT).start != before.start, timeout=10)
+    since = host.sh("date --utc '+%F %T'").strip()
+    eventually(lambda: ticks(fleet, since), timeout=30 + 2 * interval(fleet))

@@ -1,0 +1,353 @@
+"""Releases, built with the real uv: the same input gives the same release, whatever the way to name the app.
+
+No test asks a package index on the network: the apps are built by uv itself, or by a backend of their own,
+and what is resolved comes from an index that the tests serve.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import http.server
+import json
+import os
+import shutil
+import subprocess
+import tarfile
+import threading
+import zipfile
+from typing import TYPE_CHECKING
+
+import pytest
+from ansible.module_utils.app_release import Builder, Uv
+from ansible.module_utils.app_release_source import Directory, ReleaseError, parse_source, tree_digest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+PROJECT = """\
+[build-system]
+requires = ["uv_build"]
+build-backend = "uv_build"
+[project]
+name = "{name}"
+version = "1.0"
+requires-python = ">=3.11"
+dependencies = [{dependencies}]
+"""
+
+# A build backend that makes a wheel for this platform only, as an app with an extension in C does.
+COMPILED = """\
+import io, tarfile, zipfile
+
+def build_wheel(directory, config_settings=None, metadata_directory=None):
+    tag, about = "cp311-cp311-linux_x86_64", "compiled-1.0.dist-info"
+    with zipfile.ZipFile(f"{directory}/compiled-1.0-{tag}.whl", "w") as wheel:
+        wheel.writestr(f"{about}/METADATA", "Metadata-Version: 2.1\\nName: compiled\\nVersion: 1.0\\n")
+        wheel.writestr(f"{about}/WHEEL", f"Wheel-Version: 1.0\\nTag: {tag}\\n")
+        wheel.writestr(f"{about}/RECORD", "")
+    return f"compiled-1.0-{tag}.whl"
+
+def build_sdist(directory, config_settings=None):
+    with tarfile.open(f"{directory}/compiled-1.0.tar.gz", "w:gz") as sdist:
+        info = tarfile.TarInfo("compiled-1.0/PKG-INFO")
+        sdist.addfile(info, io.BytesIO())
+    return "compiled-1.0.tar.gz"
+"""
+
+A, B, C, D = ("sha256:" + digit * 64 for digit in "abcd")
+LOCK = f"dep==1.0 --hash={A}\n"
+OWN_LOCK = f"dep==0.9 --hash={B}\nrt-only==1.0 --hash={C}\n"
+
+
+def project(path: Path, name: str, dependencies: str = "", lock: str | None = None) -> Path:
+    """Make a package that uv can build without an index."""
+    (path / "src" / name).mkdir(parents=True)
+    (path / "src" / name / "__init__.py").touch()
+    (path / "pyproject.toml").write_text(PROJECT.format(name=name, dependencies=dependencies))
+    if lock is not None:
+        (path / "requirements.lock").write_text(lock)
+    return path
+
+
+@pytest.fixture
+def app(tmp_path: Path) -> Path:
+    """Return an app that ships a lock."""
+    return project(tmp_path / "shop", "shop", '"dep"', LOCK)
+
+
+@pytest.fixture
+def runtime(tmp_path: Path) -> Path:
+    """Return a stand-in for the fleet's runtime."""
+    return project(tmp_path / "runtime", "rt", '"dep", "rt-only"', OWN_LOCK)
+
+
+@pytest.fixture
+def make(tmp_path: Path, runtime: Path) -> functools.partial[Builder]:
+    """Return what makes a builder of `(source, ref="", lock="", index="")`."""
+    return functools.partial(builder, runtime=runtime, cache=tmp_path / "cache")
+
+
+def builder(
+    source: Path | str, ref: str = "", lock: str = "", index: str = "", *, runtime: Path, cache: Path
+) -> Builder:
+    """Return a builder."""
+    parsed = parse_source(str(source), ref, (cache,))
+    own = Directory(runtime)
+    return Builder(parsed, own, cache, python="/usr/bin/python3", lock=lock, uv=Uv(index))
+
+
+def build(builder: Builder) -> dict[str, str]:
+    """Build a release and return its small files by name, and the names of the others."""
+    release = builder.identify(save=True)
+    assert builder.build(release)
+    with tarfile.open(builder.archive(release)) as archive:
+        files = {member.name: archive.extractfile(member) for member in archive}
+        return {name: file.read().decode("utf-8", "replace") for name, file in files.items() if file}
+
+
+@pytest.fixture(scope="module")
+def index(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Serve a package index with dep 0.9, 1.0 and 1.1, rt-only 1.0, and shop 1.0, which needs dep."""
+    root = tmp_path_factory.mktemp("index")
+    for name, version, needs in (
+        ("dep", "0.9", ""),
+        ("dep", "1.0", ""),
+        ("dep", "1.1", ""),
+        ("rt_only", "1.0", ""),
+        ("shop", "1.0", "Requires-Dist: dep\n"),
+    ):
+        folder = root / "simple" / name.replace("_", "-")
+        folder.mkdir(parents=True, exist_ok=True)
+        about = f"{name}-{version}.dist-info"
+        file = folder / f"{name}-{version}-py3-none-any.whl"
+        with zipfile.ZipFile(file, "w") as wheel:
+            metadata = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n{needs}"
+            wheel.writestr(f"{about}/METADATA", metadata)
+            wheel.writestr(f"{about}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+            wheel.writestr(f"{about}/RECORD", "")
+        with (folder / "index.html").open("a") as page:
+            digest = hashlib.sha256(file.read_bytes()).hexdigest()
+            page.write(f'<a href="{file.name}#sha256={digest}">{file.name}</a>\n')
+    handler = functools.partial(Quiet, directory=str(root))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_address[1]}/simple"
+        server.shutdown()
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    """A file server that keeps to itself."""
+
+    def log_message(self, *_: object) -> None:
+        """Log nothing."""
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep uv's cache apart, and uv off the network."""
+    monkeypatch.setenv("UV_CACHE_DIR", str(tmp_path / "uv"))
+    monkeypatch.setenv("UV_DEFAULT_INDEX", "http://127.0.0.1:9/simple")
+    monkeypatch.setenv("UV_HTTP_RETRIES", "0")
+
+
+def test_what_a_release_holds(make: functools.partial[Builder], app: Path) -> None:
+    """It holds both wheels, their hashes, the app's lock completed with the runtime's, and what it is."""
+    files = build(make(app))
+    wheels = {"rt-1.0-py3-none-any.whl", "shop-1.0-py3-none-any.whl"}
+    assert set(files) == wheels | {"release.json", "requirements.txt"}
+    pins = [line.split(" ", 1)[0] for line in files["requirements.txt"].splitlines() if line[0] != " "]
+    assert pins == ["./shop-1.0-py3-none-any.whl", "./rt-1.0-py3-none-any.whl", "dep==1.0", "rt-only==1.0"]
+    about = json.loads(files["release.json"])
+    assert (about["app"]["name"], about["app"]["version"]) == ("shop", "1.0")
+    assert about["app"]["source"] == str(app)
+
+
+def test_the_hash_of_a_wheel_is_its_own(make: functools.partial[Builder], app: Path) -> None:
+    """The wheels of a release are checked like every other package."""
+    release = make(app)
+    build(release)
+    with tarfile.open(release.archive(release.identify(save=True))) as archive:
+        wheel = archive.extractfile("shop-1.0-py3-none-any.whl")
+        lines = archive.extractfile("requirements.txt")
+        assert wheel
+        assert lines
+        assert f"sha256:{hashlib.sha256(wheel.read()).hexdigest()}" in lines.read().decode()
+
+
+def test_the_same_source_is_the_same_release(
+    make: functools.partial[Builder], app: Path, tmp_path: Path
+) -> None:
+    """Neither time nor place nor a lost cache changes the id or the bytes, and no second build is made."""
+    first = make(app)
+    release = first.identify(save=True)
+    first.build(release)
+    before = first.archive(release).read_bytes()
+    assert not make(app).build(release)
+
+    shutil.rmtree(tmp_path / "cache")
+    assert make(app).identify(save=False) == release
+    assert not (tmp_path / "cache").exists()
+    make(app).build(release)
+    assert first.archive(release).read_bytes() == before
+
+    elsewhere = shutil.copytree(app, tmp_path / "elsewhere")
+    os.utime(elsewhere / "pyproject.toml", (0, 0))
+    assert make(elsewhere).identify(save=True) == release
+
+
+def test_what_shapes_a_release_changes_its_id(
+    make: functools.partial[Builder], app: Path, runtime: Path, tmp_path: Path
+) -> None:
+    """The app, its lock, the runtime and the Python each do."""
+    seen = [make(app).identify(save=True)]
+    (app / "src" / "shop" / "__init__.py").write_text("x = 1\n")
+    seen.append(make(app).identify(save=True))
+    (app / "requirements.lock").write_text(f"dep==1.1 --hash={D}\n")
+    seen.append(make(app).identify(save=True))
+    (tmp_path / "other.lock").write_text(LOCK)
+    seen.append(make(app, lock=str(tmp_path / "other.lock")).identify(save=True))
+    (runtime / "src" / "rt" / "__init__.py").write_text("x = 1\n")
+    seen.append(make(app).identify(save=True))
+    other = Builder(
+        parse_source(str(app), ""), Directory(runtime), tmp_path, python="/opt/py", lock="", uv=Uv()
+    )
+    seen.append(other.identify(save=False))
+    assert len(set(seen)) == len(seen)
+
+
+def test_the_source_is_not_written_to(make: functools.partial[Builder], app: Path, runtime: Path) -> None:
+    """Nothing is left in the trees that were built."""
+    before = [sorted(path.rglob("*")) for path in (app, runtime)]
+    build(make(app))
+    assert [sorted(path.rglob("*")) for path in (app, runtime)] == before
+
+
+def test_git_and_sdist_are_the_same_app(make: functools.partial[Builder], app: Path, tmp_path: Path) -> None:
+    """From git and from an sdist the same wheel is built, and the lock that the app ships is found."""
+    expected = build(make(app))["requirements.txt"]
+    shutil.copytree(app, tmp_path / "repo")
+    author = ("-c", "user.name=test", "-c", "user.email=test@example.org")
+    for command in (["init", "-q"], ["add", "."], [*author, "commit", "-qm", "one"]):
+        subprocess.run(["git", *command], cwd=tmp_path / "repo", check=True)
+    from_git = make(f"file://{tmp_path}/repo")
+    assert build(from_git)["requirements.txt"] == expected
+
+    with tarfile.open(tmp_path / "shop-1.0.tar.gz", "w:gz") as sdist:
+        sdist.add(app, "shop-1.0")
+    assert build(make(tmp_path / "shop-1.0.tar.gz"))["requirements.txt"] == expected
+
+
+def test_a_wheel_is_shipped_as_it_is(make: functools.partial[Builder], tmp_path: Path, index: str) -> None:
+    """A wheel is not rebuilt; without a lock its dependencies are resolved."""
+    wheel = tmp_path / "shop-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        about = "Metadata-Version: 2.1\nName: shop\nVersion: 1.0\nRequires-Dist: dep>=1\n"
+        archive.writestr("shop-1.0.dist-info/METADATA", about)
+        archive.writestr("shop-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n")
+        archive.writestr("shop-1.0.dist-info/RECORD", "")
+    files = build(make(wheel, index=index))
+    assert "./shop-1.0-py3-none-any.whl --hash=sha256:" in files["requirements.txt"]
+    assert "dep==1.1 " in files["requirements.txt"]
+    assert "file:" not in files["requirements.txt"]
+
+
+def test_a_requirement_is_resolved(make: functools.partial[Builder], index: str, tmp_path: Path) -> None:
+    """A package of the index is part of the hashed set; so it is with a lock of the operator's."""
+    files = build(make("shop==1.0", index=index))
+    assert "shop==1.0 \\\n    --hash=sha256:" in files["requirements.txt"]
+    assert [name for name in files if name.endswith(".whl")] == ["rt-1.0-py3-none-any.whl"]
+
+    lock = tmp_path / "shop.lock"
+    lock.write_text(f"shop==1.0 --hash={D}\n{LOCK}")
+    assert D in build(make("shop==1.0", lock=str(lock)))["requirements.txt"]
+    lock.write_text(LOCK)
+    with pytest.raises(ReleaseError, match=r"does not pin shop==1\.0"):
+        make("shop==1.0", lock=str(lock)).identify(save=False)
+
+
+def test_without_a_lock_the_resolution_is_kept(
+    make: functools.partial[Builder], app: Path, index: str, tmp_path: Path
+) -> None:
+    """It is made once, prefers what the runtime was tested with, and is part of the id."""
+    (app / "requirements.lock").unlink()
+    release = make(app, index=index).identify(save=True)
+    (text,) = [path.read_text() for path in (tmp_path / "cache" / "requirements").iterdir()]
+    assert [line.split()[0] for line in text.splitlines() if line[0] != " "] == ["dep==0.9", "rt-only==1.0"]
+    assert make(app).identify(save=True) == release  # with an index that does not answer
+
+
+def test_dependencies_that_do_not_fit_are_refused(
+    make: functools.partial[Builder], app: Path, index: str
+) -> None:
+    """Uv's own explanation is in the message."""
+    (app / "requirements.lock").unlink()
+    (app / "pyproject.toml").write_text(PROJECT.format(name="shop", dependencies='"dep>2"'))
+    with pytest.raises(ReleaseError, match=r"do not fit together[\s\S]*only[\s\S]*dep"):
+        make(app, index=index).identify(save=True)
+
+
+def test_uv_lock_is_exported(make: functools.partial[Builder], app: Path, index: str) -> None:
+    """A uv.lock is read without an index, and without the app's groups for development."""
+    (app / "requirements.lock").unlink()
+    with (app / "pyproject.toml").open("a") as stream:
+        stream.write('[dependency-groups]\ndev = ["rt-only"]\n')
+    Uv(index)("lock", "--quiet", failure="lock", cwd=app)
+    before = tree_digest(app)
+    requirements = build(make(app))["requirements.txt"]
+    assert "dep==1.1 \\\n    --hash=sha256:" in requirements
+    assert f"rt-only==1.0 \\\n    --hash={C}" in requirements  # the runtime's line, not that of the group
+    assert tree_digest(app) == before
+
+
+def test_a_named_lock_must_exist(make: functools.partial[Builder], app: Path) -> None:
+    """A lock is looked for below the source, or on the controller, and nowhere else."""
+    shutil.move(app / "requirements.lock", app / "prod.lock")
+    assert "dep==1.0" in build(make(app, lock="prod.lock"))["requirements.txt"]
+    with pytest.raises(ReleaseError, match=r"has no file stage\.lock"):
+        make(app, lock="stage.lock").identify(save=False)
+    with pytest.raises(ReleaseError, match="no lock /nowhere"):
+        make(app, lock="/nowhere/prod.lock")
+
+
+def test_a_compiled_app_is_shipped_as_source(make: functools.partial[Builder], tmp_path: Path) -> None:
+    """A wheel for the controller's platform would not fit the hosts, which compile the sdist."""
+    path = tmp_path / "compiled"
+    path.mkdir()
+    (path / "backend.py").write_text(COMPILED)
+    (path / "requirements.lock").write_text(LOCK)
+    (path / "pyproject.toml").write_text(
+        '[build-system]\nrequires = []\nbuild-backend = "backend"\nbackend-path = ["."]\n'
+    )
+    files = build(make(path))
+    assert "compiled-1.0.tar.gz" in files
+    assert files["requirements.txt"].startswith("./compiled-1.0.tar.gz --hash=sha256:")
+    assert not any(name.startswith("compiled") and name.endswith(".whl") for name in files)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("[project\n", "TOML"),
+        ('[build-system]\nrequires = []\nbuild-backend = "missing"\nbackend-path = ["."]\n', "missing"),
+    ],
+)
+def test_a_broken_project_is_refused(
+    make: functools.partial[Builder], app: Path, tmp_path: Path, text: str, reason: str
+) -> None:
+    """The message says what the build tool said, and the cache gets nothing that looks like a release."""
+    (app / "pyproject.toml").write_text(text)
+    release = make(app)
+    with pytest.raises(ReleaseError, match=rf"cannot be built[\s\S]*{reason}"):
+        release.build(release.identify(save=True))
+    assert not list((tmp_path / "cache").glob("*.tar"))
+
+
+def test_a_missing_uv_is_named(app: Path, runtime: Path, tmp_path: Path) -> None:
+    """Without uv the message says where it was looked for."""
+    uv = Uv()
+    uv.path = tmp_path / "uv-is-not-here"
+    release = Builder(parse_source(str(app), ""), Directory(runtime), tmp_path, python="p", lock="", uv=uv)
+    with pytest.raises(ReleaseError, match=r"there is no .*uv-is-not-here on the controller"):
+        release.build(release.identify(save=True))

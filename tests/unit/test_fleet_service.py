@@ -1,0 +1,136 @@
+"""The module fleet_service: several units at once, and the journal of one that fails."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+from ansible.module_utils.fleet_systemd import SystemdError
+from modules.fleet_service import ServiceError, Services
+
+if TYPE_CHECKING:
+    from typing import Any
+
+READY = ["fleet-celery", "inspect", "ping"]
+
+
+class Host:
+    """A stand-in for a host: unit -> [ActiveState, UnitFileState], and what was run on it."""
+
+    def __init__(self, **units: tuple[str, str]) -> None:
+        """Take the state of each unit."""
+        self.units = {name: list(state) for name, state in units.items()}
+        self.ran: list[str] = []
+        self.broken: set[str] = set()
+        self.pings_until_ready = 0
+
+    def __call__(self, argv: list[str]) -> tuple[int, str, str]:
+        """Do what the command says, and note it unless it only asks."""
+        if argv == READY:
+            self.pings_until_ready -= 1
+            return (0, "pong", "") if self.pings_until_ready < 0 else (69, "", "no answer")
+        if argv[0] == "journalctl":
+            return 0, f"ImportError in {argv[-1].removeprefix('--unit=')}\n", ""
+        verb, *units = [word for word in argv[1:] if not word.startswith("-")]
+        if verb == "show":
+            return 0, "\n".join(self.describe(unit) for unit in units), ""
+        self.ran.append(f"{verb} {' '.join(units)}")
+        for unit in units:
+            self.act(verb, unit)
+        failed = [unit for unit in units if unit in self.broken and verb in {"start", "restart"}]
+        return (1, "", f"Job for {failed[0]} failed.") if failed else (0, "", "")
+
+    def describe(self, unit: str) -> str:
+        """Return what systemctl show prints."""
+        active, file = self.units.get(unit, ["inactive", ""])
+        return f"LoadState=loaded\nActiveState={active}\nUnitFileState={file}\nNeedDaemonReload=no\n"
+
+    def act(self, verb: str, unit: str) -> None:
+        """Change the state of a unit."""
+        state = self.units.setdefault(unit, ["inactive", "disabled"])
+        if verb in {"enable", "disable"}:
+            state[1] = f"{verb}d"
+        elif verb == "reset-failed":
+            state[0] = "inactive"
+        elif unit in self.broken:
+            state[0] = "failed"
+        else:
+            state[0] = "inactive" if verb == "stop" else "active"
+
+
+def apply(host: Host, state: str, *units: str, check: bool = False, **params: Any) -> list[str]:
+    """Run the module."""
+    defaults = {"ready": [], "ready_retries": 2, "ready_delay": 0, "journal_lines": 5}
+    return Services({"units": list(units), "state": state, **defaults, **params}, host, check=check).apply()
+
+
+def test_units_are_enabled_and_started_together() -> None:
+    """One call for all; those that are up are left alone, and a second run has nothing to do."""
+    host = Host(a=("active", "enabled"), b=("inactive", "disabled"), c=("inactive", "disabled"))
+    assert apply(host, "started", "a", "b", "c") == ["b", "c"]
+    assert host.ran == ["enable b c", "start b c"]
+    assert apply(host, "started", "a", "b", "c") == []
+
+
+@pytest.mark.parametrize(
+    ("state", "verb"), [("failed", "start"), ("deactivating", "start"), ("activating", "restart")]
+)
+def test_a_unit_that_is_not_well_is_started(state: str, verb: str) -> None:
+    """So that the outcome is known; one that hangs in a start would only be joined by another start."""
+    host = Host(a=(state, "enabled"), b=("active", "enabled"))
+    assert apply(host, "started", "a", "b") == ["a"]
+    assert host.ran == [f"{verb} a"]
+
+
+def test_units_are_disabled_and_stopped_together() -> None:
+    """They drain side by side. Nothing is left that systemd would list for ever."""
+    host = Host(a=("active", "enabled"), b=("active", "enabled"), c=("failed", "disabled"))
+    host.broken.add("b")  # it has to be killed
+    assert apply(host, "stopped", "a", "b", "c") == ["a", "b", "c"]
+    assert host.ran == ["disable a b", "stop a b", "reset-failed b c"]
+    assert apply(host, "stopped", "a", "b", "c") == []
+
+
+def test_units_are_restarted_one_by_one() -> None:
+    """Each waits until the one before it answers."""
+    host = Host(a=("active", "enabled"), b=("active", "enabled"))
+    host.pings_until_ready = 2
+    assert apply(host, "restarted", "a", "b", ready=READY) == ["a", "b"]
+    assert host.ran == ["restart a", "restart b"]
+
+
+def test_a_unit_that_never_answers_fails_and_the_next_is_not_touched() -> None:
+    """The message has the command, its answer and the journal."""
+    host = Host(a=("active", "enabled"), b=("active", "enabled"))
+    host.pings_until_ready = 99
+    with pytest.raises(ServiceError) as error:
+        apply(host, "restarted", "a", "b", ready=READY)
+    assert host.ran == ["restart a"]
+    assert "fleet-celery inspect ping ended with exit code 69: no answer" in str(error.value)
+    assert "ImportError in a" in str(error.value)
+
+
+def test_a_failed_start_shows_the_journal_of_the_guilty_unit() -> None:
+    """And of no other."""
+    host = Host()
+    host.broken.add("b")
+    with pytest.raises(ServiceError) as error:
+        apply(host, "started", "a", "b")
+    assert "Job for b failed." in str(error.value)
+    assert "journal of b, which is failed" in str(error.value)
+    assert "ImportError in a" not in str(error.value)
+
+
+@pytest.mark.parametrize("state", ["started", "stopped", "restarted"])
+def test_check_mode_predicts_and_touches_nothing(state: str) -> None:
+    """Also for a unit that the host does not have yet."""
+    host = Host(a=("active", "disabled"))
+    units = {"started": ["a", "new"], "stopped": ["a"], "restarted": ["a", "new"]}[state]
+    assert apply(host, state, "a", "new", check=True) == units
+    assert host.ran == []
+
+
+def test_systemctl_that_fails_is_an_error() -> None:
+    """Its own message is shown."""
+    with pytest.raises(SystemdError, match="unknown"):
+        Services({"units": ["a"]}, lambda argv: (1, "", "unknown operation\n"), check=False)

@@ -1,0 +1,143 @@
+"""The module fleet_stale: which services run with other files than the host has now."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from ansible.module_utils.fleet_systemd import SystemdError
+from modules import fleet_stale
+
+if TYPE_CHECKING:
+    from typing import Any
+
+UNIT = "celery-worker@a-1.service"
+
+
+class Systemd:
+    """A stand-in for systemctl, which knows the units of one host."""
+
+    def __init__(self, **active: str) -> None:
+        """Take the ActiveState of each unit `celery-worker@<name>.service`; `_` stands for `-`."""
+        self.active = {
+            f"celery-worker@{name.replace('_', '-')}.service": state for name, state in active.items()
+        }
+        self.reload = "no"
+
+    def __call__(self, argv: list[str]) -> tuple[int, str, str]:
+        """Answer as systemctl would."""
+        verb, *rest = [word for word in argv if not word.startswith("-")][1:]
+        if verb == "list-units":
+            running = [unit for unit, state in self.active.items() if state != "inactive"]
+            return 0, "".join(f"{unit} loaded active running A node\n" for unit in running), ""
+        assert verb == "show"
+        blocks = [
+            f"LoadState=loaded\nActiveState={self.active.get(unit, 'inactive')}\n"
+            f"UnitFileState=enabled\nNeedDaemonReload={self.reload}\n"
+            for unit in rest
+        ]
+        return 0, "\n".join(blocks), ""
+
+
+@pytest.fixture
+def shaped(tmp_path: Path) -> dict[str, Any]:
+    """Arguments for one unit whose stamp was just written by sha256sum, as its ExecStartPre does."""
+    files = [tmp_path / name for name in ("app.env", "worker.env")]
+    for file in files:
+        file.write_text(f"{file.name}\n")
+    stamp = tmp_path / "a-1.started"
+    with stamp.open("w") as out:
+        subprocess.run(["sha256sum", *files], check=True, stdout=out)
+    return {"units": [{"unit": UNIT, "stamp": str(stamp)}], "pending": [], "family": None}
+
+
+def compare(params: dict[str, Any], systemd: Systemd, unit_dir: Path | None = None) -> dict[str, Any]:
+    """Run the module."""
+    return fleet_stale.compare(params, systemd, unit_dir or Path("/nonexistent"))
+
+
+def test_a_unit_with_the_files_it_started_with_is_fresh(shaped: dict[str, Any]) -> None:
+    """Nothing to do."""
+    result = compare(shaped, Systemd(a_1="active"))
+    assert result == {"changed": False, "stale": [], "surplus": [], "reload": False}
+
+
+@pytest.mark.parametrize("state", ["active", "activating", "reloading"])
+@pytest.mark.parametrize("spoil", ["changed", "removed", "no stamp", "empty stamp"])
+def test_a_unit_with_other_files_is_stale(
+    shaped: dict[str, Any], tmp_path: Path, state: str, spoil: str
+) -> None:
+    """So is one that does not tell what it started with. One in a crash loop counts as running."""
+    stamp = tmp_path / "a-1.started"
+    match spoil:
+        case "changed":
+            (tmp_path / "worker.env").write_text("another password\n")
+        case "removed":
+            (tmp_path / "app.env").unlink()
+        case "no stamp":
+            stamp.unlink()
+        case "empty stamp":
+            stamp.write_text("")
+    assert compare(shaped, Systemd(a_1=state))["stale"] == [UNIT]
+
+
+@pytest.mark.parametrize("state", ["inactive", "failed"])
+def test_a_unit_that_does_not_run_is_not_stale(shaped: dict[str, Any], tmp_path: Path, state: str) -> None:
+    """It reads the new files when it starts."""
+    (tmp_path / "worker.env").write_text("another password\n")
+    assert compare(shaped, Systemd(a_1=state))["stale"] == []
+
+
+def test_a_dry_run_counts_what_would_change(shaped: dict[str, Any], tmp_path: Path) -> None:
+    """In check mode the files are still the old ones."""
+    shaped["pending"] = [str(tmp_path / "worker.env")]
+    assert compare(shaped, Systemd(a_1="active"))["stale"] == [UNIT]
+    shaped["pending"] = ["/etc/celery/beat.env"]
+    assert compare(shaped, Systemd(a_1="active"))["stale"] == []
+
+
+def test_a_dry_run_on_a_bare_host(tmp_path: Path) -> None:
+    """No unit, no stamp, no file: nothing would restart."""
+    params = {
+        "units": [{"unit": UNIT, "stamp": str(tmp_path / "none")}],
+        "pending": [],
+        "family": "celery-worker@*",
+    }
+    assert compare(params, Systemd(), tmp_path)["stale"] == []
+
+
+def test_surplus_units_are_found_by_what_is_left_of_them(shaped: dict[str, Any], tmp_path: Path) -> None:
+    """A run, a failure, an enablement or a drop-in each give a unit away; other families do not count."""
+    wants = tmp_path / "celery.target.wants"
+    wants.mkdir()
+    for name in (UNIT, "celery-worker@enabled-1.service", "celery-beat.service"):
+        (wants / name).symlink_to("/dev/null")
+    (tmp_path / "celery-worker@tuned-1.service.d").mkdir()
+    (tmp_path / "redis-server.service.d").mkdir()
+    systemd = Systemd(a_1="active", running_1="active", broken_1="failed", gone_1="inactive")
+    shaped["family"] = "celery-worker@*.service"
+    assert compare(shaped, systemd, tmp_path)["surplus"] == [
+        f"celery-worker@{name}-1.service" for name in ("broken", "enabled", "running", "tuned")
+    ]
+
+
+def test_a_host_may_have_no_unit_at_all(tmp_path: Path) -> None:
+    """The last pool was removed: all that runs is surplus."""
+    params: dict[str, Any] = {"units": [], "pending": [], "family": "celery-worker@*.service"}
+    result = compare(params, Systemd(a_1="active"), tmp_path)
+    assert (result["stale"], result["surplus"], result["reload"]) == ([], [UNIT], False)
+
+
+def test_a_unit_file_that_systemd_has_not_read_is_told(shaped: dict[str, Any]) -> None:
+    """A play that was interrupted before daemon-reload left it behind."""
+    systemd = Systemd(a_1="active")
+    systemd.reload = "yes"
+    assert compare(shaped, systemd)["reload"] is True
+
+
+def test_systemctl_that_fails_is_an_error(shaped: dict[str, Any]) -> None:
+    """Its own message is shown."""
+    with pytest.raises(SystemdError, match="Failed to connect to bus"):
+        fleet_stale.compare(shaped, lambda argv: (1, "", "Failed to connect to bus\n"))

@@ -1,0 +1,274 @@
+"""The role celery_worker: which pools it refuses, and what it writes for those that it takes."""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from celery.bin.worker import worker as celery_worker_command
+from filter import celery_worker as filters
+from filter.fleet import nodes as fleet_nodes
+
+from tests.unit.rendering import Role
+
+URL = "rediss://worker:p%25w@broker:6379/0?ssl_cert_reqs=required"
+# What an operator who uses every option of every type of pool would write.
+POOLS: dict[str, dict[str, Any]] = {
+    "default": {
+        "queues": ["default", "email"],
+        "nodes": 2,
+        "concurrency": 2,
+        "prefetch_multiplier": 2,
+        "time_limit": 600,
+        "soft_time_limit": 500,
+        "max_tasks_per_child": 1000,
+        "max_memory_per_child": 200000,
+        "memory_max": "1G",
+        "cpu_quota": "150%",
+        "tasks_max": 64,
+        "allowed_cpus": "0-1,3",
+        "environment": {"OMP_NUM_THREADS": 1, "GREETING": 'say "hello"'},
+        "extra_arguments": ["--disable-prefetch", "-Ofair"],
+    },
+    "elastic": {"queues": ["elastic"], "autoscale": {"min": 1, "max": 3}},
+    "io": {"queues": ["io"], "pool": "threads", "concurrency": 16},
+    "one": {"queues": ["one"], "pool": "solo"},
+}
+
+
+def role(pools: dict[str, Any] | None = None, **variables: Any) -> Role:
+    """Return the role as a playbook would run it."""
+    return Role(
+        "celery_worker",
+        celery_worker_app_name="demo",
+        celery_worker_broker_url=URL,
+        celery_worker_pools=POOLS if pools is None else pools,
+        **variables,
+    )
+
+
+def node_files(**variables: Any) -> dict[str, str]:
+    """Return the content of each file that shapes one node, by path."""
+    files = role(**variables).evaluate("lookup('ansible.builtin.template', 'nodes.yml.j2') | from_yaml")
+    return {file["path"]: file["content"] for file in files}
+
+
+def environment(text: str) -> dict[str, str]:
+    """Return the variables of an environment file; values like these the shell reads alike."""
+    lines = [line for line in text.splitlines() if line and not line.startswith("#")]
+    return {name: shlex.split(value)[0] for name, _, value in (line.partition("=") for line in lines)}
+
+
+def problems(pools: dict[str, Any], cpus: int = 4, memory_mb: int = 4096, host: str = "host1") -> str:
+    """Return what the role says about pools, in one text."""
+    spec = role().read("meta/argument_specs.yml")["argument_specs"]["pool"]["options"]
+    return "\n".join(filters.problems(pools, spec, host, cpus, memory_mb))
+
+
+def one(**options: Any) -> dict[str, Any]:
+    """Return pools that consist of one."""
+    return {"p": {"queues": ["q"], **options}}
+
+
+def test_every_node_has_its_files() -> None:
+    """Two files a node, named after it."""
+    names = ["default-1", "default-2", "elastic-1", "io-1", "one-1"]
+    assert list(node_files()) == [
+        path
+        for name in names
+        for path in (
+            f"/etc/celery/nodes/{name}.env",
+            f"/etc/systemd/system/celery-worker@{name}.service.d/limits.conf",
+        )
+    ]
+
+
+def test_the_options_of_a_pool_reach_its_nodes() -> None:
+    """Each as an option of `celery worker`, a limit of the unit or a variable; none is lost."""
+    files = node_files(celery_worker_log_level="WARNING", celery_worker_task_events=True)
+    variables = environment(files["/etc/celery/nodes/default-2.env"])
+    assert variables["FLEET_NODE"] == "default-2@host1"
+    assert variables["FLEET_TASK_TIME_LIMIT"] == "600"
+    assert variables["FLEET_TASK_SOFT_TIME_LIMIT"] == "500"
+    assert variables["OMP_NUM_THREADS"] == "1"
+    assert variables["GREETING"] == 'say "hello"'
+    assert variables["FLEET_NODE_ARGUMENTS"].split() == [
+        "--queues=default,email", "--pool=prefork", "--loglevel=WARNING",
+        "--concurrency=2", "--prefetch-multiplier=2",
+        "--max-tasks-per-child=1000", "--max-memory-per-child=200000",
+        "--task-events", "--without-gossip", "--without-mingle", "--heartbeat-interval=10",
+        "--disable-prefetch", "-Ofair",
+    ]  # fmt: skip
+    limits = files["/etc/systemd/system/celery-worker@default-2.service.d/limits.conf"]
+    settings = [line for line in limits.splitlines() if line and not line.startswith("#")]
+    assert settings == [
+        "[Service]", "TimeoutStopSec=630", "MemoryMax=1G", "CPUQuota=150%", "TasksMax=64", "AllowedCPUs=0-1,3",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "not_given"),
+    [
+        ("elastic-1", ["--autoscale=3,1", "FLEET_TASK_SOFT_TIME_LIMIT=3420"], ["--concurrency"]),
+        ("io-1", ["--pool=threads", "--concurrency=16"], ["FLEET_TASK_SOFT", "--task-events"]),
+        ("one-1", ["--pool=solo", "FLEET_TASK_TIME_LIMIT=3600"], ["FLEET_TASK_SOFT", "--concurrency"]),
+    ],
+)
+def test_a_pool_gets_what_its_type_can_do(name: str, given: list[str], not_given: list[str]) -> None:
+    """And no option that Celery would ignore."""
+    text = node_files()[f"/etc/celery/nodes/{name}.env"].replace('"', "")
+    assert all(word in text.split() for word in given)
+    assert not any(word in text for word in not_given)
+
+
+def test_celery_knows_every_option() -> None:
+    """An option that this version of Celery does not have would stop every node."""
+    parser = celery_worker_command.make_parser(celery_worker_command.context_class(celery_worker_command))
+    for path, text in node_files(celery_worker_task_events=True).items():
+        if path.endswith(".env"):
+            parser.parse_args(environment(text)["FLEET_NODE_ARGUMENTS"].split())
+
+
+def test_the_specification_knows_every_option_and_default() -> None:
+    """meta/argument_specs.yml describes what the filters do."""
+    options = role().read("meta/argument_specs.yml")["argument_specs"]["pool"]["options"]
+    used = {option for pool in POOLS.values() for option in pool}
+    assert set(options) == used
+    described = {name: option["default"] for name, option in options.items() if "default" in option}
+    nodes = fleet_nodes(filters.complete({"p": {"queues": ["q"]}}), "h")
+    assert described == {
+        k: v for k, v in nodes[0]["options"].items() if k not in {"queues", "soft_time_limit"}
+    }
+
+
+def test_pools_that_can_run_are_taken() -> None:
+    """Those of the test itself, of an empty host, and of a pool without nodes."""
+    assert problems(POOLS) == ""
+    assert problems({}) == ""
+    assert problems(one(nodes=0, memory_max="64G")) == ""
+
+
+@pytest.mark.parametrize(
+    ("pools", "message"),
+    [
+        ({"p": ["q"]}, "Pool 'p': it must be a dictionary of options"),
+        (one(concurency=2), "concurency. Supported parameters include: allowed_cpus"),
+        ({"p": {"nodes": 1}}, "missing required arguments: queues"),
+        (one(pool="eventlet"), "value of pool must be one of: prefork, threads, gevent, solo, got: eventlet"),
+        (one(nodes="two"), "argument 'nodes' is of type str"),
+        (one(concurrency="4"), "concurrency is the text '4', and must be a number"),
+        (one(autoscale={"min": 1}), "missing required arguments: max found in autoscale"),
+        ({"Big": {"queues": ["q"]}}, "Pool 'Big': the name must be lower case"),
+        ({"two-words": {"queues": ["q"]}}, "the name must be lower case"),
+        (one(queues=[]), "queues is empty"),
+        (one(queues=["a,b"]), "the queue 'a,b' must be"),
+        (one(queues=["a*"]), "the queue 'a*' must be"),
+        (one(queues=["a", "a"]), "a queue is named twice"),
+        (one(pool="threads"), "pool: threads needs concurrency"),
+        (one(pool="gevent"), "pool: gevent needs concurrency"),
+        (one(pool="solo", concurrency=2), "concurrency must be 1 or not set"),
+        (one(concurrency=0), "concurrency is 0"),
+        (one(concurrency=2, autoscale={"min": 1, "max": 2}), "set concurrency or autoscale, not both"),
+        (one(autoscale={"min": 3, "max": 2}), "autoscale needs 1 <= min <= max"),
+        (one(pool="threads", autoscale={"min": 1, "max": 2}), "only with gevent and prefork"),
+        (
+            one(pool="threads", concurrency=2, soft_time_limit=9),
+            "soft_time_limit has no effect with pool: threads",
+        ),
+        (one(pool="solo", max_tasks_per_child=9), "max_tasks_per_child has no effect with pool: solo"),
+        (one(pool="gevent", concurrency=2, max_memory_per_child=9), "only with prefork"),
+        (one(time_limit=60, soft_time_limit=60), "soft_time_limit must be less than time_limit, which is 60"),
+        (one(time_limit=0), "time_limit is 0"),
+        (one(memory_max="1GB"), "memory_max is '1GB', and must be"),
+        (one(cpu_quota="1.5"), "cpu_quota is '1.5', and must be"),
+        (one(allowed_cpus="all"), "allowed_cpus is 'all', and must be"),
+        (one(allowed_cpus="2-4"), "the host has the CPUs 0 to 3 only"),
+        (one(environment={"FLEET_APP": "x"}), "environment may not set FLEET_APP"),
+        (one(environment={"CELERY_BROKER_URL": "x"}), "environment may not set CELERY_BROKER_URL"),
+        (one(environment={"A": "x\ny"}), "the value of A in environment must be one line"),
+        (one(environment={"A": ["x"]}), "the value of A in environment must be one line"),
+        (one(extra_arguments=["--pidfile=/tmp/x"]), "may not contain '--pidfile=/tmp/x'"),
+        (one(extra_arguments=["-c8"]), "may not contain '-c8'"),
+        (one(extra_arguments=["--optimization fair"]), "must be one word"),
+        (
+            one(concurrency=4, max_memory_per_child=300000, memory_max="1G"),
+            "4 children that may each grow to 300000",
+        ),
+        (one(autoscale={"min": 1, "max": 4}, max_memory_per_child=300000, memory_max="1G"), "4 children"),
+        (one(nodes=-1), "nodes is -1, and must be 0 or more"),
+        (one(nodes=3, memory_max="2G"), "All memory_max together are 6144 MiB; the host has 4096 MiB"),
+        (one(nodes=4, concurrency=64), "The nodes would run 256 child processes"),
+    ],
+)
+def test_pools_that_cannot_run_are_refused(pools: dict[str, Any], message: str) -> None:
+    """With a sentence that says what is wrong."""
+    assert message in problems(pools)
+
+
+def test_a_host_name_that_is_none_is_refused() -> None:
+    """It is part of each node's name, and Celery expands % in it."""
+    assert "celery_worker_host_name is 'host %h'" in problems(one(), host="host %h")
+
+
+def test_a_long_option_that_only_looks_like_one_of_the_roles_is_taken() -> None:
+    """`--pool-start-method` is not `--pool`."""
+    assert problems(one(extra_arguments=["--pool-start-method=spawn"])) == ""
+
+
+@pytest.fixture
+def units(tmp_path: Path) -> Path:
+    """Write the role's units as on a host, but with programs that exist here."""
+    rendered = role()
+    unit = rendered.template("celery-worker@.service.j2")
+    (tmp_path / "celery-worker@.service").write_text(
+        unit.replace("/opt/celery/demo/current/bin/celery", "/bin/true").replace("=celery\n", "=root\n")
+    )
+    (tmp_path / "celery.target").write_text(rendered.template("celery.target.j2"))
+    drop_in = tmp_path / "celery-worker@default-1.service.d"
+    drop_in.mkdir()
+    limits = node_files()["/etc/systemd/system/celery-worker@default-1.service.d/limits.conf"]
+    (drop_in / "limits.conf").write_text(limits)
+    return tmp_path
+
+
+def test_systemd_takes_the_units(units: Path) -> None:
+    """`systemd-analyze verify` finds no unknown or misplaced setting."""
+    names = [str(units / "celery-worker@default-1.service"), str(units / "celery.target")]
+    done = subprocess.run(
+        ["systemd-analyze", "verify", "--man=no", "--recursive-errors=no", *names],
+        capture_output=True, text=True, check=False, env={"SYSTEMD_UNIT_PATH": f"{units}:"},
+    )  # fmt: skip
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_the_sandbox_keeps_its_budget(units: Path) -> None:
+    """`systemd-analyze security` rates the exposure; 10 is none of these settings."""
+    done = subprocess.run(
+        ["systemd-analyze", "security", "--offline=true", "--threshold=20", "--no-pager",
+         str(units / "celery-worker@.service")],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout
+
+
+def test_the_unit_compares_what_it_reads() -> None:
+    """Each environment file, and what the role can change, is in the stamp."""
+    unit = role().template("celery-worker@.service.j2")
+    stamp = next(line for line in unit.splitlines() if line.startswith("ExecStartPre="))
+    read = [line.partition("=")[2] for line in unit.splitlines() if line.startswith("EnvironmentFile=")]
+    assert len(read) == 3
+    for path in (*read, "/etc/systemd/system/celery-worker@.service", "/opt/celery/demo/current/release.json",
+                 "/etc/systemd/system/celery-worker@%i.service.d/limits.conf"):  # fmt: skip
+        assert f" {path} " in stamp
+    assert stamp.endswith(" >/run/celery/%i.started'")
+    assert role().evaluate("__celery_worker_units")[0]["stamp"] == "/run/celery/default-1.started"
+
+
+def test_no_secret_is_in_a_file_that_others_may_read() -> None:
+    """The broker's URL is in worker.env and nowhere else."""
+    rendered = role()
+    units = [rendered.template(name) for name in ("celery-worker@.service.j2", "celery.target.j2")]
+    assert not any("p%25w" in text or "rediss:" in text for text in [*units, *node_files().values()])
