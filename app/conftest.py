@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from app.support.broker import Broker
+from app.tests.broker import Broker
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,4 +25,5 @@ def broker(redis_server: Broker) -> Iterator[Broker]:
     """Yield the Redis, and hold a test to it that the access rules had nothing to refuse."""
     redis_server.client("admin").acl_log_reset()
     yield redis_server
-    assert redis_server.denied() == []
+    if denied := redis_server.denied():
+        pytest.fail(f"Redis refused: {denied}")

@@ -60,6 +60,7 @@ def write(path: Path, content: str | dict[str, Any], mode: int = 0o644) -> None:
     """Write a file, a dict as JSON, in place: hosts have some of these mounted."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.touch(mode)
+    path.chmod(mode)  # whatever the umask is
     path.write_text(content if isinstance(content, str) else json.dumps(content, indent=2))
 
 
@@ -77,10 +78,15 @@ class Env:
         """An environment by name: what is asked for, else what it was made with, else the default."""
         file = STATE / name / "env.json"
         saved = json.loads(file.read_text()) if file.exists() else {}
-        suite = suite or saved.get("suite") or SUITES.get(name, "bookworm")
-        # Hosts keep the image that they were made from: with another, podman would make them anew.
-        image = saved.get("image", "") if saved.get("suite") == suite else ""
-        return cls(name, inventory or saved.get("inventory") or f"inventories/{name}", suite, image)
+        if suite and saved and suite != saved["suite"]:
+            sys.exit(f"ENV={name} has {saved['suite']}: run `make down ENV={name}` before you make another.")
+        return cls(
+            name,
+            inventory or saved.get("inventory") or f"inventories/{name}",
+            suite or saved.get("suite") or SUITES.get(name, "bookworm"),
+            # Hosts keep the image that they were made from: with another, podman would make them anew.
+            saved.get("image", ""),
+        )
 
     @property
     def dir(self) -> Path:
@@ -117,14 +123,22 @@ class Env:
 # --- what an environment is made of -----------------------------------------------------------------------
 
 
-def make_network(env: Env) -> IPv4Network:
-    """Make the environment's network, on addresses that podman finds free; return them."""
+def find_network(env: Env) -> IPv4Network | None:
+    """The addresses of the environment's network, if it has one; refuse one of another clone."""
     if not succeeds(PODMAN, "network", "exists", env.network):
-        run(PODMAN, "network", "create", "--disable-dns", f"--label={LABEL}={ROOT}", env.network)
+        return None
     network = json.loads(run(PODMAN, "network", "inspect", env.network))[0]
     if (owner := network["labels"][LABEL]) != str(ROOT):
         sys.exit(f"ENV={env.name} belongs to the clone in {owner}: run `make down ENV={env.name}` there.")
     return IPv4Network(network["subnets"][0]["subnet"])
+
+
+def make_network(env: Env) -> IPv4Network:
+    """Make the environment's network, on addresses that podman finds free; return them."""
+    if not (addresses := find_network(env)):
+        run(PODMAN, "network", "create", "--disable-dns", f"--label={LABEL}={ROOT}", env.network)
+        return make_network(env)
+    return addresses
 
 
 def assign_addresses(hosts: list[str], network: IPv4Network, taken: dict[str, str]) -> dict[str, str]:
@@ -205,9 +219,8 @@ def make_secrets(env: Env) -> None:
     if not password.exists():
         write(password, secrets.token_urlsafe(32) + "\n", 0o600)
     playbook = ROOT / "playbooks" / "secrets.yml"
-    if not playbook.exists():  # XXX
-        return
-    if env.vault.exists() and env.vault.stat().st_mtime > playbook.stat().st_mtime:
+    sources = (playbook, ROOT / "roles" / "preflight" / "meta" / "argument_specs.yml")
+    if env.vault.exists() and all(env.vault.stat().st_mtime > file.stat().st_mtime for file in sources):
         return
     say("Making the passwords that are missing")
     variables = json.dumps({"secrets_file": str(env.vault)})
@@ -242,8 +255,11 @@ def containers(env: str = "", *arguments: str) -> set[str]:
 
 def prepare(env: Env) -> None:
     """Make all that hosts need before they boot; what is there stays."""
+    if not (ROOT / env.inventory).is_dir():
+        sys.exit(f"ENV={env.name} needs the folder {env.inventory}, which is not there.")
     env.dir.mkdir(parents=True, exist_ok=True)
     env.dir.chmod(0o700)
+    CACHE.mkdir(exist_ok=True)
     as_root("mkdir", "-p", CACHE / "hosts")  # root's, since pip trusts no cache of another's
     image = env.image or run(LAB / "image", env.suite).strip()
     network = make_network(env)
@@ -262,7 +278,7 @@ def create(env: Env) -> None:
         return
     most = int(Path("/proc/sys/fs/inotify/max_user_instances").read_text()) // INOTIFY_INSTANCES
     if len(wanted | containers()) > most:
-        sys.exit(f"The sysctl fs.inotify.max_user_instances is enough for {most} hosts only: raise it.")
+        sys.exit(f"The sysctl fs.inotify.max_user_instances is enough for {most} hosts: raise it for more.")
     say(f"Booting {', '.join(sorted(wanted))}")
     play(env, LAB / "create.yml")
 
@@ -276,10 +292,14 @@ def up(env: Env) -> None:
     play(env, "playbooks/health.yml")
     did = f"{len(changed)} tasks changed something" if changed else "nothing changed"
     say(f"ENV={env.name} is up: {did}.")
+    introduce(env)
+
+
+def introduce(env: Env) -> None:
+    """Say where Flower is, and what to try next."""
+    import yaml  # .venv has it; the commands that take down run without
 
     select = "" if env.name == "single" else f" ENV={env.name}"
-    import yaml  # .venv has it; the other commands run without
-
     listing = json.loads(run(BIN / "ansible-inventory", *env.ansible_args, "--list"))
     defaults = yaml.safe_load((ROOT / "roles/flower/defaults/main.yml").read_text())
     flower = defaults | listing["_meta"]["hostvars"][listing["flower"]["hosts"][0]]
@@ -328,8 +348,8 @@ def destroy_hosts(env: Env) -> None:
 
 def destroy(env: Env) -> None:
     """Remove the hosts, their network and the environment's files."""
-    destroy_hosts(env)
-    if succeeds(PODMAN, "network", "exists", env.network):
+    if find_network(env):
+        destroy_hosts(env)
         run(PODMAN, "network", "rm", env.network)
     shutil.rmtree(env.dir, ignore_errors=True)
     if STATE.exists() and not any(STATE.iterdir()):

@@ -161,7 +161,7 @@ def main() -> None:
             case "lint":
                 lint()
             case "unit":
-                pytest(stage, "--doctest-modules", "tests/unit", "lab")
+                pytest(stage, "--doctest-modules", "tests/unit", "tests/lint", "lab")
             case "apps":
                 pytest(stage, "app")
             case scenario:

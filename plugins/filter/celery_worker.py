@@ -23,6 +23,8 @@ SOFT_TIME_LIMIT = 0.95
 FLAGS = {
     "concurrency": "--concurrency",
     "prefetch_multiplier": "--prefetch-multiplier",
+    "time_limit": "--time-limit",
+    "soft_time_limit": "--soft-time-limit",
     "max_tasks_per_child": "--max-tasks-per-child",
     "max_memory_per_child": "--max-memory-per-child",
 }
@@ -35,7 +37,8 @@ CAPABLE = {
     "max_memory_per_child": {"prefork"},
 }
 
-LEAST = {"nodes": 0, "time_limit": 1, "soft_time_limit": 1, "tasks_max": 1, **dict.fromkeys(FLAGS, 1)}
+# The least that the numbers among a pool's options may be.
+LEAST = {"nodes": 0, "tasks_max": 1, **dict.fromkeys(FLAGS, 1)}
 
 # Options that the unit gives itself.
 OWNED = re.compile(

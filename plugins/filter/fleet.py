@@ -108,6 +108,11 @@ def nodes(pools: Mapping[str, Mapping[str, Any]], host_name: str) -> list[dict[s
     return result
 
 
+def node_names(pools_by_host: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> list[str]:
+    """Return the Celery names of all nodes of a fleet, from the pools of each of its hosts."""
+    return [node["node"] for host, pools in pools_by_host.items() for node in nodes(pools, host)]
+
+
 def queues(pools_of_hosts: Iterable[Mapping[str, Mapping[str, Any]]]) -> list[str]:
     """Return every queue that some pool consumes, sorted, each once."""
     return sorted({queue for pools in pools_of_hosts for pool in pools.values() for queue in pool["queues"]})
@@ -132,4 +137,4 @@ class FilterModule:
 
     def filters(self) -> dict[str, Callable[..., Any]]:
         """Return the filters by name."""
-        return {f"fleet_{f.__name__}": f for f in (redis_url, env_file, nodes, queues, sandbox)}
+        return {f"fleet_{f.__name__}": f for f in (redis_url, env_file, nodes, node_names, queues, sandbox)}

@@ -94,7 +94,7 @@ class Uv:
     def _build(self, kind: str, project: Path, out: Path, name: str) -> None:
         """Build a project in its own temporary directory."""
         options = ("--no-create-gitignore", "--python", sys.executable, "--out-dir", out)
-        self("build", kind, *options, project, failure=f"{name} cannot be built")
+        self("build", kind, *options, project, failure=f"{name} cannot be built", cwd=project)
 
     def export(self, project: Path) -> list[Locked]:
         """Return what a project's uv.lock pins for its run time."""
@@ -116,16 +116,8 @@ class Uv:
         output.write_bytes(preferred.read_bytes())  # uv keeps the versions of the file that it writes over
         options = ("--universal", "--generate-hashes", "--no-header", "--no-annotate", "--quiet")
         pythons = ("--python", sys.executable, "--python-version", python)
-        files: list[str | Path] = ["--output-file", output, *inputs]
-        self(
-            "pip",
-            "compile",
-            *options,
-            *pythons,
-            *files,
-            failure="The app's dependencies do not fit together with the runtime's",
-            cwd=work,
-        )
+        command: list[str | Path] = ["pip", "compile", *options, *pythons, "--output-file", output, *inputs]
+        self(*command, failure="The app's dependencies do not fit together with the runtime's", cwd=work)
         lines: list[Locked] = parse_requirements(output.read_text(encoding="utf-8"), "the resolution")
         return lines
 
@@ -272,10 +264,13 @@ def _oldest_python(inputs: Iterable[Path]) -> str:
     accepted = SpecifierSet()
     for path in inputs:
         if path.name == "pyproject.toml":
-            project = tomllib.loads(path.read_text(encoding="utf-8")).get("project", {})
-            accepted &= SpecifierSet(project.get("requires-python", ""))
+            try:
+                project = tomllib.loads(path.read_text(encoding="utf-8")).get("project", {})
+                accepted &= SpecifierSet(project.get("requires-python", ""))
+            except ValueError as error:
+                raise ReleaseError(f"The app's pyproject.toml cannot be read: {error}") from error
     for version in PYTHONS:
-        if version in accepted or f"{version}.99" in accepted:
+        if version in accepted:
             return version
     raise ReleaseError(f"No Python satisfies both the app and the runtime: {accepted}")
 

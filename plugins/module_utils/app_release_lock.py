@@ -51,7 +51,7 @@ def find_lock(project: Path) -> Path | None:
     """
     for name in LOCK_NAMES:
         path = project / name
-        if path.is_file() and (name != "requirements.txt" or "--hash" in path.read_text(encoding="utf-8")):
+        if path.is_file() and (name != "requirements.txt" or b"--hash" in path.read_bytes()):
             return path
     return None
 
@@ -130,8 +130,10 @@ def merge(app: Iterable[Locked], runtime: Iterable[Locked]) -> list[Locked]:
     for line in runtime:
         ours.setdefault(line.name, []).append(line)
     for name, lines in ours.items():
-        present = theirs.setdefault(name, lines)
-        if present is not lines and len(present) == 1:  # several lines are a version for every platform
+        present = theirs.setdefault(name, [])
+        if not present:
+            present += lines
+        elif len(present) == 1:  # several lines are a version for every platform
             present[0] = replace(present[0], marker=_either([present[0], *lines]))
     return sorted(line for lines in theirs.values() for line in lines)
 

@@ -147,19 +147,12 @@ class ReleaseTree:
 
     def _install(self, uv: Path, env: Mapping[str, str], path: Path) -> None:
         """Install what the requirements name: from the host's cache if all is there, else from the index."""
-        command = (
-            "pip",
-            "install",
-            "--python",
-            path / "bin" / "python",
-            "--require-hashes",
-            "--compile-bytecode",
-        )
-        files = ("--requirements", path / "dist" / "requirements.txt")
+        options = ["--require-hashes", "--compile-bytecode", "--python", str(path / "bin" / "python")]
+        command = ["pip", "install", *options, "--requirements", "requirements.txt"]
         try:
-            self._uv(uv, env, *command, "--offline", *files, cwd=path / "dist")
+            self._uv(uv, env, *command, "--offline", cwd=path / "dist")
         except TreeError:
-            self._uv(uv, env, *command, *files, cwd=path / "dist")
+            self._uv(uv, env, *command, cwd=path / "dist")
 
     def _uv(self, uv: Path, env: Mapping[str, str], *arguments: str | Path, cwd: Path | None = None) -> None:
         """Run uv.

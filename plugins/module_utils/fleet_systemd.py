@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     # argv -> (exit code, standard output, standard error), as AnsibleModule.run_command
     Run = Callable[[list[str]], tuple[int, str, str]]
 
-PROPERTIES = ("LoadState", "ActiveState", "UnitFileState", "NeedDaemonReload")
+PROPERTIES = ("LoadState", "ActiveState", "UnitFileState", "NeedDaemonReload", "InvocationID")
 
 
 class SystemdError(Exception):

@@ -60,7 +60,7 @@ attributes:
     support: full
   diff_mode:
     support: none
-author: [The celery-fleet authors]
+author: celery-fleet
 """
 
 EXAMPLES = r"""
@@ -128,7 +128,7 @@ def main() -> None:
         changed = given["state"] == "built" and not archive.exists()
         if changed and not module.check_mode:
             builder.build(release)
-    except ReleaseError as error:
+    except (ReleaseError, OSError) as error:
         module.fail_json(msg=str(error))
     module.exit_json(changed=changed, id=release, archive=str(archive))
 

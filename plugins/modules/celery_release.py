@@ -76,7 +76,7 @@ attributes:
     details: A release that is not there yet cannot be checked, so V(checked) then says nothing.
   diff_mode:
     support: none
-author: [The celery-fleet authors]
+author: celery-fleet
 """
 
 EXAMPLES = r"""
@@ -231,7 +231,7 @@ def main() -> None:
             module.exit_json(changed=bool(removed), removed=removed)
         step = {"present": present, "checked": checked, "current": current}[module.params["state"]]
         module.exit_json(changed=step(module, tree))
-    except TreeError as error:
+    except (TreeError, OSError) as error:
         module.fail_json(msg=str(error))
 
 

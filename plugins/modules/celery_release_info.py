@@ -32,7 +32,7 @@ attributes:
     support: full
   diff_mode:
     support: none
-author: [The celery-fleet authors]
+author: celery-fleet
 """
 
 EXAMPLES = r"""

@@ -1,12 +1,12 @@
 #!/usr/bin/python
-"""Start, stop or restart several units in one call, and show the journal of one that fails."""
+"""Start, stop, restart or watch several units in one call, and show the journal of one that fails."""
 
 from __future__ import annotations
 
 DOCUMENTATION = r"""
 ---
 module: fleet_service
-short_description: Start, stop or restart several units in one call
+short_description: Start, stop, restart or watch several units in one call
 description:
   - Units are enabled and started together, stopped together, or restarted one after another. A loop over
     M(ansible.builtin.systemd_service) can do neither of the first two, and a warm stop of a Celery node takes
@@ -21,11 +21,13 @@ options:
       - C(started) enables the units and starts those that are not up.
       - C(stopped) disables the units and stops those that are up.
       - C(restarted) restarts each unit when the one before it is ready. It does not enable them.
+      - C(up) changes nothing. It waits until the units are ready.
     type: str
-    choices: [started, stopped, restarted]
+    choices: [started, stopped, restarted, up]
     required: true
   ready:
-    description: Command that ends with exit code 0 once the units work. It is run after a start or restart.
+    description: Command that ends with exit code 0 once the units work. They are ready if it does, and if all
+      of them were up from before it began until after its end, without a restart in between.
     type: list
     elements: str
     default: []
@@ -81,8 +83,8 @@ class Services:
 
     def apply(self) -> list[str]:
         """Bring the units to the state asked for, and return those that were acted upon."""
-        actions = {"started": self.start, "stopped": self.stop, "restarted": self.restart}
-        return actions[self.params["state"]]()
+        states = {"started": self.start, "stopped": self.stop, "restarted": self.restart, "up": self.watch}
+        return states[self.params["state"]]()
 
     def where(self, key: str, *values: str) -> list[str]:
         """Return the units with a property that has one of the values."""
@@ -93,7 +95,7 @@ class Services:
         enabled = self.where("UnitFileState", "enabled", "static")
         enable = [unit for unit in self.states if unit not in enabled]
         start = self.where("ActiveState", "inactive", "failed", "deactivating")
-        # in a crash loop, or in a start that hangs: with what it was started with then, not with what is there now
+        # in a crash loop, or in a start that hangs; a start would only join the one under way
         stuck = self.where("ActiveState", "activating")
         if not self.check:
             self.call_for("enable", enable)
@@ -120,6 +122,15 @@ class Services:
             self.bring_up("restart", [unit])
         return list(self.states)
 
+    def watch(self) -> list[str]:
+        """Wait until the units are ready, and change nothing."""
+        units = list(self.states)
+        try:
+            self.wait(units)
+        except SystemdError as error:
+            raise ServiceError(self.explain(units, str(error))) from None
+        return []
+
     def call_for(self, verb: str, units: list[str]) -> None:
         """Run one systemctl for several units, if there are any."""
         if units:
@@ -131,28 +142,37 @@ class Services:
             return
         try:
             call(self.run, verb, *units)
-            self.wait()
+            if self.params["ready"]:
+                self.wait(units)
         except SystemdError as error:
             raise ServiceError(self.explain(units, str(error))) from None
 
-    def wait(self) -> None:
-        """Run the ready command until it succeeds.
+    def wait(self, units: list[str]) -> None:
+        """Wait until the units are ready.
 
         Raises:
-            SystemdError: It never did.
+            SystemdError: They never were.
         """
-        command = self.params["ready"]
-        if not command:
-            return
-        retries = self.params["ready_retries"]
-        while True:
-            code, out, err = self.run(command)
-            if code == 0:
+        for last in (*[False] * self.params["ready_retries"], True):
+            problem = self.problem(units)
+            if not problem:
                 return
-            if retries == 0:
-                raise SystemdError(f"{' '.join(command)} ended with exit code {code}: {(err or out).strip()}")
-            retries -= 1
+            if last:
+                raise SystemdError(problem)
             time.sleep(self.params["ready_delay"])
+
+    def problem(self, units: list[str]) -> str:
+        """Return why the units are not ready; nothing if they are."""
+        command = self.params["ready"]
+        before = show(self.run, units)
+        code, out, err = self.run(command) if command else (0, "", "")
+        after = show(self.run, units)
+        for unit in units:
+            if after[unit]["ActiveState"] != "active":
+                return f"{unit} is {after[unit]['ActiveState']}"
+            if after[unit]["InvocationID"] != before[unit]["InvocationID"]:
+                return f"{unit} was started again meanwhile"
+        return f"{' '.join(command)} ended with exit code {code}: {(err or out).strip()}" if code else ""
 
     def explain(self, units: list[str], error: str) -> str:
         """Return a message with the journal of each unit that is not up, or of all if all are."""
@@ -172,7 +192,7 @@ def main() -> None:
     module = AnsibleModule(
         argument_spec={
             "units": {"type": "list", "elements": "str", "required": True},
-            "state": {"type": "str", "choices": ["started", "stopped", "restarted"], "required": True},
+            "state": {"type": "str", "choices": ["started", "stopped", "restarted", "up"], "required": True},
             "ready": {"type": "list", "elements": "str", "default": []},
             "ready_retries": {"type": "int", "default": 10},
             "ready_delay": {"type": "int", "default": 1},

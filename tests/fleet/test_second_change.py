@@ -12,6 +12,7 @@ import secrets
 import shutil
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -109,9 +110,10 @@ def flower_has_new_password(fleet: Fleet, _: Producer) -> bool:
     """The old password is refused, the new one opens."""
     old, new = fleet.inventory.secrets["flower"], NEW_PASSWORDS["flower"]
     fleet.flower.password = new
-    return [
-        fleet.flower.get_as(fleet.flower.user, password, "/workers").status for password in (old, new)
-    ] == [401, 200]
+    return [fleet.flower.statuses(["/workers"], "GET", (fleet.flower.user, p)) for p in (old, new)] == [
+        {"/workers": 401},
+        {"/workers": 200},
+    ]
 
 
 def flower_remembers_less(fleet: Fleet, _: Producer) -> bool:
@@ -183,7 +185,7 @@ def test_change(fleet: Fleet, changes: Changes, producer: Producer, step: str) -
     restarts = [change.restarts for change in STEPS[step] if change.restarts]
     assert fleet.restarted(before) == units(fleet, *restarts)
     for change in STEPS[step]:
-        eventually(lambda change=change: change.takes_effect(fleet, producer), timeout=10)
+        eventually(partial(change.takes_effect, fleet, producer), timeout=10)
     eventually(fleet.is_whole, timeout=30, pause=1)
 
 

@@ -17,6 +17,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from tests.unit.rendering import Role
 
@@ -33,10 +35,9 @@ class Authority:
         """Make its key and its certificate, in a directory."""
         self.directory = directory
         self.key = ec.generate_private_key(ec.SECP256R1())
-        self.name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "test")])
         usage = x509.BasicConstraints(ca=True, path_length=0)
         self.ca_file = directory / "ca.crt"
-        self.ca_file.write_bytes(self._sign(self.key.public_key(), usage))
+        self.ca_file.write_bytes(self._sign("authority", self.key.public_key(), usage))
 
     def issue(self) -> None:
         """Write host.crt and host.key, or write them anew."""
@@ -46,14 +47,14 @@ class Authority:
             serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
         )
         (self.directory / "host.key").write_bytes(pem)
-        (self.directory / "host.crt").write_bytes(self._sign(key.public_key(), names))
+        (self.directory / "host.crt").write_bytes(self._sign("host", key.public_key(), names))
 
-    def _sign(self, key: ec.EllipticCurvePublicKey, extension: x509.ExtensionType) -> bytes:
+    def _sign(self, name: str, key: ec.EllipticCurvePublicKey, extension: x509.ExtensionType) -> bytes:
         now = datetime.datetime.now(datetime.UTC)
         certificate = (
             x509.CertificateBuilder()
-            .subject_name(self.name)
-            .issuer_name(self.name)
+            .subject_name(common_name(name))
+            .issuer_name(common_name("authority"))
             .public_key(key)
             .serial_number(x509.random_serial_number())
             .not_valid_before(now - datetime.timedelta(minutes=1))
@@ -62,6 +63,11 @@ class Authority:
             .sign(self.key, hashes.SHA256())
         )
         return certificate.public_bytes(serialization.Encoding.PEM)
+
+
+def common_name(name: str) -> x509.Name:
+    """Return an X.509 name."""
+    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
 
 
 def free_port() -> int:
@@ -114,8 +120,8 @@ class Server:
 
     def start(self) -> None:
         """Start the server, and wait until it answers."""
-        command = ["redis-server", self.directory / "redis.conf", "--logfile", self.directory / "log"]
-        self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        with (self.directory / "log").open("ab") as log:
+            self.process = subprocess.Popen(["redis-server", self.directory / "redis.conf"], stdout=log)
         for _ in range(100):
             try:
                 self.client("admin").ping()
@@ -143,6 +149,7 @@ class Server:
             ssl_ca_certs=str(self.authority.ca_file),
             decode_responses=True,
             socket_timeout=10,
+            retry=Retry(NoBackoff(), 0),
             **options,
         )
 

@@ -344,6 +344,16 @@ def test_a_broken_project_is_refused(
     assert not list((tmp_path / "cache").glob("*.tar"))
 
 
+def test_an_unreadable_project_is_refused(make: functools.partial[Builder], app: Path) -> None:
+    """Without a lock, a project is read before it is built; the message is as plain."""
+    (app / "requirements.lock").unlink()
+    future = PROJECT.format(name="shop", dependencies="").replace("3.11", "4.0")
+    for text, reason in (("[project\n", "cannot be read"), (future, "No Python satisfies both")):
+        (app / "pyproject.toml").write_text(text)
+        with pytest.raises(ReleaseError, match=reason):
+            make(app).identify(save=True)
+
+
 def test_a_missing_uv_is_named(app: Path, runtime: Path, tmp_path: Path) -> None:
     """Without uv the message says where it was looked for."""
     uv = Uv()

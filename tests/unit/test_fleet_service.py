@@ -22,11 +22,15 @@ class Host:
         self.units = {name: list(state) for name, state in units.items()}
         self.ran: list[str] = []
         self.broken: set[str] = set()
+        self.invocations = 0
+        self.crashes_while_asked = 0
         self.pings_until_ready = 0
 
     def __call__(self, argv: list[str]) -> tuple[int, str, str]:
         """Do what the command says, and note it unless it only asks."""
         if argv == READY:
+            self.crashes_while_asked -= 1
+            self.invocations += self.crashes_while_asked >= 0
             self.pings_until_ready -= 1
             return (0, "pong", "") if self.pings_until_ready < 0 else (69, "", "no answer")
         if argv[0] == "journalctl":
@@ -43,7 +47,10 @@ class Host:
     def describe(self, unit: str) -> str:
         """Return what systemctl show prints."""
         active, file = self.units.get(unit, ["inactive", ""])
-        return f"LoadState=loaded\nActiveState={active}\nUnitFileState={file}\nNeedDaemonReload=no\n"
+        return (
+            f"LoadState=loaded\nActiveState={active}\nUnitFileState={file}\n"
+            f"NeedDaemonReload=no\nInvocationID={self.invocations}\n"
+        )
 
     def act(self, verb: str, unit: str) -> None:
         """Change the state of a unit."""
@@ -119,6 +126,29 @@ def test_a_failed_start_shows_the_journal_of_the_guilty_unit() -> None:
     assert "Job for b failed." in str(error.value)
     assert "journal of b, which is failed" in str(error.value)
     assert "ImportError in a" not in str(error.value)
+
+
+def test_watching_waits_and_changes_nothing() -> None:
+    """A command that fails, and a unit that restarts while it runs, are given time."""
+    host = Host(a=("active", "disabled"))
+    host.pings_until_ready, host.crashes_while_asked = 1, 2
+    assert apply(host, "up", "a", ready=READY) == []
+    assert host.ran == []
+
+
+def test_a_unit_in_a_crash_loop_is_not_up() -> None:
+    """Though it is active whenever one looks, and another unit makes the command succeed."""
+    host = Host(a=("active", "enabled"))
+    host.crashes_while_asked = 99
+    with pytest.raises(ServiceError, match="a was started again meanwhile"):
+        apply(host, "up", "a", ready=READY)
+
+
+@pytest.mark.parametrize("state", ["inactive", "failed", "activating"])
+def test_a_unit_that_is_down_is_not_up(state: str) -> None:
+    """Whatever the command says."""
+    with pytest.raises(ServiceError, match=f"a is {state}"):
+        apply(Host(a=(state, "enabled")), "up", "a", ready=READY)
 
 
 @pytest.mark.parametrize("state", ["started", "stopped", "restarted"])

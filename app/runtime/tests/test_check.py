@@ -14,7 +14,7 @@ from fleet_runtime.queues import routed
 from kombu import Exchange, Queue
 
 # Celery 6 will have no queue for a task of itself; apps of today have.
-pytestmark = pytest.mark.filterwarnings("ignore:.*'queue' task attribute")
+pytestmark = pytest.mark.filterwarnings("ignore::celery.exceptions.CDeprecationWarning")
 
 
 def shop(**settings: Any) -> Celery:

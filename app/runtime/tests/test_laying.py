@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from celery import Celery
-from celery.app.defaults import SETTING_KEYS
+from celery.app.defaults import _OLD_DEFAULTS, _TO_OLD_KEY, DEFAULTS, SETTING_KEYS
 from fleet_runtime import laying
 from fleet_runtime.errors import FleetError
 from fleet_runtime.settings import FleetSettings
@@ -28,6 +28,10 @@ REDBEAT = {
     f"redbeat_{name}"
     for name in ("key_prefix", "lock_key", "lock_timeout", "redis_options", "redis_url", "redis_use_ssl")
 }
+
+
+def work() -> None:
+    """Do nothing."""
 
 
 @pytest.fixture
@@ -154,23 +158,38 @@ def test_what_the_app_says_on_purpose_stays(lay: Callable[..., Any]) -> None:
     app.conf.update(own)
     conf = lay(app)
     assert {name: conf[name] for name in own} == {**own, "result_expires": 600}
-    assert conf.task_soft_time_limit is None, "it would be longer than the app's time limit"
 
 
 def test_an_app_that_says_nothing_gets_the_fleets_word(lay: Callable[..., Any]) -> None:
     """All of it, where a task's life depends on it."""
     conf = lay(Celery("shop", set_as_current=False))
-    assert (conf.task_time_limit, conf.task_soft_time_limit) == (3600, 3420)
+    assert conf.task_time_limit is None, "it would come before that of a pool"
     assert (conf.timezone, conf.enable_utc, conf.result_expires) == ("UTC", True, 86400)
     assert conf.task_publish_retry_policy["max_retries"] == 60
-    assert conf.result_backend_transport_options["retry_policy"]["timeout"] == 60
+    assert conf.result_backend_transport_options["retry_policy"]["max_retries"] == 60
+
+
+def test_a_task_that_the_app_uses_early_is_no_exception(
+    lay: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has copied the settings before they are laid; and one that says otherwise stays as it is."""
+    for name in laying.OF_EACH_TASK:
+        monkeypatch.setitem(DEFAULTS, name, DEFAULTS[name])
+        monkeypatch.setitem(_OLD_DEFAULTS, _TO_OLD_KEY[name], DEFAULTS[name])
+    laying.lay_defaults()
+    app = Celery("shop", set_as_current=False)
+    early, own = app.task(work, name="early"), app.task(work, name="own", acks_late=False)
+    assert (early.s().task, own.s().task) == ("early", "own")
+    lay(app)
+    assert (early.acks_late, early.retry_on_worker_lost, early.reject_on_worker_lost) == (True, True, True)
+    assert own.acks_late is False
 
 
 def test_a_web_application_is_not_made_to_wait(lay: Callable[..., Any]) -> None:
     """Its users would."""
     conf = lay(Celery("shop", set_as_current=False), "web")
     assert conf.task_publish_retry_policy["max_retries"] == 3
-    assert "retry_policy" not in conf.result_backend_transport_options
+    assert conf.result_backend_transport_options["retry_policy"]["max_retries"] == 3
 
 
 def test_results_that_would_stay_for_ever_do_not(lay: Callable[..., Any]) -> None:

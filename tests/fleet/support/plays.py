@@ -55,8 +55,8 @@ class Plays:
         Args:
             arguments: Options of `ansible-playbook`.
             playbook: Which one.
-            variables: Variables that are otherwise than in the inventory. A file passes them, since they may be
-                secrets.
+            variables: Variables that are otherwise than in the inventory. They go by a file, since they may
+                be secrets.
         """
         recap, extra = self.scratch / "recap.json", self.scratch / "extra.json"
         recap.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Searches the host it runs on for texts that must not be seen. It is sent there, so it imports nothing of ours.
+"""Searches the host it runs on for texts that must not be seen. It is sent there, so it stands alone.
 
 Standard input: one line of JSON, {"patterns": {name: [text, ...]}, "mode": "everywhere" or "watch"}.
 Standard output: JSON, a list of [name, where it was found], each once.
@@ -29,8 +29,8 @@ def found_in(content: bytes, patterns: Patterns) -> Iterator[str]:
 
 
 def output_of(*command: str) -> bytes:
-    """Return what a command prints."""
-    return subprocess.run(command, capture_output=True, check=True).stdout
+    """Return what a command prints. Some fail for single units, and tell of all others."""
+    return subprocess.run(command, capture_output=True, check=False).stdout
 
 
 def readable_files() -> Iterator[Path]:

@@ -8,7 +8,6 @@ import ssl
 from base64 import b64encode
 from contextlib import closing
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
@@ -42,29 +41,26 @@ class Web:
 
     def get(self, path: str) -> Answer:
         """Ask for a path with the password."""
-        return self.get_as(self.user, self.password, path)
-
-    def get_as(self, user: str, password: str, path: str) -> Answer:
-        """Ask for a path with a name and a password."""
-        credentials = b64encode(f"{user}:{password}".encode()).decode()
-        return self.ask(path, headers={"Authorization": f"Basic {credentials}"})
+        return self.ask(path, headers=authorization(self.user, self.password))
 
     def ask(
-        self,
-        path: str,
-        method: str = "GET",
-        headers: Mapping[str, str] = MappingProxyType({}),
-        trust: ssl.SSLContext | None = None,
+        self, path: str, headers: Mapping[str, str] | None = None, trust: ssl.SSLContext | None = None
     ) -> Answer:
-        """Ask for a path with no password."""
+        """Ask for a path with no password but what is in the headers."""
         with closing(self._connection(trust)) as connection:
-            return answer(connection, path, method, headers)
+            return answer(connection, "GET", path, headers)
+
+    def statuses(self, paths: list[str], method: str, login: tuple[str, str] | None) -> dict[str, int]:
+        """Return what the site answers to each path, asked with some user and password or with none."""
+        headers = authorization(*login) if login else None
+        with closing(self._connection()) as connection:
+            return {path: answer(connection, method, path, headers).status for path in paths}
 
     def ask_plainly(self, path: str) -> Answer:
         """Ask for a path without TLS."""
         plain = http.client.HTTPConnection("127.0.0.1", self.tunnel.open(), timeout=20)
         with closing(plain) as connection:
-            return answer(connection, path)
+            return answer(connection, "GET", path)
 
     def serial(self) -> str:
         """Return the serial number of the certificate that the site shows, in hexadecimal."""
@@ -78,13 +74,15 @@ class Web:
         return http.client.HTTPSConnection("127.0.0.1", self.tunnel.open(), timeout=20, context=context)
 
 
+def authorization(user: str, password: str) -> dict[str, str]:
+    """Return the header that carries a password."""
+    return {"Authorization": f"Basic {b64encode(f'{user}:{password}'.encode()).decode()}"}
+
+
 def answer(
-    connection: http.client.HTTPConnection,
-    path: str,
-    method: str = "GET",
-    headers: Mapping[str, str] = MappingProxyType({}),
+    connection: http.client.HTTPConnection, method: str, path: str, headers: Mapping[str, str] | None = None
 ) -> Answer:
-    """Ask for a path."""
-    connection.request(method, path, headers=headers)
+    """Ask for a path; the connection is opened anew if the site has closed it."""
+    connection.request(method, path, headers=headers or {})
     response = connection.getresponse()
     return Answer(response.status, response.headers, response.read())

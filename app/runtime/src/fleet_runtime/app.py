@@ -14,6 +14,7 @@ from fleet_runtime.settings import FleetSettings  # noqa: E402
 
 try:
     settings = FleetSettings.from_environment()
+    laying.lay_defaults()
     app = loading.load(settings.app)
     laying.lay(app, settings)
     probe.register(app, settings.release)

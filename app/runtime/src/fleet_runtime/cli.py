@@ -81,6 +81,23 @@ def check(ctx: click.Context, text: str) -> None:
     click.echo("The app is fit to run.")
 
 
+@fleet.command()
+@click.option("--json", "as_json", is_flag=True, help="Print {seconds, entry, due}.")
+@click.pass_context
+def beat(ctx: click.Context, as_json: bool) -> None:
+    """Say whether a Beat holds RedBeat's lock, and what is due next.
+
+    Fails if none does: then nothing is scheduled, neither by a standby.
+    """
+    from fleet_runtime import schedule
+
+    with sentences():
+        found = schedule.look(ctx.obj.app)
+    click.echo(json.dumps(asdict(found)) if as_json else str(found))
+    if found.seconds is None:
+        ctx.exit(1)
+
+
 def _table(answers: Mapping[str, Answer], timeout: float) -> list[str]:
     """Return the lines of a table for people."""
     rows = [("QUEUE", "SECONDS", "NODE")]

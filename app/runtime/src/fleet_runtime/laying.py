@@ -11,13 +11,13 @@ import os
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from celery.app.defaults import DEFAULTS
+from celery.app.defaults import _OLD_DEFAULTS, _TO_OLD_KEY, DEFAULTS
 from celery.utils.text import match_case
 from kombu.exceptions import SerializerNotInstalled
 from kombu.serialization import prepare_accept_content, registry
 
 from fleet_runtime.errors import FleetError
-from fleet_runtime.guard import NodesOnly
+from fleet_runtime.guard import Guard
 from fleet_runtime.loading import blaming
 from fleet_runtime.logs import FleetLogging
 
@@ -32,9 +32,31 @@ KEY_OPTIONS = frozenset(
     | {"unacked_key", "unacked_index_key", "unacked_mutex_key"}
 )
 
-# Components that wait long for a broker that is away, because what they send would be lost. Nobody waits for
-# them; a web application has users who do.
+# RedBeat's keys, as its ACL has them.
+REDBEAT_PREFIX = "redbeat:"
+REDBEAT_LOCK = "redbeat::lock"
+
+# Components that wait long for a broker that is away, because what they send would be lost. The others have
+# somebody who waits for them.
 PATIENT = frozenset({"worker", "beat"})
+
+# What each task takes from the settings when it is first used.
+OF_EACH_TASK = {
+    "task_acks_late": True,
+    "task_retry_on_worker_lost": True,
+    "task_reject_on_worker_lost": True,
+}
+
+
+def lay_defaults() -> None:
+    """Lay what tasks copy for themselves, before an app is imported.
+
+    An app may use a task while it is imported, as in `beat_schedule = {... add.s() ...}`. By the time that
+    `lay` is called, such a task has its copy, which does not tell what its author has said on purpose.
+    """
+    for name, value in OF_EACH_TASK.items():
+        DEFAULTS[name] = value
+        _OLD_DEFAULTS[_TO_OLD_KEY[name]] = value
 
 
 def lay(app: Celery, settings: FleetSettings) -> None:
@@ -50,8 +72,7 @@ def lay(app: Celery, settings: FleetSettings) -> None:
     _require_accepted(conf)
     _require_visible(conf)
     app.log_cls = FleetLogging
-    if settings.component != "worker":
-        app.steps["worker"].add(NodesOnly)
+    app.steps["worker"].add(Guard)
 
 
 def _pin_broker(settings: FleetSettings) -> None:
@@ -92,9 +113,7 @@ def _delivery(settings: FleetSettings) -> dict[str, Any]:
         "accept_content": list(settings.accept_content),
         "result_accept_content": None,
         "enable_utc": True,
-        "task_acks_late": True,
-        "task_retry_on_worker_lost": True,
-        "task_reject_on_worker_lost": True,
+        **OF_EACH_TASK,
         "worker_prefetch_multiplier": settings.prefetch_multiplier,
         "worker_disable_prefetch": False,
         "worker_enable_soft_shutdown_on_idle": True,
@@ -156,20 +175,19 @@ def _beat(settings: FleetSettings) -> dict[str, Any]:
             "socket_keepalive": True,
             "health_check_interval": settings.health_check_interval,
         },
-        "redbeat_key_prefix": "redbeat:",
-        "redbeat_lock_key": "redbeat::lock",
+        "redbeat_key_prefix": REDBEAT_PREFIX,
+        "redbeat_lock_key": REDBEAT_LOCK,
         "redbeat_lock_timeout": settings.beat_lock_timeout,
     }
 
 
 def _merged(conf: Any, settings: FleetSettings) -> dict[str, Any]:
     """Return settings in which the app's own part stays."""
-    patience = {"max_retries": None, "timeout": settings.patience}
     return {
         "result_expires": _lower(conf.result_expires, settings.result_expires),
         "broker_transport_options": {**_harmless(conf.broker_transport_options), **_transport(settings)},
         "result_backend_transport_options": {
-            **({"retry_policy": patience} if settings.component in PATIENT else {}),
+            "retry_policy": _retry_policy(settings),
             **_harmless(conf.result_backend_transport_options),
         },
     }
@@ -177,15 +195,18 @@ def _merged(conf: Any, settings: FleetSettings) -> dict[str, Any]:
 
 def _defaults(conf: Any, settings: FleetSettings) -> dict[str, Any]:
     """Return what is laid where the app has Celery's default."""
-    policy = {**DEFAULTS["task_publish_retry_policy"], "max_retries": settings.patience}
-    groups: list[dict[str, Any]] = [
-        {"timezone": "UTC"},
-        {"task_time_limit": settings.task_time_limit, "task_soft_time_limit": settings.soft_time_limit},
-        {"worker_soft_shutdown_timeout": settings.soft_shutdown_timeout},
-        {"task_publish_retry_policy": policy} if settings.component in PATIENT else {},
-    ]
-    silent = [group for group in groups if all(getattr(conf, name) == DEFAULTS[name] for name in group)]
-    return {name: value for group in silent for name, value in group.items()}
+    values = {
+        "timezone": "UTC",
+        "worker_soft_shutdown_timeout": settings.soft_shutdown_timeout,
+        "task_publish_retry_policy": _retry_policy(settings),
+    }
+    return {name: value for name, value in values.items() if getattr(conf, name) == DEFAULTS[name]}
+
+
+def _retry_policy(settings: FleetSettings) -> dict[str, Any]:
+    """Return how often to try to publish, or to store a result: soon at first, then every second."""
+    policy: dict[str, Any] = DEFAULTS["task_publish_retry_policy"]
+    return {**policy, "max_retries": settings.patience} if settings.component in PATIENT else policy
 
 
 def _lower(given: Any, most: float) -> float:

@@ -60,6 +60,8 @@ def ask(app: Celery, queues: Iterable[str], timeout: float) -> dict[str, Answer]
     Raises:
         FleetError: The broker is away, or refuses.
     """
+    with _blaming_the_broker("The broker cannot be reached"), app.connection_for_write() as connection:
+        connection.connect()
     answers = {queue: Answer() for queue in queues}
     waiting: dict[str, tuple[str, float]] = {}
     for queue in answers:

@@ -81,7 +81,8 @@ class FleetSettings(BaseSettings):
     )
     task_time_limit: Seconds = Field(
         default=3600,
-        description="Seconds after which a task is killed, where its pool, the app and it say nothing else.",
+        description="Seconds after which a task is killed, in a node that has no --time-limit. What the app "
+        "or the task says comes before either.",
     )
     task_soft_time_limit: Seconds | None = Field(
         default=None,

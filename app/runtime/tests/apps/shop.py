@@ -1,9 +1,13 @@
 """An app that knows nothing of the fleet: it names a broker of its own, which does not exist."""
 
+# Celery ships no types.
+# mypy: disable-error-code="untyped-decorator"
+
 import os
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 from celery import Celery
 
@@ -17,16 +21,19 @@ def add(x: int, y: int) -> int:
     return x + y
 
 
-@app.task
-def die_once(mark: str) -> str:
-    """Kill the process that runs this, the first time."""
+@app.task(bind=True, default_retry_delay=0)
+def die_once(self: Any, mark: str) -> int:
+    """Kill the process that runs this, the first time; then return how often this was retried."""
     if not Path(mark).exists():
         Path(mark).touch()
         os.kill(os.getpid(), signal.SIGKILL)
-    return "survived"
+    return int(self.request.retries)
 
 
-die_once.default_retry_delay = 0
+@app.task
+def sleep(seconds: float) -> None:
+    """Sleep."""
+    time.sleep(seconds)
 
 
 @app.task

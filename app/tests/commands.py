@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Self
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from app.support.broker import Broker
+    from app.tests.broker import Broker
 
 CELERY = Path(sys.executable).with_name("celery")
 ENTRY = ("-A", "fleet_runtime.app")
@@ -43,7 +43,7 @@ class Fleet:
     def worker(self, name: str, *words: str, **environment: str) -> Daemon:
         """Start a node; the caller waits until it is ready."""
         return Daemon(
-            ["worker", f"--hostname={name}@test", "--loglevel=INFO", *words],
+            ["worker", f"--hostname={name}@test", "--loglevel=INFO", "--logfile=/dev/null", *words],
             {**self.component("worker"), **environment},
             ready=f"{name}@test ready.",
         )
@@ -81,7 +81,7 @@ class Daemon:
         """Stop it as systemd does."""
         self.process.terminate()
         try:
-            self.process.communicate(timeout=PATIENCE)
+            self.lines += self.process.communicate(timeout=PATIENCE)[0].splitlines(keepends=True)
         except subprocess.TimeoutExpired:
             self.process.kill()
             raise

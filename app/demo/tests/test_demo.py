@@ -1,0 +1,68 @@
+"""The demo app: by itself, and on a broker as the fleet runs it."""
+
+from __future__ import annotations
+
+import hashlib
+from datetime import datetime
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+import pytest
+from demo import tasks
+from demo.app import app
+
+from app.tests.broker import QUEUES, Broker
+from app.tests.commands import Fleet
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def test_the_tasks_do_what_they_say() -> None:
+    """Without a broker."""
+    assert tasks.greet("you") == "Hello, you!"
+    assert tasks.send_letter("ann@example.com", "News", seconds=0) > len("News, ann@example.com.")
+    assert [tasks.count_primes(below) for below in (0, 2, 3, 100)] == [0, 0, 1, 25]
+    assert tasks.digest(2) == hashlib.sha256(bytes(2**20) + b"\1" * 2**20).hexdigest()
+
+
+def test_it_knows_nothing_of_the_fleet() -> None:
+    """Its broker is where a developer has one."""
+    assert app.conf.broker_url == "redis://localhost:6379/0"
+    assert not app.conf.broker_use_ssl
+
+
+@pytest.mark.parametrize(
+    ("task", "queue"),
+    [
+        ("greet", "default"),
+        ("send_letter", "email"),
+        ("count_primes", "heavy"),
+        ("digest", "io"),
+        ("tick", "default"),
+    ],
+)
+def test_there_is_a_task_for_each_queue(task: str, queue: str) -> None:
+    """As Celery routes them."""
+    assert app.amqp.router.route({}, f"demo.tasks.{task}")["queue"].name == queue
+
+
+def test_it_is_fit_for_the_fleet(redis_server: Broker) -> None:
+    """And would not be, without one of its queues."""
+    fleet = Fleet(redis_server, "demo.app:app")
+    assert fleet.run("ops", "fleet", "check", "--queues", ",".join(QUEUES)).returncode == 0
+    result = fleet.run("ops", "fleet", "check", "--queues", "default,email,heavy")
+    assert result.returncode == 1
+    assert result.stderr.startswith("No node consumes the queue io, which has tasks by ")
+
+
+def test_the_schedule_fires_once_a_tick(broker: Broker, tmp_path: Path) -> None:
+    """From Beat with its schedule in Redis, through a node; each tick is a line in the node's log."""
+    fleet = Fleet(broker, "demo.app:app", DEMO_TICK_SECONDS="1", FLEET_BEAT_MAX_INTERVAL="0.2")
+    with fleet.worker("one", "--queues=default", "--pool=solo") as node, fleet.beat() as beat:
+        lines = node.wait_for(": tick ", count=5)
+        assert not [line for line in beat.lines if "ERROR" in line]
+    ticks = [datetime.fromisoformat(line.split()[-1]) for line in lines]
+    gaps = [(later - earlier).total_seconds() for earlier, later in pairwise(ticks)]
+    assert all(0.5 < gap < 2 for gap in gaps[1:]), gaps
+    assert set(broker.client("admin").keys("redbeat:*")) >= {"redbeat::schedule", "redbeat:tick"}

@@ -1,0 +1,61 @@
+"""What RedBeat has in Redis: whether a Beat is at work, and what it will send next."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from kombu.exceptions import OperationalError
+from redis.exceptions import RedisError
+
+from fleet_runtime.errors import FleetError
+from fleet_runtime.laying import REDBEAT_LOCK, REDBEAT_PREFIX
+
+if TYPE_CHECKING:
+    from celery import Celery
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How things stand.
+
+    Attributes:
+        seconds: For how long the lock is held, if its holder dies now; None if nobody holds it.
+        entry: Name of the entry that is due next; None if the schedule is empty.
+        due: When, in UTC as ISO 8601.
+    """
+
+    seconds: float | None
+    entry: str | None
+    due: str | None
+
+    def __str__(self) -> str:
+        """Return two sentences for people."""
+        holder = "No Beat holds the lock." if self.seconds is None else (
+            f"A Beat holds the lock, for {self.seconds:.0f} s more if it dies now."
+        )  # fmt: skip
+        following = f"Next: {self.entry} at {self.due}." if self.entry else "The schedule is empty."
+        return f"{holder} {following}"
+
+
+def look(app: Celery) -> Schedule:
+    """Return how RedBeat's lock and schedule stand.
+
+    Raises:
+        FleetError: The broker is away, or refuses.
+    """
+    try:
+        with app.connection_for_read() as connection:
+            client = connection.default_channel.client
+            left = client.pttl(REDBEAT_LOCK)
+            first = client.zrange(f"{REDBEAT_PREFIX}:schedule", 0, 0, withscores=True)
+    except (OperationalError, RedisError, OSError) as error:
+        raise FleetError(f"The schedule cannot be read: {error}") from error
+    entry, due = None, None
+    if first:
+        key, score = first[0]
+        entry = (key.decode() if isinstance(key, bytes) else key).removeprefix(REDBEAT_PREFIX)
+        due = datetime.fromtimestamp(score, UTC).isoformat(timespec="seconds")
+    # PTTL: -2 is no such key, -1 one that never ends, which RedBeat does not make
+    return Schedule(left / 1000 if left >= 0 else None, entry, due)

@@ -1,0 +1,102 @@
+"""The way of what a node prints into the journal, and the levels that it has there."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from celery import Celery
+from fleet_runtime.logs import FleetLogging, LevelPrefix
+
+# Prints, tells of a child, and dies as a C library would make it die.
+PROGRAM = """
+import os, subprocess, sys
+{first}
+from pathlib import Path
+from fleet_runtime import journal
+print(journal.adopt_streams(Path(sys.argv[1])))
+subprocess.run(["sh", "-c", "echo child; echo wrong >&2"])
+print(journal.is_journal(2), os.get_blocking(2), file=sys.stderr)
+os.abort()
+"""
+
+
+@pytest.fixture
+def journal(tmp_path: Path) -> socket.socket:
+    """Return the listening socket of a journal."""
+    listening = socket.socket(socket.AF_UNIX)
+    listening.bind(str(tmp_path / "stdout"))
+    listening.listen()
+    listening.settimeout(20)
+    return listening
+
+
+def start(stream: Path, first: str = "", stdout: int = subprocess.DEVNULL, **variables: str) -> bytes:
+    """Run the program as a node that `celery multi` has detached; return what it leaves on a pipe."""
+    environment = {"FLEET_COMPONENT": "worker", "FLEET_NODE": "default-1@host1", **variables}
+    command = [sys.executable, "-c", PROGRAM.format(first=first), str(stream)]
+    return subprocess.run(
+        command, env=environment, stdout=stdout, stderr=subprocess.DEVNULL, check=False
+    ).stdout
+
+
+@pytest.mark.parametrize("first", ["", "import gevent.monkey; gevent.monkey.patch_all()"])
+def test_a_detached_node_writes_to_the_journal(journal: socket.socket, tmp_path: Path, first: str) -> None:
+    """With its children and to its last word; the stream begins as systemd-cat's does."""
+    start(tmp_path / "stdout", first)
+    connection, _ = journal.accept()
+    with connection, connection.makefile() as stream:
+        lines = stream.read().splitlines()
+    assert lines[:7] == ["default-1", "", "6", "1", "0", "0", "0"]
+    assert lines[7:] == ["True", "child", "wrong", "True True"]
+
+
+@pytest.mark.parametrize(
+    ("stdout", "variables"),
+    [(subprocess.PIPE, {}), (subprocess.DEVNULL, {"FLEET_COMPONENT": "ops"})],
+)
+def test_other_output_stays_where_it_goes(
+    journal: socket.socket, tmp_path: Path, stdout: int, variables: dict[str, str]
+) -> None:
+    """Of a node that somebody listens to, and of a command whose user wants to hear nothing."""
+    printed = start(tmp_path / "stdout", "", stdout, **variables)
+    journal.settimeout(0.1)
+    with pytest.raises(TimeoutError):
+        journal.accept()
+    assert printed in {None, b"child\n"}
+
+
+def test_without_a_journal_a_node_starts_as_well(tmp_path: Path) -> None:
+    """There may be none, or one that does not answer."""
+    start(tmp_path / "nowhere")
+    with socket.socket(socket.AF_UNIX) as deaf:
+        deaf.bind(str(tmp_path / "deaf"))  # it does not listen
+        start(tmp_path / "deaf")
+
+
+def test_each_line_has_its_level() -> None:
+    """A traceback, too, so that `journalctl -p err` shows all of it."""
+    formatter = LevelPrefix(logging.Formatter("%(levelname)s %(message)s"))
+    for level, prefix in {"DEBUG": 7, "INFO": 6, "WARNING": 4, "ERROR": 3, "CRITICAL": 2}.items():
+        record = logging.LogRecord("a", getattr(logging, level), "a.py", 1, "one\ntwo", (), None)
+        assert formatter.format(record) == f"<{prefix}>{level} one\n<{prefix}>two"
+
+
+@pytest.mark.parametrize("is_journal", [True, False])
+def test_levels_are_for_the_journal_only(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, is_journal: bool
+) -> None:
+    """Somebody who looks at a terminal or a file has no use for them."""
+    with (tmp_path / "stream").open("w") as stream:
+        status = os.fstat(stream.fileno())
+        monkeypatch.setenv("JOURNAL_STREAM", f"{status.st_dev}:{status.st_ino}" if is_journal else "1:1")
+        monkeypatch.setattr(sys, "__stderr__", stream)
+        logger = logging.Logger("a")
+        FleetLogging(Celery(set_as_current=False)).setup_handlers(logger, None, "%(message)s", False)
+        logger.error("out of stock")
+    assert (tmp_path / "stream").read_text() == ("<3>out of stock\n" if is_journal else "out of stock\n")

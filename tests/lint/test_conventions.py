@@ -1,0 +1,120 @@
+"""The project's own rules for its roles and playbooks: those that no linter knows."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+ROLES = sorted(path for path in ROOT.glob("roles/*/"))
+PLAYS = sorted([*ROOT.glob("*.yml"), *ROOT.glob("playbooks/*.yml"), *ROOT.glob("lab/*.yml")])
+TASK_FILES = sorted([*ROOT.glob("roles/*/tasks/**/*.yml"), *ROOT.glob("roles/*/handlers/*.yml")])
+ROLE_TEXTS = sorted(
+    path
+    for role in ROLES
+    for folder in ("defaults", "handlers", "tasks", "templates", "vars")
+    for path in (role / folder).rglob("*")
+    if path.is_file()
+)
+MOST_LINES = 150
+READS_ONLY = re.compile(r"(_info|_health|\.(assert|command|debug|set_fact|uri))$")
+SECRET = re.compile(r"passw|passphrase|secret|broker_url", re.IGNORECASE)
+
+
+def tasks_of(node: Any) -> Iterator[dict[str, Any]]:
+    """The tasks below a play, a block or a list of these."""
+    if isinstance(node, list):
+        for item in node:
+            yield from tasks_of(item)
+    elif isinstance(node, dict):
+        sections = ("pre_tasks", "tasks", "post_tasks", "handlers", "block", "rescue", "always")
+        if not any(section in node for section in sections):
+            yield node
+        for section in sections:
+            yield from tasks_of(node.get(section, []))
+
+
+TASKS = [
+    (path.relative_to(ROOT), task)
+    for path in (*PLAYS, *TASK_FILES)
+    for task in tasks_of(yaml.safe_load(path.read_text()))
+]
+
+
+def named(path: Path, task: dict[str, Any]) -> str:
+    """A task, for a message."""
+    return f"{path}: {task.get('name', task)}"
+
+
+def test_tasks_are_found() -> None:
+    """The rules below would pass if there were nothing to look at."""
+    assert {path.parts[1] for path, _ in TASKS if path.parts[0] == "roles"} == {role.name for role in ROLES}
+
+
+def test_failures_are_not_hidden() -> None:
+    """A task that cannot fail says nothing when it is green."""
+    hidden = [
+        named(*item) for item in TASKS if item[1].get("failed_when") is False or "ignore_errors" in item[1]
+    ]
+    assert not hidden
+
+
+def test_notifications_are_sent() -> None:
+    """A task that never changes anything never notifies."""
+    assert not [
+        named(*item) for item in TASKS if "notify" in item[1] and item[1].get("changed_when") is False
+    ]
+
+
+def test_secrets_are_in_neither_log_nor_diff() -> None:
+    """`no_log` hides a result, but not its diff; and each `no_log` can be lifted to look for a fault."""
+    guarded = [item for item in TASKS if "no_log" in item[1]]
+    assert not [
+        named(path, task)
+        for path, task in guarded
+        if task.get("diff") is not False and not any(READS_ONLY.search(key) for key in task)
+    ]
+    assert not [
+        named(path, task) for path, task in guarded if not re.search(r"\w+_no_log", str(task["no_log"]))
+    ]
+
+
+def test_secrets_are_not_in_the_environment_of_a_task() -> None:
+    """With pipelining, a task's environment is on the command line of a shell, for every user to see."""
+    assert not [named(*item) for item in TASKS if SECRET.search(str(item[1].get("environment", "")))]
+
+
+@pytest.mark.parametrize("role", ROLES, ids=lambda role: role.name)
+def test_role_is_whole(role: Path) -> None:
+    """A reader finds the same files in each role."""
+    expected = (
+        "README.md",
+        "defaults/main.yml",
+        "meta/argument_specs.yml",
+        "tasks/main.yml",
+    )
+    assert [file for file in expected if not (role / file).is_file()] == []
+
+
+def test_roles_know_no_inventory() -> None:
+    """A role gets what it needs from its playbook; of other hosts it knows what it found there itself."""
+    inventory = re.compile(r"\bhostvars\b|\bgroups\s*[\[.]|\bgroup_names\b")
+    exempt = ROOT / "roles" / "preflight"  # its job is to read the inventory
+    offending = [
+        f"{path.relative_to(ROOT)}:{number}"
+        for path in ROLE_TEXTS
+        if not path.is_relative_to(exempt)
+        for number, line in enumerate(path.read_text().splitlines(), 1)
+        if inventory.search(line) and "ansible_play_" not in line
+    ]
+    assert not offending
+
+
+def test_task_files_are_short() -> None:
+    """A phase that needs more is two."""
+    assert not [str(path) for path in TASK_FILES if len(path.read_text().splitlines()) > MOST_LINES]

@@ -1,0 +1,87 @@
+"""The role celery_beat: what it writes, and whether Celery and systemd take it."""
+
+from __future__ import annotations
+
+import subprocess
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from celery.bin.beat import beat as celery_beat_command
+
+from tests.unit.rendering import Role
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def unit(**variables: Any) -> str:
+    """Return the rendered unit."""
+    given = {"celery_beat_app_name": "demo", "celery_beat_broker_url": "rediss://beat:s3cret@broker:6379/0"}
+    return Role("celery_beat", **given, **variables).template("celery-beat.service.j2")
+
+
+@pytest.fixture(params=["redbeat", "persistent"])
+def unit_file(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """Write the unit as on a host, but with a program and a user that exist here."""
+    file = tmp_path / "celery-beat.service"
+    text = unit(celery_beat_scheduler=request.param)
+    file.write_text(
+        text.replace("/opt/celery/demo/current/bin/celery", "/bin/true").replace("=celery-beat\n", "=root\n")
+    )
+    return file
+
+
+def test_systemd_takes_the_unit(unit_file: Path) -> None:
+    """`systemd-analyze verify` finds no unknown or misplaced setting."""
+    done = subprocess.run(
+        ["systemd-analyze", "verify", "--man=no", "--recursive-errors=no", str(unit_file)],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_the_sandbox_keeps_its_budget(unit_file: Path) -> None:
+    """`systemd-analyze security` rates the exposure; 10 is none of these settings."""
+    done = subprocess.run(
+        ["systemd-analyze", "security", "--offline=true", "--threshold=20", "--no-pager", str(unit_file)],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("scheduler", ["redbeat", "persistent"])
+def test_celery_knows_every_option(scheduler: str) -> None:
+    """An option that this version of Celery does not have would stop Beat."""
+    start = next(
+        line for line in unit(celery_beat_scheduler=scheduler).splitlines() if line.startswith("ExecStart=")
+    )
+    words = start.split(" beat ")[1].split()
+    parser = celery_beat_command.make_parser(celery_beat_command.context_class(celery_beat_command))
+    options, rest, _ = parser.parse_args(words)
+    assert rest == []
+    assert options["pidfile"] == ""
+    assert options["scheduler"].endswith("Scheduler")
+
+
+def test_only_a_schedule_in_a_file_needs_a_directory() -> None:
+    """With RedBeat there is nothing on the host to lose."""
+    assert "StateDirectory=" not in unit()
+    persistent = unit(celery_beat_scheduler="persistent")
+    assert "StateDirectory=celery-beat\n" in persistent
+    assert "--schedule=/var/lib/celery-beat/schedule" in persistent
+
+
+def test_the_unit_compares_what_it_reads() -> None:
+    """Each environment file, and what the role can change, is in the stamp; root alone may write that."""
+    lines = unit().splitlines()
+    stamp = next(line for line in lines if line.startswith("ExecStartPre="))
+    read = [line.partition("=")[2] for line in lines if line.startswith("EnvironmentFile=")]
+    assert read == ["/etc/celery/app.env", "/etc/celery/beat.env"]
+    for path in (*read, "/etc/systemd/system/celery-beat.service", "/opt/celery/demo/current/release.json"):
+        assert f" {path} " in stamp
+    assert stamp.endswith(" >/run/celery-beat.started'")
+
+
+def test_no_secret_is_in_the_unit() -> None:
+    """The broker's URL is in beat.env and nowhere else."""
+    assert "s3cret" not in unit()
