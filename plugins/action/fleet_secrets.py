@@ -83,7 +83,9 @@ def read(path: Path, vault: VaultLib) -> str:
     try:
         return str(vault.decrypt(data).decode())
     except AnsibleError:
-        raise AnsibleActionFail(f"{path} cannot be decrypted with the vault password that was given.") from None
+        raise AnsibleActionFail(
+            f"{path} cannot be decrypted with the vault password that was given."
+        ) from None
 
 
 def secrets_of(path: Path, text: str) -> dict[str, Any]:

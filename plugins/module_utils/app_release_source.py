@@ -29,13 +29,14 @@ from packaging.utils import (
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-# Not part of an app: what tools leave in a source tree, and what version control keeps there.
+# Not part of an app: what version control keeps in a source tree, and what tools leave there.
 IGNORED_NAMES = frozenset(
     {".bzr", ".git", ".hg", ".svn", "__pycache__", "node_modules"}
     | {".ansible", ".eggs", ".hypothesis", ".mypy_cache", ".nox", ".pytest_cache", ".ruff_cache", ".tox"}
 )
 IGNORED_SUFFIXES = (".egg-info", ".pyc", ".pyo")
-BUILD_NAMES = frozenset({"build", "dist"})  # build output at the top, a package's name anywhere else
+# Nor these, at the top and unless they are packages: no node is to restart because a test changed.
+IGNORED_AT_TOP = frozenset({"build", "dist", "docs", "tests"})
 
 COMMIT = re.compile(r"[0-9a-f]{40}\Z")
 SCP_LIKE = re.compile(r"[\w.-]+@[\w.-]+:")  # git@host:path
@@ -270,8 +271,9 @@ def tree_files(root: Path, ignored: tuple[Path, ...] = ()) -> Iterator[tuple[Pat
                 yield path, name
             elif path.is_dir():
                 real = path.resolve()
-                output = not prefix and path.name in BUILD_NAMES and not (path / "__init__.py").exists()
-                if not (output or real in parents or real in ignored or (path / "pyvenv.cfg").exists()):
+                package = prefix or (path / "__init__.py").exists()
+                aside = path.name in IGNORED_AT_TOP and not package
+                if not (aside or real in parents or real in ignored or (path / "pyvenv.cfg").exists()):
                     yield from walk(path, f"{name}/", (*parents, real))
 
     yield from walk(root, "", (root.resolve(),))

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 try:
     import redis
+    from redis.backoff import NoBackoff
+    from redis.retry import Retry
 except ImportError:
     redis = None
 
@@ -74,6 +76,7 @@ def login(host: str, port: int, ca_file: str, timeout: int, *, user: str, passwo
         socket_timeout=timeout,
         socket_connect_timeout=timeout,
         decode_responses=True,
+        retry=Retry(NoBackoff(), 0),  # newer clients would try a wrong password ten times
     )
     try:
         client.ping()
@@ -81,9 +84,11 @@ def login(host: str, port: int, ca_file: str, timeout: int, *, user: str, passwo
         pass  # it is logged in, and loads its data
     except redis.exceptions.TimeoutError:
         raise TimeoutError from None
-    except (redis.exceptions.AuthenticationError, redis.exceptions.ResponseError) as error:
-        # the client of Debian 12 has no class of its own for this answer
+    except redis.exceptions.RedisError as error:
+        # the client of Debian 12 has a class of its own for neither; DENIED: it has users without a password
         if isinstance(error, redis.exceptions.AuthenticationError) or "WRONGPASS" in str(error):
             raise StrangeServerError(f"it does not take the password of user {user}") from None
+        if "DENIED" in str(error):
+            raise StrangeServerError("it lets users in without a password") from None
         raise
     return client

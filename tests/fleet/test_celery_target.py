@@ -10,7 +10,7 @@ from tests.fleet.support.hosts import eventually
 
 if TYPE_CHECKING:
     from tests.fleet.support.fleet import Fleet
-    from tests.fleet.support.producer import Producer
+    from tests.fleet.support.clients import Producer
 
 pytestmark = [pytest.mark.faults, pytest.mark.group("workers")]
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from tests.fleet.support.fleet import Fleet, Node
     from tests.fleet.support.hosts import Host
-    from tests.fleet.support.producer import Producer
+    from tests.fleet.support.clients import Producer
 
 pytestmark = pytest.mark.faults
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from tests.fleet.support.fleet import Fleet
     from tests.fleet.support.hosts import Host
     from tests.fleet.support.plays import Plays, Run
-    from tests.fleet.support.producer import Producer
+    from tests.fleet.support.clients import Producer
 
 pytestmark = pytest.mark.second_change
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 if TYPE_CHECKING:
     from tests.fleet.support.fleet import Fleet
-    from tests.fleet.support.producer import Producer
+    from tests.fleet.support.clients import Producer
 
 pytestmark = pytest.mark.group("workers")
 
@@ -37,7 +38,7 @@ def test_app_does_its_work(producer: Producer, queue_of_demo: str) -> None:
 
 def test_nodes_are_those_of_the_inventory(fleet: Fleet) -> None:
     """Each node answers, consumes the queues of its pool and no other, and no other node answers."""
-    shown = fleet.celery("inspect", "active_queues", "--json")
+    shown = fleet.operator.ask("active_queues")
     consumed = {node: {queue["name"] for queue in queues} for node, queues in shown.items()}
     assert consumed == {node.celery_name: set(node.queues) for node in fleet.nodes}
 
@@ -45,7 +46,7 @@ def test_nodes_are_those_of_the_inventory(fleet: Fleet) -> None:
 def test_nodes_have_their_concurrency(fleet: Fleet) -> None:
     """Each node runs as many tasks at once as its pool says, in the kind of pool that it says."""
     kinds = {"prefork": "prefork", "gevent": "gevent", "threads": "thread", "solo": "solo"}
-    shown = fleet.celery("inspect", "stats", "--json")
+    shown = fleet.operator.ask("stats", fleet.celery_names)
     for node in fleet.nodes:
         pool = shown[node.celery_name]["pool"]
         assert kinds[node.options["pool"]] in pool["implementation"], node.celery_name
@@ -55,7 +56,7 @@ def test_nodes_have_their_concurrency(fleet: Fleet) -> None:
 
 def test_operators_probe_every_queue(fleet: Fleet) -> None:
     """`fleet-celery fleet probe` finds a node for every queue by itself, from a host of the fleet."""
-    answers = fleet.celery("fleet", "probe", "--json")
+    answers = json.loads(fleet.group("workers")[0].sh("fleet-celery fleet probe --json"))
     assert set(answers) == set(fleet.queues)
     assert all(answer["node"] for answer in answers.values())
 

@@ -121,9 +121,16 @@ def test_digest_follows_what_shapes_the_app(project: Path) -> None:
 
 
 def test_digest_ignores_what_tools_leave(project: Path, tmp_path: Path) -> None:
-    """Version control, caches, virtual environments, build output and the release cache change nothing."""
+    """Version control, caches, environments, build output, tests and the release cache change nothing."""
     before = tree_digest(project)
-    litter = [".git/HEAD", "src/__pycache__/shop.pyc", "env/pyvenv.cfg", "env/lib/x.py", "dist/x.whl"]
+    litter = [
+        ".git/HEAD",
+        "src/__pycache__/shop.pyc",
+        "env/pyvenv.cfg",
+        "env/lib/x.py",
+        "dist/x.whl",
+        "tests/test_x.py",
+    ]
     for name in [*litter, "src/shop.egg-info/PKG-INFO", ".fleet/releases/x.tar"]:
         (project / name).parent.mkdir(parents=True, exist_ok=True)
         (project / name).write_text("x")
@@ -138,13 +145,16 @@ def test_digest_sees_packages_named_like_output_and_linked_code(project: Path, t
     (project / "src" / "build").mkdir()
     (project / "src" / "build" / "x.py").touch()
     seen.add(tree_digest(project))
+    (project / "docs").mkdir()
+    (project / "docs" / "__init__.py").touch()
+    seen.add(tree_digest(project))
     (tmp_path / "shared").mkdir()
     (tmp_path / "shared" / "x.py").write_text("1")
     (project / "src" / "shared").symlink_to(tmp_path / "shared")
     seen.add(tree_digest(project))
     (tmp_path / "shared" / "x.py").write_text("2")
     seen.add(tree_digest(project))
-    assert len(seen) == 4
+    assert len(seen) == 5
 
 
 def test_fetch_copies_and_leaves_the_source_alone(project: Path, tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from filter import fleet as filters
 
 from tests.fleet.support.broker import Broker
+from tests.fleet.support.clients import Operator
 from tests.fleet.support.hosts import Host, Tunnel
 from tests.fleet.support.web import Web
 
@@ -93,10 +93,6 @@ class Fleet:
         now = self.starts()
         return {unit for unit, start in before.items() if now.get(unit) not in ("", start)}
 
-    def answering(self) -> set[str]:
-        """Return the nodes that answer."""
-        return set(self.celery("inspect", "ping", "--json", "--timeout=3"))
-
     def is_whole(self) -> bool:
         """Whether all units run, Redis and all nodes answer, and Flower shows all nodes.
 
@@ -108,12 +104,11 @@ class Fleet:
             assert not down, f"{host.name}: {down}"
         if self.group("redis"):
             assert self.broker.answers()
-        nodes = {node.celery_name for node in self.nodes}
-        if nodes:
-            assert not nodes - self.answering()
+        if self.nodes:
+            assert self.operator.ask("ping", self.celery_names).keys() == self.celery_names
         if self.group("flower"):
             online = {name for name, up in self.flower.get("/api/workers?status=true").json.items() if up}
-            assert online == nodes
+            assert online == self.celery_names
         return True
 
     @cached_property
@@ -139,9 +134,15 @@ class Fleet:
         tunnel = self._tunnel(host, address, host.variables["flower_port"])
         return Web(tunnel, self.ca_file, host.variables["flower_username"], host.variables["flower_password"])
 
-    def celery(self, *words: str, timeout: float = 60) -> Any:
-        """Run the operators' command on a host of the fleet, and return what it printed as JSON."""
-        return json.loads(self.group("workers")[0].sh('fleet-celery "$@"', *words, timeout=timeout))
+    @cached_property
+    def operator(self) -> Operator:
+        """Somebody who asks the nodes."""
+        return Operator(self.broker)
+
+    @cached_property
+    def celery_names(self) -> set[str]:
+        """The names of all nodes."""
+        return {node.celery_name for node in self.nodes}
 
     def close(self) -> None:
         """Close what was opened."""

@@ -1,0 +1,94 @@
+"""Refuse an inventory that cannot work, with all findings in one message."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import ansible.module_utils
+import yaml
+from ansible.errors import AnsibleError
+from ansible.plugins.action import ActionBase
+from ansible.plugins.loader import filter_loader
+
+PROJECT = Path(__file__).resolve().parents[2]
+# In a plain project only modules find its module_utils by themselves.
+ansible.module_utils.__path__.append(str(PROJECT / "plugins" / "module_utils"))
+
+from ansible.module_utils import fleet_preflight as preflight  # noqa: E402
+
+DOCUMENTATION = r"""
+name: fleet_preflight
+short_description: Refuse an inventory that cannot work, with all findings in one message
+description:
+  - Reads the variables of all hosts on the controller, and connects to none.
+options:
+  roles:
+    description: For each role that has an argument specification, the groups that it runs on.
+    type: dict
+    required: true
+author: celery-fleet
+"""
+
+# What a host can have of CPUs and memory is asked on the host; here it is no bound.
+UNBOUNDED = 10**9
+
+
+class ActionModule(ActionBase):  # type: ignore[misc]  # ansible ships no types
+    """The action."""
+
+    _requires_connection = False
+
+    def run(self, tmp: Any = None, task_vars: Any = None) -> dict[str, Any]:
+        """Run the action."""
+        result: dict[str, Any] = super().run(tmp, task_vars)
+        _, arguments = self.validate_argument_spec({"roles": {"type": "dict", "required": True}})
+        specs = {role: argument_specs(role) for role in arguments["roles"]}
+        prefixes = tuple(sorted({f"{name.split('_')[0]}_" for spec in specs.values() for name in spec}))
+        hostvars = task_vars["hostvars"]
+        inventory = preflight.Inventory(
+            hosts={host: self.variables(task_vars, host, prefixes) for host in hostvars},
+            groups=task_vars["groups"],
+            specs=specs,
+            roles=arguments["roles"],
+            given={role: given(role) for role in arguments["roles"]},
+            pool_problems=pool_problems,
+        )
+        found = preflight.check(inventory)
+        if found:
+            result.update(failed=True, msg=preflight.report(found))  # an exception would be shown twice
+        return result
+
+    def variables(self, task_vars: Any, host: str, prefixes: tuple[str, ...]) -> dict[str, Any]:
+        """Return a host's variables with one of the prefixes, templated one by one."""
+        raw = task_vars["hostvars"].raw_get(host)
+        everything = {**raw, "hostvars": task_vars["hostvars"], "groups": task_vars["groups"]}
+        templar = self._templar.copy_with_new_env(available_variables=everything)
+        found: dict[str, Any] = {}
+        for name, value in raw.items():
+            if name.startswith(prefixes):
+                try:
+                    found[name] = templar.template(value)
+                except AnsibleError as error:
+                    found[name] = preflight.Broken(str(error).splitlines()[0])
+        return found
+
+
+def argument_specs(role: str, entry_point: str = "main") -> dict[str, Any]:
+    """Return the options of a role's entry point."""
+    path = PROJECT / "roles" / role / "meta" / "argument_specs.yml"
+    options: dict[str, Any] = yaml.safe_load(path.read_text())["argument_specs"][entry_point]["options"]
+    return options
+
+
+def given(role: str) -> list[str]:
+    """Return the names of the variables that the playbooks set for a role."""
+    path = PROJECT / "playbooks" / "vars" / f"{role}.yml"
+    return sorted(yaml.safe_load(path.read_text())) if path.exists() else []
+
+
+def pool_problems(pools: Any, host: str) -> list[str]:
+    """Return what the role celery_worker finds wrong with a host's pools, whatever the host's size."""
+    spec = argument_specs("celery_worker", "pool")
+    problems = filter_loader.get("celery_worker_problems").j2_function
+    return list(problems(pools, spec, host, UNBOUNDED, UNBOUNDED))

@@ -1,0 +1,73 @@
+"""The two who use the fleet from outside: an application that sends tasks, and an operator who asks the nodes.
+
+Both are plain Celery, configured as its documentation says, with a password of their own.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from celery import Celery, states
+
+from tests.fleet.support.hosts import eventually
+
+if TYPE_CHECKING:
+    from celery.result import AsyncResult
+
+    from tests.fleet.support.broker import Broker
+
+
+class Producer:
+    """Sends tasks as the user `web`, and reads their results."""
+
+    def __init__(self, broker: Broker) -> None:
+        """Configure Celery."""
+        self._broker = broker
+        url = broker.url("web")
+        self._app = Celery("application", broker=url, backend=url)
+
+    def send(self, task: str, *arguments: Any, queue: str) -> AsyncResult:
+        """Send a task to a queue."""
+        self._broker.open()
+        return self._app.send_task(task, arguments, queue=queue, retry=False)
+
+    def probe(self, queue: str) -> AsyncResult:
+        """Send the task that says which node ran it."""
+        return self.send("fleet.probe", queue=queue)
+
+    def result(self, sent: AsyncResult, timeout: float = 30) -> Any:
+        """Wait for a task, and return what it returned.
+
+        It asks again and again rather than to wait for news, which a broker that restarts would lose.
+        """
+        eventually(lambda: self._state(sent) in states.READY_STATES, timeout)
+        return sent.get(timeout=5)
+
+    def _state(self, sent: AsyncResult) -> str:
+        """Return a task's state."""
+        self._broker.open()
+        return str(sent.state)
+
+
+class Operator:
+    """Asks the nodes as the user `ops`."""
+
+    def __init__(self, broker: Broker) -> None:
+        """Configure Celery, so that it does not give out again what nodes have reserved."""
+        self._broker = broker
+        self._app = Celery("operator", broker=broker.url("ops"))
+        self._app.conf.broker_transport_options = {"ack_emulation": False}
+
+    def ask(self, question: str, nodes: set[str] | None = None, timeout: float = 3) -> dict[str, Any]:
+        """Return what nodes answer to one of the questions of `celery inspect`.
+
+        Args:
+            question: Its name, such as `active_queues`.
+            nodes: Whom to ask; it then returns when all have answered. Nobody in particular by default.
+            timeout: Seconds to wait for answers.
+        """
+        self._broker.open()
+        with self._app.connection_for_write() as connection:
+            asked = sorted(nodes) if nodes else None
+            inspect = self._app.control.inspect(destination=asked, timeout=timeout, connection=connection)
+            return getattr(inspect, question)() or {}
