@@ -166,8 +166,14 @@ def write_inventory(env: Env, network: IPv4Network, image: str) -> None:
         if group not in ("_meta", "all", "ungrouped")
     }
     write(env.overlay / "hosts.json", {"all": {"hosts": dict.fromkeys(addresses), "children": groups}})
-    common = {"lab_env": env.name, "lab_image": image, "lab_network": env.network}
-    common["fleet_local_dir"] = str(env.dir / "local")
+    common: dict[str, Any] = {
+        "lab_env": env.name,
+        "lab_image": image,
+        "lab_network": env.network,
+        "fleet_local_dir": str(env.dir / "local"),
+        # one cache for all hosts and runs: a mount, which no hard link leaves
+        "celery_app_index_environment": {"UV_CACHE_DIR": "/root/.cache/uv", "UV_LINK_MODE": "copy"},
+    }
     if index := (ROOT / ".venv" / "index").read_text().strip():
         common["celery_app_index_url"] = index
     write(env.overlay / "group_vars" / "all" / "lab.json", common)

@@ -61,7 +61,9 @@ def rows(options: dict[str, Any], defaults: dict[str, Any], prefix: str = "") ->
 
 def table(options: dict[str, Any], defaults: dict[str, Any]) -> str:
     """Return the table of an entry point's options."""
-    return "\n".join(["| name | type | default | what it is |", "|---|---|---|---|", *rows(options, defaults)])
+    return "\n".join(
+        ["| name | type | default | what it is |", "|---|---|---|---|", *rows(options, defaults)]
+    )
 
 
 def section(role: Path) -> str:

@@ -58,7 +58,8 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # ansible ships no types
             )
         text = read(path, VaultLib(secrets=context.secrets))
         present = secrets_of(path, text)
-        missing = [name for name in arguments["names"] if name not in present]
+        # str: Ansible's own kind of text is one that YAML cannot write
+        missing = [str(name) for name in arguments["names"] if name not in present]
         if missing and not self._task.check_mode:
             write(path, VaultLib(secrets=context.secrets).encrypt(extended(text, present, missing)))
         result.update(changed=bool(missing), made=missing)

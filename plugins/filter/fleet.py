@@ -16,10 +16,6 @@ if TYPE_CHECKING:
 ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 ENV_ESCAPED = re.compile(r'([\\"`$])')
 
-# What a pool has where the inventory does not say otherwise; the meaning of each is in
-# roles/celery_worker/meta/argument_specs.yml. `concurrency` follows from the host when it is absent.
-POOL_DEFAULTS: dict[str, Any] = {"nodes": 1, "pool": "prefork"}
-
 # The sandbox of every unit of the fleet, and why. Source: systemd.exec(5).
 SANDBOX: tuple[tuple[str, str], ...] = (
     ("NoNewPrivileges", "yes"),  # a setuid program gives nothing
@@ -89,7 +85,11 @@ def env_file(variables: Mapping[str, Any]) -> str:
 
 
 def _env_value(value: Any) -> str:
-    """Return a YAML scalar as the text that a program expects; true and false are lower case."""
+    """Return a YAML value as the text that a program expects: true and false in lower case, commas in a list."""
+    if isinstance(value, (list, tuple)):
+        return ",".join(_env_value(one) for one in value)
+    if value is None:
+        return ""
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
@@ -97,12 +97,11 @@ def nodes(pools: Mapping[str, Mapping[str, Any]], host_name: str) -> list[dict[s
     """Return the nodes of a host, sorted by pool and number.
 
     Each is a mapping with `name` (the instance of celery-worker@.service, `<pool>-<n>`), `pool`, `node`
-    (Celery's name, `<pool>-<n>@<host_name>`) and `options`: the pool's, over `POOL_DEFAULTS`.
+    (Celery's name, `<pool>-<n>@<host_name>`) and `options`, the pool's.
     """
     result = []
-    for pool, given in sorted(pools.items()):
-        options = {**POOL_DEFAULTS, **given}
-        for number in range(1, int(options["nodes"]) + 1):
+    for pool, options in sorted(pools.items()):
+        for number in range(1, int(options.get("nodes", 1)) + 1):
             name = f"{pool}-{number}"
             result.append({"name": name, "pool": pool, "node": f"{name}@{host_name}", "options": options})
     return result

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-# How a scratch server reads a redis.conf without being what it describes: it has no port, no data, no users.
+# How a scratch server reads a redis.conf without being what it describes: no port, no TLS, no data, no users.
 SCRATCH_ARGUMENTS = {
     "tls-port": "0",
+    "tls-replication": "no",
     "dir": "",
     "appendonly": "no",
     "aclfile": "",

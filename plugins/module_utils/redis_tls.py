@@ -58,6 +58,11 @@ def served_certificate(host: str, port: int, ca_file: str, timeout: int) -> byte
     return certificate or b""
 
 
+def new_client(**options: Any) -> Any:
+    """Return a client that tries once; newer versions would try a wrong password ten times."""
+    return redis.Redis(decode_responses=True, retry=Retry(NoBackoff(), 0), **options)
+
+
 def login(host: str, port: int, ca_file: str, timeout: int, *, user: str, password: str) -> Any:
     """Return a client that is connected and logged in.
 
@@ -65,7 +70,7 @@ def login(host: str, port: int, ca_file: str, timeout: int, *, user: str, passwo
         StrangeServerError: The server does not take the password.
         TimeoutError: It does not answer.
     """
-    client = redis.Redis(
+    client = new_client(
         host=host,
         port=port,
         username=user,
@@ -75,8 +80,6 @@ def login(host: str, port: int, ca_file: str, timeout: int, *, user: str, passwo
         ssl_check_hostname=True,
         socket_timeout=timeout,
         socket_connect_timeout=timeout,
-        decode_responses=True,
-        retry=Retry(NoBackoff(), 0),  # newer clients would try a wrong password ten times
     )
     try:
         client.ping()

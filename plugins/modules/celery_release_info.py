@@ -27,6 +27,11 @@ options:
   environment:
     description: What the file is to hold.
     type: str
+  packages:
+    description: Debian packages that are looked for.
+    type: list
+    elements: str
+    default: []
 attributes:
   check_mode:
     support: full
@@ -49,12 +54,28 @@ current: {description: The release that C(current) leads to., returned: always, 
 previous: {description: The release that a rollback would switch to., returned: always, type: str}
 releases: {description: "The releases that can be switched to, newest first.", returned: always, type: list}
 surplus: {description: What pruning would remove., returned: always, type: list}
+missing_packages: {description: Those of the packages that are not installed., returned: always, type: list}
 """
 
+import subprocess
 from pathlib import Path
 
 from ansible.module_utils.app_release_tree import ReleaseTree
 from ansible.module_utils.basic import AnsibleModule
+
+
+def missing(packages: list[str]) -> list[str]:
+    """Return those of the Debian packages that are not installed.
+
+    To ask dpkg takes a tenth of the time of the module apt, which loads the whole index first.
+    """
+    if not packages:
+        return []
+    argv = ["dpkg-query", "--show", "--showformat=${db:Status-Status} ${Package}\n", *packages]
+    result = subprocess.run(
+        argv, capture_output=True, text=True, check=False
+    )  # 1: it does not know one of them
+    return [name for name in packages if f"installed {name}" not in result.stdout.splitlines()]
 
 
 def main() -> None:
@@ -66,6 +87,7 @@ def main() -> None:
             "keep": {"type": "int", "default": 3},
             "environment_file": {"type": "path"},
             "environment": {"type": "str", "no_log": True},
+            "packages": {"type": "list", "elements": "str", "default": []},
         },
         required_together=[("environment_file", "environment")],
         supports_check_mode=True,
@@ -83,6 +105,7 @@ def main() -> None:
         previous=tree.linked("previous") or "",
         releases=releases,
         surplus=tree.surplus(given["keep"]),
+        missing_packages=missing(given["packages"]),
     )
 
 

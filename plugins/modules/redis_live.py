@@ -82,6 +82,7 @@ from ansible.module_utils.redis_tls import (
     StrangeServerError,
     connection_arguments,
     login,
+    new_client,
     redis,
     served_certificate,
 )
@@ -179,28 +180,23 @@ class Live:
 
 def scratch_config(text: str) -> dict[str, str]:
     """Return the configuration of a server that read a redis.conf, and has neither port nor data."""
-    with tempfile.TemporaryDirectory() as directory:
-        file = Path(directory) / "redis.conf"
+    with tempfile.TemporaryDirectory() as name:
+        directory = Path(name)
+        file, place, log = (directory / part for part in ("redis.conf", "socket", "log"))
         file.write_text(text)
-        place = f"{directory}/socket"
-        arguments = SCRATCH_ARGUMENTS | {"dir": directory, "unixsocket": place}
+        arguments = SCRATCH_ARGUMENTS | {"dir": name, "unixsocket": str(place)}
         options = [word for name, value in arguments.items() for word in (f"--{name}", *value.split(" "))]
-        with subprocess.Popen(["redis-server", file, *options], stdout=subprocess.DEVNULL) as server:
+        with log.open("w") as out, subprocess.Popen(["redis-server", file, *options], stdout=out) as server:
+            client = new_client(unix_socket_path=str(place))
             try:
-                return ask_config(place)
+                while server.poll() is None:
+                    with contextlib.suppress(redis.exceptions.ConnectionError):
+                        found: dict[str, str] = client.config_get("*")
+                        return found
+                    time.sleep(0.02)
             finally:
                 server.kill()
-
-
-def ask_config(unix_socket: str) -> dict[str, str]:
-    """Return the configuration of a server that is just starting."""
-    client = redis.Redis(unix_socket_path=unix_socket, decode_responses=True)
-    for _ in range(100):
-        with contextlib.suppress(redis.exceptions.ConnectionError):
-            found: dict[str, str] = client.config_get("*")
-            return found
-        time.sleep(0.05)
-    raise RefusedError("a scratch redis-server, which was to read redis.conf, did not start")
+        raise RefusedError(f"Redis does not start with redis.conf:\n{log.read_text()}")
 
 
 def certificate_of(path: str) -> bytes:

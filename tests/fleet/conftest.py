@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.fleet.support.clients import Producer
 from tests.fleet.support.fleet import Fleet
 from tests.fleet.support.inventory import Inventory
 from tests.fleet.support.plays import Plays
-from tests.fleet.support.clients import Producer
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator

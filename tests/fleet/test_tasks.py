@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from tests.fleet.support.fleet import Fleet
     from tests.fleet.support.clients import Producer
+    from tests.fleet.support.fleet import Fleet
 
 pytestmark = pytest.mark.group("workers")
 

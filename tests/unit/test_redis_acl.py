@@ -207,7 +207,7 @@ def test_nobody_else_may_administrate(admin: redis.Redis, user: str, _: str, com
 
 def test_nobody_gets_in_without_a_password(server: Server) -> None:
     anonymous = server.client("default", "")
-    with pytest.raises(redis.exceptions.RedisError, match="WRONGPASS|invalid username"):
+    with pytest.raises(redis.exceptions.RedisError, match=r"WRONGPASS|invalid username"):
         anonymous.ping()
     with pytest.raises(redis.exceptions.AuthenticationError):
         server.client("", "").ping()
@@ -252,5 +252,7 @@ def test_client_setinfo_is_named_only_where_redis_knows_it(server: Server) -> No
 
 
 def test_every_user_is_documented_and_has_a_password(server: Server) -> None:
-    spec = server.role().read("meta/argument_specs.yml")["argument_specs"]["main"]["options"]["redis_passwords"]
+    spec = server.role().read("meta/argument_specs.yml")["argument_specs"]["main"]["options"][
+        "redis_passwords"
+    ]
     assert set(server.role().evaluate("__redis_users")) == set(spec["options"]) == set(USERS)

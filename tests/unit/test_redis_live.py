@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import redis
+from ansible.module_utils.redis_tls import served_certificate
 from modules import redis_live
 
 from tests.unit import redis_server
@@ -58,7 +60,7 @@ def test_a_server_as_it_should_be_is_left_alone(server: Server) -> None:
 
 
 def test_directives_are_set_live(server: Server) -> None:
-    wanted = {
+    wanted: dict[str, Any] = {
         "redis_maxmemory": "300mb",
         "redis_extra_config": {"hz": 20, "save": ["3600 1", "60 100"], "lazyfree-lazy-expire": True},
     }
@@ -76,7 +78,9 @@ def test_directives_are_set_live(server: Server) -> None:
 
 
 def test_a_directive_that_is_no_longer_in_the_file_gets_its_default_back(server: Server) -> None:
-    limits = {"redis_extra_config": {"client-output-buffer-limit": "pubsub 64mb 16mb 60", "replica-priority": 7}}
+    limits: dict[str, Any] = {
+        "redis_extra_config": {"client-output-buffer-limit": "pubsub 64mb 16mb 60", "replica-priority": 7}
+    }
     assert apply(server, **limits)["changed"]
     assert not apply(server, **limits)["changed"]  # replica-priority has a second, older name
     assert apply(server)["changed"]
@@ -125,7 +129,7 @@ def connections(server: Server) -> set[str]:
 
 
 def test_a_password_is_changed_live(server: Server) -> None:
-    changed = {"redis_passwords": PASSWORDS | {"web": "another password, #2"}}
+    changed: dict[str, Any] = {"redis_passwords": PASSWORDS | {"web": "another password, #2"}}
     assert apply(server, **changed)["applied"] == ["user web"]
     assert server.client("web", "another password, #2").ping()
     with pytest.raises(redis.exceptions.AuthenticationError):
@@ -173,7 +177,7 @@ def test_a_renewed_certificate_is_served_without_a_restart(server: Server) -> No
 
 def served(server: Server) -> bytes:
     """Return the certificate that the server shows."""
-    return redis_live.served_certificate("127.0.0.1", server.port, str(server.authority.ca_file), 10)
+    return bytes(served_certificate("127.0.0.1", server.port, str(server.authority.ca_file), 10))
 
 
 def test_a_certificate_with_another_key_is_refused_and_the_old_one_served(server: Server) -> None:
@@ -218,8 +222,6 @@ def test_nothing_listens(server: Server) -> None:
 
 def test_a_hung_server_is_not_restarted(server: Server) -> None:
     assert server.process
-    import signal
-
     server.process.send_signal(signal.SIGSTOP)
     time.sleep(0.1)
     try:

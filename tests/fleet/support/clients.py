@@ -1,4 +1,4 @@
-"""The two who use the fleet from outside: an application that sends tasks, and an operator who asks the nodes.
+"""The two who use the fleet from outside: an application that sends tasks, an operator who asks the nodes.
 
 Both are plain Celery, configured as its documentation says, with a password of their own.
 """

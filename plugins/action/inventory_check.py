@@ -15,10 +15,10 @@ PROJECT = Path(__file__).resolve().parents[2]
 # In a plain project only modules find its module_utils by themselves.
 ansible.module_utils.__path__.append(str(PROJECT / "plugins" / "module_utils"))
 
-from ansible.module_utils import fleet_preflight as preflight  # noqa: E402
+from ansible.module_utils import inventory_check as preflight  # noqa: E402
 
 DOCUMENTATION = r"""
-name: fleet_preflight
+name: inventory_check
 short_description: Refuse an inventory that cannot work, with all findings in one message
 description:
   - Reads the variables of all hosts on the controller, and connects to none.

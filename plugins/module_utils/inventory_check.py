@@ -1,0 +1,367 @@
+"""What is wrong with an inventory, found on the controller before any host is asked.
+
+Pure: `check` takes variables and returns findings. The action plugin inventory_check gathers the variables.
+"""
+
+from __future__ import annotations
+
+import difflib
+import ipaddress
+import re
+from collections import defaultdict
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+SHORTEST_SECRET = 16  # characters; playbooks/secrets.yml makes 40
+PLACEHOLDER = re.compile(r"change.?me|^password|^secret|example|placeholder|^(.)\1*$", re.IGNORECASE)
+SECRET = re.compile(r"password|passphrase|secret|token|broker_url", re.IGNORECASE)
+WHOLE_FLEET = "the whole fleet"
+SHOWN_HOSTS = 3
+SHOWN_CHARACTERS = 80
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that cannot work.
+
+    Attributes:
+        variable: What to look at: the name of a variable or of a group.
+        reason: What is wrong with it, and its value unless that is a secret.
+        remedy: What to do.
+    """
+
+    variable: str
+    reason: str
+    remedy: str
+
+
+@dataclass(frozen=True)
+class Broken:
+    """The value of a variable that cannot be templated or decrypted."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class Inventory:
+    """What the checks look at.
+
+    Attributes:
+        hosts: Variables of each host, templated; one that fails is a `Broken`.
+        groups: Hosts of each group.
+        specs: Options of each role's entry point `main`, as argument_specs.yml has them.
+        roles: The groups that each role runs on.
+        given: Variables that the playbooks set for each role, by which an inventory's own would be hidden.
+        pool_problems: Returns what is wrong with the pools of a host, a sentence each.
+    """
+
+    hosts: Mapping[str, Mapping[str, Any]]
+    groups: Mapping[str, Sequence[str]]
+    specs: Mapping[str, Mapping[str, Any]]
+    roles: Mapping[str, Sequence[str]]
+    given: Mapping[str, Sequence[str]]
+    pool_problems: Callable[[Mapping[str, Any], str], Sequence[str]]
+    known: Mapping[str, str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Collect every name that a role knows, with the role that it belongs to."""
+        known = {name: role for role, options in self.specs.items() for name in options}
+        object.__setattr__(self, "known", known)
+
+    def members(self, *names: str) -> list[str]:
+        """Return the hosts of some groups, each once, in the inventory's order."""
+        wanted = {host for name in names for host in self.groups.get(name, ())}
+        return [host for host in self.hosts if host in wanted]
+
+
+def check(inventory: Inventory) -> list[tuple[Finding, list[str]]]:
+    """Return every finding with its hosts; the same finding on many hosts is one."""
+    found: dict[Finding, list[str]] = defaultdict(list)
+    for host in inventory.hosts:
+        for look in HOST_CHECKS:
+            for finding in look(inventory, host):
+                found[finding].append(host)
+    for look_at_all in FLEET_CHECKS:
+        for finding in look_at_all(inventory):
+            found[finding].append(WHOLE_FLEET)
+    return sorted(found.items(), key=lambda item: (item[0].variable, item[0].reason))
+
+
+def report(found: Sequence[tuple[Finding, Sequence[str]]]) -> str:
+    """Return a message for people."""
+    count = "1 finding" if len(found) == 1 else f"{len(found)} findings"
+    lines = [f"The inventory cannot work: {count}. No host was contacted.", ""]
+    for finding, hosts in found:
+        more = f" and {len(hosts) - SHOWN_HOSTS} more" if len(hosts) > SHOWN_HOSTS else ""
+        lines += [
+            f"{finding.variable}  [{', '.join(hosts[:SHOWN_HOSTS])}{more}]",
+            f"  {finding.reason}",
+            f"  -> {finding.remedy}",
+            "",
+        ]
+    return "\n".join(lines).rstrip()
+
+
+def shown(name: str, value: Any) -> str:
+    """Return a value as it may be shown: a secret by its length only."""
+    if SECRET.search(name):
+        return f"a secret of {len(str(value))} characters"
+    text = repr(value)
+    return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}..."
+
+
+def dict_of(value: Any) -> dict[str, Any]:
+    """Return a value that is a mapping, or an empty one."""
+    return value if isinstance(value, dict) else {}
+
+
+def pools_of(variables: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the pools of a host, as far as they are mappings."""
+    return [pool for pool in dict_of(variables.get("celery_worker_pools")).values() if isinstance(pool, dict)]
+
+
+# --- one host ------------------------------------------------------------------------------------------------
+
+
+def unreadable(inventory: Inventory, host: str) -> Iterator[Finding]:
+    """Find variables that cannot be templated or decrypted."""
+    for name, value in inventory.hosts[host].items():
+        if isinstance(value, Broken):
+            yield Finding(name, f"It cannot be read: {value.reason}", "Mend it, or decrypt the vault.")
+
+
+def unknown(inventory: Inventory, host: str) -> Iterator[Finding]:
+    """Find names that look like a role's variable, but are none."""
+    for name in inventory.hosts[host]:
+        if name not in inventory.known:
+            nearest = difflib.get_close_matches(name, inventory.known, n=1)
+            remedy = f"Is it {nearest[0]}?" if nearest else "Remove it, or name it otherwise."
+            yield Finding(name, "No role has a variable of this name, so it would change nothing.", remedy)
+
+
+def hidden(inventory: Inventory, host: str) -> Iterator[Finding]:
+    """Find variables that the playbooks set themselves."""
+    for role, names in inventory.given.items():
+        for name in names:
+            if name in inventory.hosts[host]:
+                yield Finding(
+                    name,
+                    "The inventory sets it, but the playbooks do, too, and theirs counts.",
+                    f"Remove it. playbooks/vars/{role}.yml says which fleet_ variable it comes from.",
+                )
+
+
+def missing_or_wrong(inventory: Inventory, host: str) -> Iterator[Finding]:
+    """Hold a host's variables against the specifications of the roles that run on it."""
+    given = inventory.hosts[host]
+    for role, groups in inventory.roles.items():
+        if host not in inventory.members(*groups):
+            continue
+        for name, option in inventory.specs[role].items():
+            if name in inventory.given.get(role, ()) or isinstance(given.get(name), Broken):
+                continue
+            if option.get("required") and name not in given:
+                yield Finding(name, f"It is not set, and the role {role} needs it.", purpose(option))
+            elif option.get("required") and given[name] in ("", None):
+                yield Finding(name, f"It is empty, and the role {role} needs it.", purpose(option))
+            elif name in given and name != "fleet_secrets":  # which has a check of its own
+                yield from wrong_type(name, option, given[name])
+
+
+def wrong_type(name: str, option: Mapping[str, Any], value: Any) -> Iterator[Finding]:
+    """Hold one value against its option, as Ansible itself does when the role runs."""
+    spec = {key: option[key] for key in ("type", "elements", "choices", "options") if key in option}
+    for message in ArgumentSpecValidator({name: spec}).validate({name: value}).error_messages:
+        reason = "It has the wrong type" if SECRET.search(name) else message
+        yield Finding(name, f"{reason} (it is {shown(name, value)}).", purpose(option))
+
+
+def purpose(option: Mapping[str, Any]) -> str:
+    """Return the first sentence of an option's description, which says what to set."""
+    text = option["description"]
+    text = text[0] if isinstance(text, list) else text
+    return re.sub(r"\b[CVIOB]\(([^)]*)\)", r"\1", text).split(". ")[0].rstrip(".") + "."
+
+
+def secrets(inventory: Inventory, host: str) -> Iterator[Finding]:
+    """Find passwords that are missing, weak, of no use, or the same as another."""
+    remedy = "Run playbooks/secrets.yml, which makes what is missing."
+    given = inventory.hosts[host].get("fleet_secrets")
+    if given is None or isinstance(given, Broken):
+        return  # another check says so
+    if not isinstance(given, dict):
+        yield Finding("fleet_secrets", "It is no mapping of names to passwords.", remedy)
+        return
+    wanted = inventory.specs["preflight"]["fleet_secrets"]["options"]
+    for name in wanted:
+        yield from weaknesses(f"fleet_secrets.{name}", given.get(name), remedy)
+    for name in sorted(set(given) - set(wanted)):
+        nearest = difflib.get_close_matches(name, wanted, n=1)
+        advice = f"Is it {nearest[0]}?" if nearest else "Remove it."
+        yield Finding(f"fleet_secrets.{name}", "Nothing uses a password of this name.", advice)
+    names_by_value: dict[str, list[str]] = defaultdict(list)
+    for name in wanted:
+        if isinstance(given.get(name), str) and given[name]:
+            names_by_value[given[name]].append(name)
+    for names in names_by_value.values():
+        if len(names) > 1:
+            reason = f"It is the same as {', '.join(names[1:])}, so one stolen password opens several doors."
+            yield Finding(f"fleet_secrets.{names[0]}", reason, f"Remove all but one. {remedy}")
+
+
+def weaknesses(variable: str, secret: Any, remedy: str) -> Iterator[Finding]:
+    """Find what is wrong with one password."""
+    if secret in (None, ""):
+        yield Finding(variable, "There is no such password.", remedy)
+    elif not isinstance(secret, str):
+        yield Finding(variable, "It is no text.", "Put it in quotes.")
+    elif any(character in secret for character in "\r\n\0"):
+        yield Finding(
+            variable, "It has a line break, which no file of a host could carry.", "Choose another."
+        )
+    elif len(secret) < SHORTEST_SECRET or PLACEHOLDER.search(secret):
+        reason = f"It is too weak: {len(secret)} characters, or a word that stands for a password."
+        yield Finding(variable, reason, f"Remove it. {remedy} {SHORTEST_SECRET} characters are the least.")
+
+
+def pools(inventory: Inventory, host: str) -> Iterator[Finding]:
+    """Find pools that no host could run."""
+    given = inventory.hosts[host].get("celery_worker_pools")
+    if host in inventory.members("workers") and isinstance(given, dict):
+        for problem in inventory.pool_problems(given, host):
+            yield Finding(
+                "celery_worker_pools", problem, "roles/celery_worker/README.md says what a pool may have."
+            )
+
+
+def ports(inventory: Inventory, host: str) -> Iterator[Finding]:
+    """Find ports that cannot be, and two services on one."""
+    used: dict[int, str] = {}
+    for name, group in (("fleet_redis_port", "redis"), ("flower_port", "flower")):
+        port = inventory.hosts[host].get(name, inventory.specs.get(group, {}).get(name, {}).get("default"))
+        if host not in inventory.members(group) or not isinstance(port, int):
+            continue
+        if not 1 <= port <= 65535:
+            yield Finding(name, f"{port} is no port.", "Choose one from 1 to 65535.")
+        if port in used:
+            yield Finding(
+                name, f"{port} is {used[port]}, too, and both are on this host.", "Choose another port."
+            )
+        used[port] = name
+
+
+def addresses(inventory: Inventory, host: str) -> Iterator[Finding]:
+    """Find addresses by which the fleet could not reach Redis."""
+    redis = inventory.members("redis")
+    elsewhere = [name for name in inventory.members("workers", "beat", "flower") if name not in redis]
+    if host not in redis or not elsewhere:
+        return
+    at = str(inventory.hosts[host].get("fleet_redis_host", ""))
+    if is_loopback(at):
+        yield Finding(
+            "fleet_redis_host",
+            f"It is {at}, which on {elsewhere[0]} is {elsewhere[0]} itself and not the Redis host.",
+            "Set the name or address of the Redis host that the others reach.",
+        )
+    bind = inventory.hosts[host].get("redis_bind", inventory.specs["redis"]["redis_bind"].get("default"))
+    if isinstance(bind, list) and all(is_loopback(str(one)) for one in bind):
+        yield Finding(
+            "redis_bind",
+            f"Redis listens on {', '.join(map(str, bind))} only, and {elsewhere[0]} is another host.",
+            "Add the address on which the fleet reaches this host.",
+        )
+
+
+def is_loopback(name: str) -> bool:
+    """Return whether a name or address leads to the host itself."""
+    try:
+        return ipaddress.ip_address(name.lstrip("-")).is_loopback
+    except ValueError:
+        return name == "localhost"
+
+
+def certificates(inventory: Inventory, host: str) -> Iterator[Finding]:
+    """Find paths of the operator's own certificates that lead nowhere."""
+    names = ("pki_provided_ca_file", "pki_provided_cert_file", "pki_provided_key_file")
+    paths = {name: str(inventory.hosts[host].get(name) or "") for name in names}
+    for name, path in paths.items() if any(paths.values()) else ():
+        if not path:
+            yield Finding(
+                name, "It is empty, but others of pki_provided_* are set.", "Set all three, or none."
+            )
+        elif not Path(path).is_file():
+            yield Finding(
+                name, f"There is no file {path} on the controller.", "Write the path of a PEM file."
+            )
+
+
+def numbers(inventory: Inventory, host: str) -> Iterator[Finding]:
+    """Find numbers that cannot hold together."""
+    of = inventory.hosts[host]
+    database = of.get("fleet_redis_db")
+    if isinstance(database, int) and not 0 <= database <= 15:
+        yield Finding("fleet_redis_db", f"{database} is no database of Redis.", "Choose one from 0 to 15.")
+    days, renew = (
+        of.get(name, inventory.specs["pki"][name]["default"]) for name in ("pki_days", "pki_renew_days")
+    )
+    if isinstance(days, int) and isinstance(renew, int) and renew >= days:
+        reason = f"{renew} days before the end of a certificate of {days} days is before it begins."
+        yield Finding("pki_renew_days", reason, "Make it less than pki_days.")
+    visible = dict_of(of.get("celery_app_settings")).get("visibility_timeout")
+    limits = [pool.get("time_limit") for pool in pools_of(of)]
+    longest = max((limit for limit in limits if isinstance(limit, int)), default=0)
+    if isinstance(visible, int) and longest >= visible:
+        yield Finding(
+            "celery_app_settings.visibility_timeout",
+            f"It is {visible} s, and a pool's time_limit is {longest} s: a long task would run twice.",
+            "Make it longer than the longest task and the furthest ETA.",
+        )
+
+
+# --- the fleet -----------------------------------------------------------------------------------------------
+
+
+def topology(inventory: Inventory) -> Iterator[Finding]:
+    """Find groups that are empty or too large."""
+    redis, beat = inventory.members("redis"), inventory.members("beat")
+    if len(redis) != 1:
+        reason = f"It has {len(redis)} hosts{': ' + ', '.join(redis) if redis else ''}."
+        yield Finding("group redis", reason, "Name exactly one host: this fleet has one broker.")
+    if not inventory.members("workers"):
+        yield Finding("group workers", "It has no host, so nobody runs a task.", "Name at least one host.")
+    schedulers = {inventory.hosts[host].get("celery_beat_scheduler", "redbeat") for host in beat}
+    if len(beat) > 1 and schedulers != {"redbeat"}:
+        yield Finding(
+            "group beat",
+            f"{', '.join(beat)} would each send every task: the persistent scheduler cannot lock.",
+            "Name one host, or set celery_beat_scheduler to redbeat on all of them.",
+        )
+
+
+def consumers(inventory: Inventory) -> Iterator[Finding]:
+    """Find queues that the app sends to and nobody consumes."""
+    consumed = {
+        str(queue)
+        for host in inventory.members("workers")
+        for pool in pools_of(inventory.hosts[host])
+        for queue in (pool["queues"] if isinstance(pool.get("queues"), list) else ())
+    }
+    given = [of["celery_app_queues"] for of in inventory.hosts.values() if "celery_app_queues" in of]
+    for queue in given[0] if given and isinstance(given[0], list) else ():
+        if queue not in consumed:
+            nearest = difflib.get_close_matches(str(queue), consumed, n=1)
+            reason = f"The app sends tasks to the queue {queue!r}, and no pool consumes it."
+            hint = f", or is it {nearest[0]!r}?" if nearest else "."
+            yield Finding("celery_app_queues", reason, f"Add it to a pool in celery_worker_pools{hint}")
+
+
+HOST_CHECKS = (
+    unreadable, unknown, hidden, missing_or_wrong, secrets, pools, ports, addresses, certificates, numbers,
+)  # fmt: skip
+FLEET_CHECKS = (topology, consumers)

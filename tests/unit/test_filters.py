@@ -1,0 +1,116 @@
+"""The project's filters, read back by those who will read what they make."""
+
+from __future__ import annotations
+
+import os
+from urllib.parse import urlsplit
+
+import pytest
+from filter import fleet
+from hypothesis import given
+from hypothesis import strategies as st
+from kombu.utils.url import parse_url
+from redis.connection import parse_url as redis_parse_url
+
+HOSTILE = "' \" $HOME ${HOME} \\ `id` %s %% 50% @:/?&=;,~*<>|! #"
+
+
+def read_environment_file(text: str) -> dict[str, str]:
+    """Read a systemd EnvironmentFile as systemd does, for values in double quotes.
+
+    Source: parse_env_file_internal in src/basic/env-file.c: in double quotes a backslash takes away the meaning of
+    the next character if that is one of SHELL_NEED_ESCAPE, and stays otherwise.
+    """
+    found = {}
+    for line in text.splitlines():
+        name, _, quoted = line.partition("=")
+        assert quoted[0] == quoted[-1] == '"'
+        value, position, body = "", 0, quoted[1:-1]
+        while position < len(body):
+            if body[position] == "\\":
+                position += 1
+                if body[position] not in '"\\`$':
+                    value += "\\"
+            else:
+                assert body[position] != '"', f"the value ends early: {line}"
+            value += body[position]
+            position += 1
+        found[name] = value
+    return found
+
+
+@given(
+    st.text(
+        st.characters(exclude_characters="\n\r\0\v\f\x1c\x1d\x1e\x85\u2028\u2029", exclude_categories=["Cs"])
+    )
+)
+def test_an_environment_file_carries_any_value(value: str) -> None:
+    assert read_environment_file(fleet.env_file({"NAME": value})) == {"NAME": value}
+
+
+def test_an_environment_file_has_yaml_values_as_programs_expect_them() -> None:
+    given = {"B": True, "A": 5, "C": "", "D": ["json", "yaml"], "E": None}
+    assert fleet.env_file(given) == 'A="5"\nB="true"\nC=""\nD="json,yaml"\nE=""\n'
+
+
+@pytest.mark.parametrize("value", ["a\nB=1", "a\r", "a\0b"])
+def test_an_environment_file_refuses_what_could_forge_a_variable(value: str) -> None:
+    with pytest.raises(ValueError, match="line break"):
+        fleet.env_file({"NAME": value})
+
+
+@pytest.mark.parametrize("name", ["", "1A", "A B", "A=B", "A-B", "A\n"])
+def test_an_environment_file_refuses_what_is_no_name(name: str) -> None:
+    with pytest.raises(ValueError, match="not the name"):
+        fleet.env_file({name: "value"})
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"]), min_size=1))
+def test_a_url_carries_any_password(password: str) -> None:
+    url = fleet.redis_url("worker", password, "broker", 6379, 2, "/etc/fleet/tls/ca.crt")
+    assert redis_parse_url(url)["password"] == password
+    assert parse_url(url)["password"] == password
+    assert "\n" not in url
+
+
+def test_a_url_has_all_that_a_client_needs() -> None:
+    url = fleet.redis_url("worker", HOSTILE, "192.0.2.11", 6380, 2, "/etc/fleet/tls/ca.crt")
+    read = redis_parse_url(url)
+    assert (read["username"], read["password"], read["host"], read["port"], read["db"]) == (
+        "worker", HOSTILE, "192.0.2.11", 6380, 2,
+    )  # fmt: skip
+    assert (read["ssl_cert_reqs"], read["ssl_ca_certs"]) == ("required", "/etc/fleet/tls/ca.crt")
+
+
+def test_a_url_has_an_ipv6_address_in_brackets() -> None:
+    url = fleet.redis_url("worker", "pw", "2001:db8::1", 6379, 0, "/ca")
+    assert urlsplit(url).hostname == "2001:db8::1"
+
+
+def test_nodes_are_named_by_pool_number_and_host() -> None:
+    nodes = fleet.nodes({"b": {"queues": ["x"]}, "a": {"queues": ["y"], "nodes": 2}}, "host1")
+    assert [(node["name"], node["node"]) for node in nodes] == [
+        ("a-1", "a-1@host1"), ("a-2", "a-2@host1"), ("b-1", "b-1@host1"),
+    ]  # fmt: skip
+
+
+def test_a_pool_of_no_nodes_has_none() -> None:
+    assert fleet.nodes({"a": {"queues": ["y"], "nodes": 0}}, "host1") == []
+
+
+def test_node_names_are_those_of_all_hosts() -> None:
+    pools = {"a": {"queues": ["x"]}}
+    assert fleet.node_names({"h1": pools, "h2": pools}) == ["a-1@h1", "a-1@h2"]
+
+
+def test_queues_are_sorted_and_each_is_there_once() -> None:
+    assert fleet.queues([{"a": {"queues": ["y", "x"]}}, {"b": {"queues": ["x"]}}]) == ["x", "y"]
+
+
+def test_the_sandbox_opens_only_what_is_asked_for() -> None:
+    closed, opened = fleet.sandbox(), fleet.sandbox(["/srv/data"], jit=True)
+    assert "MemoryDenyWriteExecute=yes" in closed
+    assert "ReadWritePaths" not in closed
+    assert "MemoryDenyWriteExecute=no" in opened
+    assert "ReadWritePaths=/srv/data" in opened
+    assert os.linesep.join(line for line in closed.splitlines() if not line.strip()) == ""

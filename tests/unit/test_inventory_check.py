@@ -1,0 +1,297 @@
+"""What preflight finds, and that the shipped inventories have nothing to find."""
+
+from __future__ import annotations
+
+import copy
+import json
+import subprocess
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import yaml
+from ansible.module_utils import inventory_check as preflight
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+ROOT = Path(__file__).parents[2]
+ROLES = yaml.safe_load((ROOT / "playbooks" / "vars" / "preflight.yml").read_text())["preflight_roles"]
+SECRETS = yaml.safe_load((ROOT / "roles" / "preflight" / "meta" / "argument_specs.yml").read_text())[
+    "argument_specs"
+]["main"]["options"]["fleet_secrets"]["options"]
+HOSTS = ("redis1", "worker1", "worker2", "beat1", "flower1")
+
+
+def options(role: str) -> dict[str, Any]:
+    """The options of a role's main entry point."""
+    specs = yaml.safe_load((ROOT / "roles" / role / "meta" / "argument_specs.yml").read_text())
+    found: dict[str, Any] = specs["argument_specs"]["main"]["options"]
+    return found
+
+
+SPECS = {role: options(role) for role in ROLES}
+GIVEN = {
+    role: list(yaml.safe_load(path.read_text()))
+    for role in ROLES
+    if (path := ROOT / "playbooks" / "vars" / f"{role}.yml").exists()
+}
+
+
+def a_fleet() -> tuple[dict[str, dict[str, Any]], dict[str, list[str]]]:
+    """The variables and groups of a fleet that works."""
+    common = {
+        "fleet_name": "demo",
+        "fleet_redis_host": "192.0.2.11",
+        "fleet_redis_port": 6379,
+        "fleet_redis_db": 0,
+        "fleet_tls_dir": "/etc/fleet/tls",
+        "fleet_local_dir": "/srv/fleet",
+        "fleet_secrets": {name: f"{name}-{number}-qW3rTzUiOpAsDf" for number, name in enumerate(SECRETS)},
+        "celery_app_name": "demo",
+        "celery_app_source": "/srv/demo",
+        "celery_app_import": "demo.app:app",
+        "celery_app_queues": ["default", "email"],
+    }
+    pools = {"default": {"queues": ["default"], "nodes": 2}, "mail": {"queues": ["email"], "time_limit": 60}}
+    hosts: dict[str, dict[str, Any]] = {host: copy.deepcopy(common) for host in HOSTS}
+    hosts["redis1"]["redis_bind"] = ["127.0.0.1", "192.0.2.11"]
+    for host in ("worker1", "worker2"):
+        hosts[host]["celery_worker_pools"] = copy.deepcopy(pools)
+    groups = {
+        "all": list(HOSTS),
+        "redis": ["redis1"],
+        "workers": ["worker1", "worker2"],
+        "beat": ["beat1"],
+        "flower": ["flower1"],
+    }
+    return hosts, groups
+
+
+def look(hosts: dict[str, dict[str, Any]], groups: dict[str, list[str]]) -> dict[str, list[str]]:
+    """The findings: variable and reason in one text, with the hosts."""
+    inventory = preflight.Inventory(
+        hosts=hosts,
+        groups=groups,
+        specs=SPECS,
+        roles=ROLES,
+        given=GIVEN,
+        pool_problems=lambda _pools, _host: [],
+    )
+    return {f"{finding.variable}: {finding.reason}": where for finding, where in preflight.check(inventory)}
+
+
+def test_a_fleet_that_works_has_no_finding() -> None:
+    assert look(*a_fleet()) == {}
+
+
+def set_all(**values: Any) -> Callable[[Any, Any], None]:
+    """Set variables on every host."""
+
+    def change(hosts: Any, _groups: Any) -> None:
+        for variables in hosts.values():
+            variables.update(copy.deepcopy(values))
+
+    return change
+
+
+def set_on(host: str, **values: Any) -> Callable[[Any, Any], None]:
+    """Set variables on one host."""
+    return lambda hosts, _groups: hosts[host].update(values)
+
+
+def set_secret(name: str, value: Any) -> Callable[[Any, Any], None]:
+    """Set, or with None remove, one password."""
+
+    def change(hosts: Any, _groups: Any) -> None:
+        for variables in hosts.values():
+            variables["fleet_secrets"].pop(name, None)
+            if value is not None:
+                variables["fleet_secrets"][name] = value
+
+    return change
+
+
+def set_group(name: str, *members: str) -> Callable[[Any, Any], None]:
+    """Set the hosts of a group."""
+    return lambda _hosts, groups: groups.update({name: list(members)})
+
+
+def both(*changes: Callable[[Any, Any], None]) -> Callable[[Any, Any], None]:
+    """Make several changes."""
+
+    def change(hosts: Any, groups: Any) -> None:
+        for one in changes:
+            one(hosts, groups)
+
+    return change
+
+
+BROKEN: dict[str, tuple[Callable[[Any, Any], None], str]] = {
+    "misspelt": (set_all(redis_maxmemroy="1gb"), "redis_maxmemroy: No role has a variable of this name"),
+    "overridden": (set_all(redis_port=6380), "redis_port: The inventory sets it, but the playbooks do, too"),
+    "missing": (
+        lambda hosts, _: hosts["worker1"].pop("celery_worker_pools"),
+        "celery_worker_pools: It is not set",
+    ),
+    "empty": (set_all(fleet_name=""), "fleet_name: It is empty"),
+    "wrong type": (set_on("beat1", celery_beat_max_interval="soon"), "celery_beat_max_interval: argument"),
+    "wrong choice": (set_on("beat1", celery_beat_scheduler="cron"), "celery_beat_scheduler: value of"),
+    "unreadable": (
+        set_all(flower_port=preflight.Broken("'x' is undefined")),
+        "flower_port: It cannot be read",
+    ),
+    "no secret": (set_secret("redis_ops", None), "fleet_secrets.redis_ops: There is no such password"),
+    "short secret": (set_secret("flower", "aB3$xY7"), "fleet_secrets.flower: It is too weak: 7 characters"),
+    "placeholder": (set_secret("flower", "changeme-changeme-1"), "fleet_secrets.flower: It is too weak"),
+    "one character": (set_secret("flower", "a" * 40), "fleet_secrets.flower: It is too weak"),
+    "line break": (set_secret("flower", "qW3rTzUiOp\nAsDfGhJk"), "fleet_secrets.flower: It has a line break"),
+    "number": (set_secret("flower", 12345678901234567890), "fleet_secrets.flower: It is no text"),
+    "unknown secret": (
+        set_secret("redis_opps", "qW3rTzUiOpAsDfGhJk"),
+        "fleet_secrets.redis_opps: Nothing uses",
+    ),
+    "same secret": (
+        both(set_secret("flower", "qW3rTzUiOpAsDfGhJk"), set_secret("pki_ca", "qW3rTzUiOpAsDfGhJk")),
+        "fleet_secrets.flower: It is the same as pki_ca",
+    ),
+    "no broker": (set_group("redis"), "group redis: It has 0 hosts"),
+    "two brokers": (set_group("redis", "redis1", "beat1"), "group redis: It has 2 hosts: redis1, beat1"),
+    "no worker": (set_group("workers"), "group workers: It has no host"),
+    "two Beats that cannot lock": (
+        both(set_group("beat", "beat1", "flower1"), set_on("flower1", celery_beat_scheduler="persistent")),
+        "group beat: beat1, flower1 would each send every task",
+    ),
+    "nobody consumes": (
+        set_all(celery_app_queues=["default", "emial"]),
+        "celery_app_queues: The app sends tasks",
+    ),
+    "same port": (
+        both(set_group("flower", "redis1"), set_on("redis1", flower_port=6379)),
+        "flower_port: 6379 is fleet_redis_port, too",
+    ),
+    "no port": (set_on("flower1", flower_port=70000), "flower_port: 70000 is no port"),
+    "loopback": (
+        set_all(fleet_redis_host="127.0.0.1"),
+        "fleet_redis_host: It is 127.0.0.1, which on worker1",
+    ),
+    "bound to loopback": (
+        set_on("redis1", redis_bind=["127.0.0.1"]),
+        "redis_bind: Redis listens on 127.0.0.1 only",
+    ),
+    "a part of a certificate": (
+        set_all(pki_provided_ca_file=__file__),
+        "pki_provided_cert_file: It is empty",
+    ),
+    "no such certificate": (
+        set_all(pki_provided_ca_file="/no/ca", pki_provided_cert_file="/no/c", pki_provided_key_file="/no/k"),
+        "pki_provided_ca_file: There is no file /no/ca",
+    ),
+    "no such database": (set_all(fleet_redis_db=16), "fleet_redis_db: 16 is no database"),
+    "renewed before it begins": (set_all(pki_days=20), "pki_renew_days: 30 days before the end"),
+    "visible too soon": (
+        set_all(celery_app_settings={"visibility_timeout": 60}),
+        "celery_app_settings.visibility_timeout: It is 60 s",
+    ),
+}
+
+
+@pytest.mark.parametrize(("change", "expected"), BROKEN.values(), ids=BROKEN.keys())
+def test_finds(change: Callable[[Any, Any], None], expected: str) -> None:
+    hosts, groups = a_fleet()
+    change(hosts, groups)
+    assert any(found.startswith(expected) for found in look(hosts, groups)), look(hosts, groups)
+
+
+def test_two_beats_that_lock_are_a_beat_and_a_standby() -> None:
+    hosts, groups = a_fleet()
+    set_group("beat", "beat1", "flower1")(hosts, groups)
+    assert look(hosts, groups) == {}
+
+
+def test_names_the_nearest_right_name() -> None:
+    hosts, groups = a_fleet()
+    set_all(redis_maxmemroy="1gb")(hosts, groups)
+    inventory = preflight.Inventory(hosts, groups, SPECS, ROLES, GIVEN, lambda _pools, _host: [])
+    assert "Is it redis_maxmemory?" in preflight.report(preflight.check(inventory))
+
+
+def test_the_same_finding_on_many_hosts_is_one() -> None:
+    hosts, groups = a_fleet()
+    set_all(redis_maxmemroy="1gb")(hosts, groups)
+    inventory = preflight.Inventory(hosts, groups, SPECS, ROLES, GIVEN, lambda _pools, _host: [])
+    text = preflight.report(preflight.check(inventory))
+    assert "1 finding." in text
+    assert "[redis1, worker1, worker2 and 2 more]" in text
+
+
+@pytest.mark.parametrize("value", ["sh0rt-s3cret", "changeme-Xq93kd02ks", "two\nlines-of-s3cret"])
+def test_shows_no_secret(value: str) -> None:
+    hosts, groups = a_fleet()
+    set_secret("flower", value)(hosts, groups)
+    set_all(flower_password=value, celery_beat_broker_url=["not", value])(hosts, groups)
+    inventory = preflight.Inventory(hosts, groups, SPECS, ROLES, {}, lambda _pools, _host: [])
+    text = preflight.report(preflight.check(inventory))
+    assert "fleet_secrets.flower" in text
+    assert value not in text
+    assert repr(value) not in text
+
+
+def test_a_hundred_hosts_take_less_than_three_seconds() -> None:
+    hosts, groups = a_fleet()
+    for number in range(3, 103):
+        hosts[f"worker{number}"] = copy.deepcopy(hosts["worker1"])
+        groups["workers"].append(f"worker{number}")
+        groups["all"].append(f"worker{number}")
+    start = time.monotonic()
+    assert look(hosts, groups) == {}
+    assert time.monotonic() - start < 3
+
+
+def run_playbook(directory: Path, *inventories: Path) -> subprocess.CompletedProcess[str]:
+    """Run preflight's part for the controller on inventories, with secrets that are made for it."""
+    secrets = directory / "secrets.json"
+    _, variables = "", {"fleet_secrets": a_fleet()[0]["redis1"]["fleet_secrets"]}
+    secrets.write_text(json.dumps(variables))
+    arguments = [word for path in inventories for word in ("-i", str(path))]
+    return subprocess.run(
+        [
+            "ansible-playbook",
+            *arguments,
+            "--skip-tags",
+            "preflight_hosts",
+            "-e",
+            f"@{secrets}",
+            "playbooks/preflight.yml",
+        ],
+        cwd=ROOT,
+        text=True,
+        capture_output=True,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("name", ["single", "fleet"])
+def test_a_shipped_inventory_has_no_finding(name: str, tmp_path: Path) -> None:
+    done = run_playbook(tmp_path, ROOT / "inventories" / name)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_a_broken_inventory_is_refused_in_one_message(tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+    (broken / "group_vars" / "all").mkdir(parents=True)
+    (broken / "hosts.yml").write_text("beat: {hosts: {celery1: {}}}")
+    (broken / "group_vars" / "all" / "broken.yml").write_text(
+        "redis_maxmemroy: 1gb\nflower_port: '{{ nothing_of_this_name }}'\ncelery_app_queues: [default, emial]\n"
+    )
+    (broken / "group_vars" / "workers").mkdir()
+    (broken / "group_vars" / "workers" / "pools.yml").write_text(
+        "celery_worker_pools: {default: {queues: [default], concurency: 2}}"
+    )
+    done = run_playbook(tmp_path, ROOT / "inventories" / "single", broken)
+    assert done.returncode != 0
+    for expected in ("redis_maxmemory?", "nothing_of_this_name", "'emial'", "concurency"):
+        assert expected in done.stdout, done.stdout
+    assert "4 findings. No host was contacted." in done.stdout
+    assert "UNREACHABLE" not in done.stdout

@@ -1,0 +1,111 @@
+"""The module redis_health: when a Redis is well, and when it may be restarted."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+from unittest import mock
+
+import pytest
+from modules import redis_health
+
+from tests.unit import redis_server
+from tests.unit.redis_server import PASSWORDS, Server
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+WELL = {"loading": 0, "aof_enabled": 1, "aof_last_write_status": "ok"}
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server with what the role renders."""
+    redis_server.require()
+    server = Server(tmp_path_factory.mktemp("redis"))
+    server.write()
+    server.start()
+    yield server
+    server.stop()
+
+
+def patient(server: Server, **given: Any) -> redis_health.Patient:
+    """Return the server as the module sees it."""
+    params = {
+        "host": "127.0.0.1",
+        "port": server.port,
+        "ca_file": str(server.authority.ca_file),
+        "timeout": 5,
+        "health_user": "health",
+        "health_password": PASSWORDS["health"],
+        "admin_user": "admin",
+        "admin_password": PASSWORDS["admin"],
+    }
+    return redis_health.Patient(params | given)
+
+
+class Stub(redis_health.Patient):
+    """A Redis that answers as a test wants."""
+
+    def __init__(self, role: str = "master", **info: Any) -> None:
+        """Take its role, and what differs from a healthy one's INFO."""
+        self.role = role
+        self.information = WELL | info
+
+    def client(self, kind: str) -> Any:
+        """Be the client, too."""
+        return self
+
+    def execute_command(self, command: str) -> list[str]:
+        """Answer to ROLE."""
+        assert command == "ROLE"
+        return [self.role]
+
+    def info(self, section: str) -> dict[str, Any]:
+        """Answer to INFO."""
+        assert section == "persistence"
+        return self.information
+
+
+def test_a_server_that_is_well(server: Server) -> None:
+    assert redis_health.wait(patient(server), retries=0, delay=0) == "master"
+
+
+@pytest.mark.parametrize(
+    ("given", "complaint"),
+    [
+        ({"health_password": "wrong"}, "password of user health"),
+        ({"admin_password": "wrong"}, "password of user admin"),
+        ({"port": 1}, "nothing listens there"),
+    ],
+)
+def test_a_server_that_does_not_let_one_ask(server: Server, given: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(redis_health.UnhealthyError, match=complaint):
+        redis_health.wait(patient(server, **given), retries=1, delay=0)
+
+
+@pytest.mark.parametrize(
+    ("stub", "complaint"),
+    [
+        (Stub(role="slave"), "it is a slave"),
+        (Stub(loading=1), "is loading"),
+        (Stub(aof_enabled=0), "append-only file is off"),
+        (Stub(aof_last_write_status="err"), "refuses writes"),
+    ],
+)
+def test_a_server_that_is_not_well(stub: Stub, complaint: str) -> None:
+    with pytest.raises(redis_health.UnhealthyError, match=complaint):
+        redis_health.wait(stub, retries=0, delay=0)
+
+
+def test_it_is_waited_for() -> None:
+    stub = Stub(loading=1)
+    answers = iter([WELL | {"loading": 1}, WELL | {"loading": 1}, WELL])
+    with mock.patch.object(stub, "info", lambda _: next(answers)):
+        assert redis_health.wait(stub, retries=2, delay=0) == "master"
+
+
+def test_what_only_memory_holds_is_not_restarted_away(server: Server) -> None:
+    redis_health.refuse_unwritable(patient(server))
+    redis_health.refuse_unwritable(patient(server, port=1))
+    with pytest.raises(redis_health.UnhealthyError, match="A restart would lose"):
+        redis_health.refuse_unwritable(Stub(aof_last_write_status="err"))
