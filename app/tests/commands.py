@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
@@ -63,13 +64,9 @@ class Daemon:
     def __init__(self, words: list[str], environment: Mapping[str, str], ready: str) -> None:
         """Start it."""
         self.ready = ready
-        self.lines: list[str] = []
+        self.log = tempfile.NamedTemporaryFile()  # noqa: SIM115 - it lives as long as the process
         self.process = subprocess.Popen(
-            [CELERY, *ENTRY, *words],
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
+            [CELERY, *ENTRY, *words], env=environment, stdout=self.log, stderr=self.log
         )
 
     def __enter__(self) -> Self:
@@ -81,19 +78,22 @@ class Daemon:
         """Stop it as systemd does."""
         self.process.terminate()
         try:
-            self.lines += self.process.communicate(timeout=PATIENCE)[0].splitlines(keepends=True)
-        except subprocess.TimeoutExpired:
+            self.process.wait(PATIENCE)
+        finally:
             self.process.kill()
-            raise
+
+    def lines(self, text: str) -> list[str]:
+        """Return the lines that it has printed so far with a text in them."""
+        printed = Path(self.log.name).read_text(errors="replace")
+        return [line for line in printed.splitlines() if text in line]
 
     def wait_for(self, text: str, count: int = 1) -> list[str]:
-        """Read what it prints until a text has come so many times, and return the lines with it."""
+        """Wait until so many lines have a text in them, and return them."""
         deadline = time.monotonic() + PATIENCE
-        assert self.process.stdout
-        while len(found := [line for line in self.lines if text in line]) < count:
-            line = self.process.stdout.readline()
-            assert line and time.monotonic() < deadline, f"no {text!r} in:\n{''.join(self.lines)}"
-            self.lines.append(line)
+        while len(found := self.lines(text)) < count:
+            alive = self.process.poll() is None
+            assert alive and time.monotonic() < deadline, [f"{text!r} is not in:", *self.lines("")]
+            time.sleep(0.05)
         return found
 
 

@@ -20,6 +20,7 @@ import pytest
 
 from tests.fleet.support.clients import Producer
 from tests.fleet.support.fleet import Fleet
+from tests.fleet.support.hosts import eventually
 from tests.fleet.support.inventory import Inventory
 from tests.fleet.support.plays import Plays
 
@@ -121,6 +122,16 @@ def _asked_units(request: pytest.FixtureRequest) -> None:
     """Forget which units the test before this one asked about."""
     for host in the_fleet().hosts.values():
         host.seen_units.clear()
+
+
+@pytest.fixture(autouse=True)
+def _whole_again(request: pytest.FixtureRequest, fleet: Fleet) -> Iterator[None]:
+    """Leave a whole fleet to the test after one that broke something, whatever became of it."""
+    yield
+    if request.node.get_closest_marker("faults"):
+        for host in fleet.hosts.values():
+            host.sh('systemctl start -- "$@"', *fleet.units(host), timeout=300)
+        eventually(fleet.is_whole, timeout=120)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -11,37 +11,34 @@ from tests.fleet.support.hosts import eventually
 if TYPE_CHECKING:
     from tests.fleet.support.clients import Producer
     from tests.fleet.support.fleet import Fleet
+    from tests.fleet.support.hosts import Host
 
 pytestmark = [pytest.mark.faults, pytest.mark.group("workers")]
 
 
-@pytest.fixture
-def celery_units(fleet: Fleet) -> list[str]:
-    """The units of the first host with nodes that are Celery's."""
-    units = fleet.units(fleet.group("workers")[0])
-    return [unit for unit in units if unit not in ("redis-server.service", "nginx.service")]
+def celery_units(fleet: Fleet, host: Host) -> set[tuple[str, str]]:
+    """Return the units of a host that run a program of Celery."""
+    others = ("redis-server.service", "nginx.service")
+    return {(host.name, unit) for unit in fleet.units(host) if unit not in others}
 
 
-def test_target(fleet: Fleet, producer: Producer, celery_units: list[str]) -> None:
+def test_target(fleet: Fleet, producer: Producer) -> None:
     """It stops all of Celery and nothing else, starts it, and restarts it; what was sent meanwhile is run."""
-    host = fleet.group("workers")[0]
-    before = fleet.starts()
-    try:
-        host.sh("systemctl stop celery.target", timeout=120)
-        assert {
-            unit.name for unit in host.units(celery_units).values() if unit["ActiveState"] != "inactive"
-        } == set()
-        sent = [producer.probe(queue) for queue in fleet.queues]
-    finally:
-        host.sh("systemctl start celery.target", timeout=120)
-    assert {unit.name for unit in host.units(celery_units).values() if not unit.runs} == set()
-    assert fleet.restarted(before) == {(host.name, unit) for unit in celery_units}
+    host, before = fleet.group("workers")[0], fleet.starts()
+    celery = celery_units(fleet, host)
+    host.sh("systemctl stop celery.target", timeout=120)
+    stopped = host.units([unit for _, unit in celery]).values()
+    assert {unit.name for unit in stopped if unit["ActiveState"] != "inactive"} == set()
+    sent = [producer.probe(queue) for queue in fleet.queues]
+    host.sh("systemctl start celery.target")
+    eventually(fleet.is_whole, timeout=120)
+    assert fleet.restarted(before) == celery
     assert all(producer.result(one, timeout=30)["node"] for one in sent)
 
     before = fleet.starts()
     host.sh("systemctl restart celery.target", timeout=120)
-    assert fleet.restarted(before) == {(host.name, unit) for unit in celery_units}
-    eventually(fleet.is_whole, timeout=60)
+    eventually(fleet.is_whole, timeout=120)
+    assert fleet.restarted(before) == celery
 
 
 def test_stop_waits_for_running_tasks(fleet: Fleet, producer: Producer) -> None:

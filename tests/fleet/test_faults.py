@@ -10,22 +10,11 @@ import pytest
 from tests.fleet.support.hosts import eventually
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from tests.fleet.support.clients import Producer
     from tests.fleet.support.fleet import Fleet, Node
     from tests.fleet.support.hosts import Host
 
 pytestmark = pytest.mark.faults
-
-
-@pytest.fixture(autouse=True)
-def _whole_again(fleet: Fleet) -> Iterator[None]:
-    """Leave a whole fleet to the next test, whatever became of this one."""
-    yield
-    for host in fleet.hosts.values():
-        host.sh('systemctl start -- "$@"', *fleet.units(host), timeout=120)
-    eventually(fleet.is_whole, timeout=60)
 
 
 def processes(host: Host, unit: str) -> set[str]:

@@ -107,13 +107,20 @@ def test_probes_say_which_node_consumes(fleet: Fleet) -> None:
 
 
 @pytest.mark.usefixtures("nodes", "broker")
-def test_operators_ask_nodes_without_touching_their_messages(fleet: Fleet) -> None:
-    """With kombu's defaults, whoever waits for replies also restores messages; their user may not."""
+def test_operators_ask_nodes(fleet: Fleet) -> None:
+    """And each answers."""
     names = [f"{pool}@test" for pool in POOLS.values()]
     ping = ["inspect", "ping", "--json", f"--timeout={PATIENCE}", f"--destination={','.join(names)}"]
     result = fleet.run("ops", *ping)
     assert result.returncode == 0, result.stderr
     assert set(json.loads(result.stdout)) == set(names)
+
+
+@pytest.mark.usefixtures("broker")
+def test_operators_leave_the_messages_of_nodes_alone(fleet: Fleet) -> None:
+    """With kombu's defaults, who waits for replies less than a BRPOP takes restores messages meanwhile."""
+    result = fleet.run("ops", "inspect", "ping", "--timeout=0.9", "--destination=nobody@test")
+    assert result.stderr == "Error: No nodes replied within time constraint\n"
 
 
 @pytest.mark.usefixtures("nodes")

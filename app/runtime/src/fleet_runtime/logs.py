@@ -38,7 +38,7 @@ class FleetLogging(Logging):  # type: ignore[misc]  # celery ships no types
 
     def setup(self, loglevel: Any = None, logfile: Any = None, *args: Any, **kwargs: Any) -> Any:
         """Set up logging for a node, or for one of its children."""
-        return super().setup(loglevel, logfile, *args, **kwargs)
+        return super().setup(loglevel, None if logfile == os.devnull else logfile, *args, **kwargs)
 
     def setup_handlers(self, *args: Any, **kwargs: Any) -> Any:
         """Give a logger its handlers, with levels if they write to the journal."""
