@@ -1,7 +1,7 @@
 """Make the passwords that an environment lacks, into its vault file.
 
-An action plugin and not a module: it runs on the controller, and encrypts with whatever vault password Ansible was
-given (file, prompt or vault id), which no module gets to see.
+An action plugin and not a module: it runs on the controller, and encrypts with whatever vault password
+Ansible was given (file, prompt or vault id), which no module gets to see.
 """
 
 from __future__ import annotations

@@ -85,7 +85,7 @@ def env_file(variables: Mapping[str, Any]) -> str:
 
 
 def _env_value(value: Any) -> str:
-    """Return a YAML value as the text that a program expects: true and false in lower case, commas in a list."""
+    """Return a YAML value as text: true and false in lower case, a list with commas."""
     if isinstance(value, (list, tuple)):
         return ",".join(_env_value(one) for one in value)
     if value is None:

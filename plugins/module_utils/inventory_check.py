@@ -126,7 +126,7 @@ def pools_of(variables: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [pool for pool in dict_of(variables.get("celery_worker_pools")).values() if isinstance(pool, dict)]
 
 
-# --- one host ------------------------------------------------------------------------------------------------
+# --- one host ---
 
 
 def unreadable(inventory: Inventory, host: str) -> Iterator[Finding]:
@@ -324,7 +324,7 @@ def numbers(inventory: Inventory, host: str) -> Iterator[Finding]:
         )
 
 
-# --- the fleet -----------------------------------------------------------------------------------------------
+# --- the fleet ---
 
 
 def topology(inventory: Inventory) -> Iterator[Finding]:

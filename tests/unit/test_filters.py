@@ -18,8 +18,8 @@ HOSTILE = "' \" $HOME ${HOME} \\ `id` %s %% 50% @:/?&=;,~*<>|! #"
 def read_environment_file(text: str) -> dict[str, str]:
     """Read a systemd EnvironmentFile as systemd does, for values in double quotes.
 
-    Source: parse_env_file_internal in src/basic/env-file.c: in double quotes a backslash takes away the meaning of
-    the next character if that is one of SHELL_NEED_ESCAPE, and stays otherwise.
+    Source: parse_env_file_internal in src/basic/env-file.c: in double quotes a backslash takes away the
+    meaning of the next character if that is one of SHELL_NEED_ESCAPE, and stays otherwise.
     """
     found = {}
     for line in text.splitlines():

@@ -283,7 +283,9 @@ def test_a_broken_inventory_is_refused_in_one_message(tmp_path: Path) -> None:
     (broken / "group_vars" / "all").mkdir(parents=True)
     (broken / "hosts.yml").write_text("beat: {hosts: {celery1: {}}}")
     (broken / "group_vars" / "all" / "broken.yml").write_text(
-        "redis_maxmemroy: 1gb\nflower_port: '{{ nothing_of_this_name }}'\ncelery_app_queues: [default, emial]\n"
+        "redis_maxmemroy: 1gb\n"
+        "flower_port: '{{ nothing_of_this_name }}'\n"
+        "celery_app_queues: [default, emial]\n"
     )
     (broken / "group_vars" / "workers").mkdir()
     (broken / "group_vars" / "workers" / "pools.yml").write_text(

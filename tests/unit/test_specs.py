@@ -1,4 +1,4 @@
-"""What holds for every role: specifications, defaults and names agree, and nothing that fails is passed over."""
+"""What holds for every role: specifications, defaults and names agree, and no failure is passed over."""
 
 from __future__ import annotations
 
