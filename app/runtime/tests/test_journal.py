@@ -20,8 +20,8 @@ import os, subprocess, sys
 from pathlib import Path
 from fleet_runtime import journal
 print(journal.adopt_streams(Path(sys.argv[1])))
-subprocess.run(["sh", "-c", "echo child; echo wrong >&2"])
 print(journal.is_journal(2), os.get_blocking(2), file=sys.stderr)
+subprocess.run(["sh", "-c", "echo child; echo wrong >&2"])
 os.abort()
 """
 
@@ -53,7 +53,7 @@ def test_a_detached_node_writes_to_the_journal(journal: socket.socket, tmp_path:
     with connection, connection.makefile() as stream:
         lines = stream.read().splitlines()
     assert lines[:7] == ["default-1", "", "6", "1", "0", "0", "0"]
-    assert lines[7:] == ["True", "child", "wrong", "True True"]
+    assert lines[7:] == ["True", "True True", "child", "wrong"]
 
 
 @pytest.mark.parametrize(
