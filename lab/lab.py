@@ -129,9 +129,19 @@ def find_network(env: Env) -> IPv4Network | None:
     if not succeeds(PODMAN, "network", "exists", env.network):
         return None
     network = json.loads(run(PODMAN, "network", "inspect", env.network))[0]
-    if (owner := network["labels"][LABEL]) != str(ROOT):
+    owner = network["labels"][LABEL]
+    if owner != str(ROOT) and Path(owner).is_dir():
         sys.exit(f"ENV={env.name} belongs to the clone in {owner}: run `make down ENV={env.name}` there.")
+    if owner != str(ROOT):  # its clone was deleted, and left this
+        remove_network(env)
+        return None
     return IPv4Network(network["subnets"][0]["subnet"])
+
+
+def remove_network(env: Env) -> None:
+    """Remove the environment's network, and the hosts that are on it."""
+    destroy_hosts(env)
+    run(PODMAN, "network", "rm", env.network)
 
 
 def make_network(env: Env) -> IPv4Network:
@@ -316,6 +326,7 @@ def introduce(env: Env) -> None:
 Flower    https://{flower["ansible_host"]}:{flower["flower_port"]}/
 user      {flower["flower_username"]}
 password  make -s lab-secret NAME=flower{select}
+its CA    .lab/{env.name}/local/pki/ca.crt
 
 Try next:
   ssh -F .lab/{env.name}/ssh_config {listing["workers"]["hosts"][0]} sudo fleet-celery status
@@ -358,8 +369,7 @@ def destroy_hosts(env: Env) -> None:
 def destroy(env: Env) -> None:
     """Remove the hosts, their network and the environment's files."""
     if find_network(env):
-        destroy_hosts(env)
-        run(PODMAN, "network", "rm", env.network)
+        remove_network(env)
     shutil.rmtree(env.dir, ignore_errors=True)
     if STATE.exists() and not any(STATE.iterdir()):
         STATE.rmdir()

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import TextIO
 from xml.etree import ElementTree
@@ -37,60 +37,61 @@ def count(name: str, seconds: float, output: str = "", **results: int) -> None:
         counts[result] += number
 
 
-@contextmanager
-def stopwatch() -> Iterator[list[float]]:
-    """Yield a list that holds the seconds of the block once it has ended."""
-    start, elapsed = time.monotonic(), [0.0]
-    yield elapsed
-    elapsed[0] = time.monotonic() - start
+def run(*command: str | Path) -> tuple[bool, float, str]:
+    """Run a command; return whether it succeeded, the seconds that it took, and its output."""
+    start = time.monotonic()
+    done = subprocess.run(command, cwd=ROOT, text=True, capture_output=True, check=False)
+    return done.returncode == 0, time.monotonic() - start, done.stdout + done.stderr
 
 
-def check(name: str, *command: str | Path) -> None:
-    """Run a command that is one test: it passes if it exits with 0."""
-    with stopwatch() as seconds:
-        done = subprocess.run(command, cwd=ROOT, text=True, capture_output=True, check=False)
-    passed = done.returncode == 0
-    count(name, seconds[0], done.stdout + done.stderr, passed=int(passed), failed=int(not passed))
-
-
-def take_report(report: Path) -> dict[str, int]:
-    """The counts in pytest's JUnit report, which is removed; no report, or an empty one, is a failure too."""
-    if not report.exists():
-        return {"failed": 1}
-    suites = list(ElementTree.parse(report).getroot().iter("testsuite"))  # noqa: S314 (pytest wrote it)
-    report.unlink()
-    tests, failures, errors, skipped = (
-        sum(int(suite.attrib[key]) for suite in suites) for key in ("tests", "failures", "errors", "skipped")
-    )
-    failed = failures + errors or int(not tests)
-    return {"passed": tests - failures - errors - skipped, "failed": failed, "skipped": skipped}
+def take_report(report: Path, succeeded: bool) -> dict[str, int]:
+    """The counts in pytest's JUnit report, which is removed; a failure that is not in it counts too."""
+    tests = failed = skipped = 0
+    if report.exists():
+        for suite in ElementTree.parse(report).getroot().iter("testsuite"):  # noqa: S314 (pytest wrote it)
+            tests += int(suite.attrib["tests"])
+            failed += int(suite.attrib["failures"]) + int(suite.attrib["errors"])
+            skipped += int(suite.attrib["skipped"])
+        report.unlink()
+    passed = tests - failed - skipped
+    return {"passed": passed, "failed": failed or int(not succeeded or not tests), "skipped": skipped}
 
 
 def lint() -> None:
-    """What can be said of the files without running them."""
+    """What can be said of the files without running them; each tool is a test."""
     listing = subprocess.check_output(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, text=True)
     files = [file for name in listing.split("\n") if (file := ROOT / name).is_file() and file.suffix != ".j2"]
     scripts = [file for file in files if re.match(rb"#!/bin/(ba)?sh", file.read_bytes())]
     playbooks = [ROOT / "site.yml", *sorted(ROOT.glob("playbooks/*.yml"))]
-    check("ruff check", "ruff", "check", "--quiet", ".")
-    check("ruff format", "ruff", "format", "--quiet", "--diff", ".")
-    check("shellcheck", "shellcheck", *scripts)
-    check("yamllint", "yamllint", "--strict", ".")
+    tools: dict[str, tuple[str | Path, ...]] = {
+        "ansible-lint": ("ansible-lint",),  # as long as all others: it has a core to itself
+        "ruff check": ("ruff", "check", "--quiet", "."),
+        "ruff format": ("ruff", "format", "--quiet", "--diff", "."),
+        "shellcheck": ("shellcheck", *scripts),
+        "yamllint": ("yamllint", "--strict", "."),
+        "mypy": ("mypy", "."),
+    }
     for inventory in sorted(ROOT.glob("inventories/*/")):
-        check(f"syntax, {inventory.name}", "ansible-playbook", "--syntax-check", "-i", inventory, *playbooks)
-    check("mypy", "mypy", ".")
-    check("ansible-lint", "ansible-lint")
+        tools[f"syntax, {inventory.name}"] = (
+            "ansible-playbook",
+            "--syntax-check",
+            "-i",
+            inventory,
+            *playbooks,
+        )
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        running = {pool.submit(run, *command): name for name, command in tools.items()}
+        for done in as_completed(running):
+            succeeded, seconds, output = done.result()
+            count(running[done], seconds, output, passed=int(succeeded), failed=int(not succeeded))
 
 
 def pytest(name: str, *arguments: str) -> None:
     """Run pytest, and count each of its tests."""
     report = REPORTS / f"{name}.xml"
     report.unlink(missing_ok=True)
-    with stopwatch() as seconds:
-        command = ("pytest", "--quiet", f"--junitxml={report}", *arguments)
-        done = subprocess.run(command, cwd=ROOT, text=True, capture_output=True, check=False)
-    results = take_report(report)
-    count(name, seconds[0], done.stdout + done.stderr, **results)
+    succeeded, seconds, output = run("pytest", "--quiet", f"--junitxml={report}", *arguments)
+    count(name, seconds, output, **take_report(report, succeeded))
 
 
 def phases(lines: Iterable[str]) -> Iterator[tuple[str, str, float, str]]:
@@ -126,7 +127,9 @@ def molecule(scenario: str) -> None:
     environment = os.environ | config["ansible"]["env"] | plain
     report = REPORTS / f"{scenario}.xml"
     report.unlink(missing_ok=True)
-    subprocess.run([LAB, "prepare", env], cwd=ROOT, env=environment, check=True)
+    if subprocess.run([LAB, "prepare", env], cwd=ROOT, env=environment, check=False).returncode:
+        count(f"{scenario}: prepare", 0, failed=1)
+        return
 
     before = dict(counts)
     log = REPORTS / f"{scenario}.log"
@@ -144,7 +147,7 @@ def molecule(scenario: str) -> None:
         for phase, result, seconds, output in phases(tee(process.stdout or (), file)):
             results = {"passed": int(result == "Successful"), "failed": int(result == "Failed")}
             if phase == "verify":
-                results = take_report(report)
+                results = take_report(report, result == "Successful")
             if any(results.values()):  # Molecule knows phases that no scenario here has
                 count(f"{scenario}: {phase}", seconds, output, **results)
     if counts["failed"] == before["failed"] and (process.returncode or counts == before):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import subprocess
 from pathlib import Path
@@ -243,11 +244,12 @@ def test_systemd_takes_the_units(units: Path) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
-def test_the_sandbox_keeps_its_budget(units: Path) -> None:
+def test_the_sandbox_keeps_its_budget(tmp_path: Path) -> None:
     """`systemd-analyze security` rates the exposure; 10 is none of these settings."""
+    unit = tmp_path / "celery-worker@.service"
+    unit.write_text(role().template("celery-worker@.service.j2"))
     done = subprocess.run(
-        ["systemd-analyze", "security", "--offline=true", "--threshold=20", "--no-pager",
-         str(units / "celery-worker@.service")],
+        ["systemd-analyze", "security", "--offline=true", "--threshold=15", "--no-pager", str(unit)],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout
@@ -264,6 +266,29 @@ def test_the_unit_compares_what_it_reads() -> None:
         assert f" {path} " in stamp
     assert stamp.endswith(" >/run/celery/%i.started'")
     assert role().evaluate("__celery_worker_units")[0]["stamp"] == "/run/celery/default-1.started"
+
+
+@pytest.mark.parametrize(
+    ("answers", "sick"),
+    [
+        ({"io-1@host1": ["io"], "p-1@host1": ["b", "a"]}, []),
+        ({"io-1@host1": ["io"], "p-1@host1": ["a"]}, ["p-1@host1"]),
+        ({"io-1@host1": ["io", "extra"], "p-1@host1": ["a", "b"]}, ["io-1@host1"]),
+        ({"p-1@host1": ["a", "b"]}, ["io-1@host1"]),
+        (None, ["io-1@host1", "p-1@host1"]),
+    ],
+)
+def test_a_node_is_well_if_it_consumes_its_queues_and_no_other(
+    answers: dict[str, list[str]] | None, sick: list[str]
+) -> None:
+    """From what `celery inspect active_queues --json` prints; nothing if nobody answers."""
+    told = {node: [{"name": queue} for queue in queues] for node, queues in (answers or {}).items()}
+    rendered = role(
+        {"p": {"queues": ["a", "b"]}, "io": {"queues": ["io"]}},
+        __celery_worker_inspect={"stdout": json.dumps(told) if answers else ""},
+    )
+    assert rendered.evaluate("__celery_worker_sick | list") == sick
+    assert rendered.evaluate("__celery_worker_consumed == __celery_worker_expected") is (not sick)
 
 
 def test_no_secret_is_in_a_file_that_others_may_read() -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from celery import Celery
-from fleet_runtime.laying import lay
+from fleet_runtime import laying
 from fleet_runtime.settings import FleetSettings
 
 from app.tests.broker import Broker
@@ -17,6 +17,30 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 APPS = str(Path(__file__).parent / "apps")
+URL = "rediss://worker:pw@redis:6379/0?ssl_cert_reqs=required&ssl_ca_certs=/etc/ca.crt"
+
+
+@pytest.fixture
+def lay(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """Return a function that lays the settings on an app and returns its configuration."""
+
+    def lay(app: Celery, component: str = "worker", url: str = URL, **variables: str) -> Any:
+        environment = {
+            "FLEET_APP": "shop:app",
+            "FLEET_COMPONENT": component,
+            "CELERY_BROKER_URL": url,
+            "CELERY_RESULT_BACKEND": url,
+            # the runtime sets these, and the test is to forget them
+            "CELERY_BROKER_READ_URL": "",
+            "CELERY_BROKER_WRITE_URL": "",
+            **variables,
+        }
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        laying.lay(app, FleetSettings.from_environment())
+        return app.conf
+
+    return lay
 
 
 @pytest.fixture(scope="session")
@@ -26,16 +50,12 @@ def fleet(redis_server: Broker) -> Fleet:
 
 
 @pytest.fixture
-def connect(monkeypatch: pytest.MonkeyPatch) -> Callable[[Broker], Any]:
+def connect(lay: Callable[..., Any]) -> Callable[[Broker], Any]:
     """Return a function that gives an app with which to send tasks, as from outside the fleet."""
 
     def connect(broker: Broker) -> Any:
-        for name, value in shop(broker).component("web").items():
-            monkeypatch.setenv(name, value)
-        for name in ("CELERY_BROKER_READ_URL", "CELERY_BROKER_WRITE_URL"):
-            monkeypatch.setenv(name, "")  # the runtime sets these, and the test is to forget them
         app = Celery("web", set_as_current=False)
-        lay(app, FleetSettings.from_environment())
+        lay(app, "web", broker.url("web"))
         return app
 
     return connect

@@ -13,13 +13,13 @@ from celery import Celery
 from celery.app.defaults import _OLD_DEFAULTS, _TO_OLD_KEY, DEFAULTS, SETTING_KEYS
 from fleet_runtime import laying
 from fleet_runtime.errors import FleetError
-from fleet_runtime.settings import FleetSettings
 from kombu.transport.redis import Channel
+
+from app.runtime.tests.conftest import URL
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-URL = "rediss://worker:pw@redis:6379/0?ssl_cert_reqs=required&ssl_ca_certs=/etc/ca.crt"
 TLS = {"ssl_cert_reqs": "required", "ssl_ca_certs": "/etc/ca.crt"}
 # A setting that Celery's Redis backend reads, though it is in no list of Celery's.
 UNLISTED = {"redis_backend_health_check_interval"}
@@ -32,22 +32,6 @@ REDBEAT = {
 
 def work() -> None:
     """Do nothing."""
-
-
-@pytest.fixture
-def lay(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
-    """Return a function that lays the settings on an app and returns its configuration."""
-    for direction in ("READ", "WRITE"):  # the runtime sets these, and the test is to forget them
-        monkeypatch.setenv(f"CELERY_BROKER_{direction}_URL", "")
-
-    def lay(app: Celery, component: str = "worker", **variables: str) -> Any:
-        given = {"FLEET_APP": "shop:app", "FLEET_COMPONENT": component, **variables}
-        for name, value in {"CELERY_BROKER_URL": URL, "CELERY_RESULT_BACKEND": URL, **given}.items():
-            monkeypatch.setenv(name, value)
-        laying.lay(app, FleetSettings.from_environment())
-        return app.conf
-
-    return lay
 
 
 @pytest.fixture
@@ -130,6 +114,15 @@ def test_a_namespace_is_no_way_around(lay: Callable[..., Any], settings_module: 
     assert conf.task_routes == {"a": "b"}
     assert conf.timezone == "Europe/Berlin"
     assert app.connection_for_write().hostname == "redis"
+
+
+def test_nobody_is_shown_a_password(lay: Callable[..., Any], settings_module: str) -> None:
+    """By `inspect conf` and on Flower's pages, which show the broker that is used."""
+    app = Celery("shop", set_as_current=False)
+    app.config_from_object(settings_module, namespace="CELERY")
+    shown = lay(app).humanize()
+    assert "rediss://worker:********@redis:6379/0" in shown
+    assert ":pw@" not in shown
 
 
 def test_another_broker_is_out_of_reach(lay: Callable[..., Any]) -> None:

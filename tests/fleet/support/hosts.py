@@ -126,9 +126,12 @@ class Host:
         return {name: Unit(name, own) for name, own in zip(names, properties, strict=True)}
 
     def journal(self, unit: str, lines: int = 30) -> str:
-        """Return the last lines of a unit's journal."""
+        """Return the last lines of a unit's journal, or why there are none."""
         command = 'journalctl --no-pager --output=short-precise --unit="$1" --lines="$2"'
-        return self.sh(command, unit, str(lines))
+        try:
+            return self.sh(command, unit, str(lines))
+        except (ConnectionError, CommandError) as error:
+            return str(error)
 
     def _optional(self, name: str) -> str:
         """Return a connection variable, or nothing if it is not set."""

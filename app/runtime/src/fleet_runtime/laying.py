@@ -67,7 +67,7 @@ def lay(app: Celery, settings: FleetSettings) -> None:
     """
     with blaming(f"The settings of {settings.app} cannot be read"):
         conf = app.conf.finalize()
-    _pin_broker(settings)
+    _pin(conf, settings)
     _prevail(conf, {**_owned(settings), **_merged(conf, settings), **_defaults(conf, settings)})
     _require_accepted(conf)
     _require_visible(conf)
@@ -75,8 +75,8 @@ def lay(app: Celery, settings: FleetSettings) -> None:
     app.steps["worker"].add(Guard)
 
 
-def _pin_broker(settings: FleetSettings) -> None:
-    """Keep an app from another broker, whenever it names one.
+def _pin(conf: Any, settings: FleetSettings) -> None:
+    """Keep an app from another broker, whenever and in whatever direction it names one.
 
     Celery prefers the environment to the app's settings (app/utils.py, Settings), so this holds for whatever
     the app sets later, too.
@@ -84,6 +84,10 @@ def _pin_broker(settings: FleetSettings) -> None:
     if settings.broker_url:
         os.environ["CELERY_BROKER_READ_URL"] = settings.broker_url
         os.environ["CELERY_BROKER_WRITE_URL"] = settings.broker_url
+    # These are what `inspect conf` and Flower show. Celery hides their passwords under these names only.
+    for name in ("broker_url", "result_backend"):
+        if url := getattr(settings, name):
+            conf[name] = url
 
 
 def _prevail(conf: Any, values: dict[str, Any]) -> None:
@@ -115,7 +119,6 @@ def _delivery(settings: FleetSettings) -> dict[str, Any]:
         "enable_utc": True,
         **OF_EACH_TASK,
         "worker_prefetch_multiplier": settings.prefetch_multiplier,
-        "worker_disable_prefetch": False,
         "worker_enable_soft_shutdown_on_idle": True,
         "worker_send_task_events": settings.task_events,
         "task_send_sent_event": settings.task_events,

@@ -70,8 +70,8 @@ class FleetSettings(BaseSettings):
     prefetch_multiplier: int = Field(
         default=1,
         ge=1,
-        description="Messages that a node reserves, for each task that it can run. More is no faster, makes "
-        "short tasks wait behind long ones (7 % later), and more wait while a dead node's are given back.",
+        description="Messages that a node reserves for each task that it can run. More is no faster: short "
+        "tasks wait behind long ones, and more messages wait for the visibility timeout when a node dies.",
     )
     visibility_timeout: int = Field(
         default=43200,
