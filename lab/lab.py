@@ -9,6 +9,7 @@ Ansible reads both, in this order. How a host is made is in create.yml, and of w
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import secrets
@@ -17,6 +18,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
@@ -105,9 +107,15 @@ class Env:
         return self.overlay / "group_vars" / "all" / "vault.yml"
 
     @property
+    def id(self) -> str:
+        """What its hosts and network are called; clones on one machine may run tests side by side."""
+        clone = hashlib.sha256(bytes(ROOT)).hexdigest()[:4]
+        return f"{self.name}-{clone}" if self.name.startswith(TESTS) else self.name
+
+    @property
     def network(self) -> str:
         """The name of its podman network."""
-        return f"{LABEL}-{self.name}"
+        return f"{LABEL}-{self.id}"
 
     @property
     def ansible_args(self) -> list[str]:
@@ -118,30 +126,42 @@ class Env:
 
     def container(self, host: str) -> str:
         """The name of the container that plays a host."""
-        return f"{self.name}-{host}"
+        return f"{self.id}-{host}"
 
 
 # --- what an environment is made of -----------------------------------------------------------------------
 
 
+def networks() -> Iterator[tuple[str, Path, IPv4Network]]:
+    """The networks of all environments on this machine: name, clone that made it, and addresses."""
+    if shutil.which("podman"):
+        names = run(PODMAN, "network", "ls", f"--filter=label={LABEL}", "--format={{.Name}}").split()
+        for network in json.loads(run(PODMAN, "network", "inspect", *names)) if names else ():
+            yield (
+                network["name"],
+                Path(network["labels"][LABEL]),
+                IPv4Network(network["subnets"][0]["subnet"]),
+            )
+
+
 def find_network(env: Env) -> IPv4Network | None:
     """The addresses of the environment's network, if it has one; refuse one of another clone."""
-    if not succeeds(PODMAN, "network", "exists", env.network):
-        return None
-    network = json.loads(run(PODMAN, "network", "inspect", env.network))[0]
-    owner = network["labels"][LABEL]
-    if owner != str(ROOT) and Path(owner).is_dir():
-        sys.exit(f"ENV={env.name} belongs to the clone in {owner}: run `make down ENV={env.name}` there.")
-    if owner != str(ROOT):  # its clone was deleted, and left this
-        remove_network(env)
-        return None
-    return IPv4Network(network["subnets"][0]["subnet"])
+    for name, clone, addresses in networks():
+        if not clone.is_dir():  # the clone was deleted, and left this
+            remove_network(name)
+        elif name == env.network:
+            if clone != ROOT:
+                sys.exit(
+                    f"ENV={env.name} belongs to the clone in {clone}: run `make down ENV={env.name}` there."
+                )
+            return addresses
+    return None
 
 
-def remove_network(env: Env) -> None:
-    """Remove the environment's network, and the hosts that are on it."""
-    destroy_hosts(env)
-    run(PODMAN, "network", "rm", env.network)
+def remove_network(name: str) -> None:
+    """Remove an environment's network, and the hosts that are on it."""
+    remove_hosts(name.removeprefix(f"{LABEL}-"))
+    run(PODMAN, "network", "rm", name)
 
 
 def make_network(env: Env) -> IPv4Network:
@@ -165,20 +185,14 @@ def assign_addresses(hosts: list[str], network: IPv4Network, taken: dict[str, st
 
 def write_inventory(env: Env, network: IPv4Network, image: str) -> None:
     """Write the lab's part of the inventory: how each host is made, and how it is reached."""
-    listing = json.loads(run(BIN / "ansible-inventory", "-i", env.inventory, "--list"))
+    listing = json.loads(run("ansible-inventory", "-i", env.inventory, "--list"))
     of_hosts = {file.stem: json.loads(file.read_text()) for file in env.overlay.glob("host_vars/*.json")}
     taken = {host: variables["ansible_host"] for host, variables in of_hosts.items()}
     addresses = assign_addresses(list(listing["_meta"]["hostvars"]), network, taken)
 
-    # The groups are here as well, for tools that read one inventory only.
-    groups: dict[str, dict[str, dict[str, None]]] = {
-        group: {kind: dict.fromkeys(members.get(kind, ())) for kind in ("hosts", "children")}
-        for group, members in listing.items()
-        if group not in ("_meta", "all", "ungrouped")
-    }
-    write(env.overlay / "hosts.json", {"all": {"hosts": dict.fromkeys(addresses), "children": groups}})
+    write(env.overlay / "hosts.json", {"all": {"hosts": dict.fromkeys(addresses)}})
     common: dict[str, Any] = {
-        "lab_env": env.name,
+        "lab_env": env.id,
         "lab_image": image,
         "lab_network": env.network,
         "fleet_local_dir": str(env.dir / "local"),
@@ -241,9 +255,9 @@ def make_secrets(env: Env) -> None:
         return
     say("Making the passwords that are missing")
     variables = json.dumps({"secrets_file": str(env.vault)})
-    run(BIN / "ansible-playbook", "--vault-password-file", password, "-e", variables, playbook)
+    run("ansible-playbook", "--vault-password-file", password, "-e", variables, playbook)
     if env.name.startswith(TESTS):
-        run(BIN / "python", ROOT / "tests" / "fleet" / "hostile_secrets.py", env.vault, password)
+        run("python3", ROOT / "tests" / "fleet" / "hostile_secrets.py", env.vault, password)
     env.vault.touch()
 
 
@@ -255,17 +269,17 @@ def play(env: Env, playbook: str | Path, *arguments: str) -> list[tuple[str, str
             "LAB_RECAP": recap.name,
             "ANSIBLE_CALLBACK_PLUGINS": f"{LAB}/callback_plugins",
         }
-        command = [BIN / "ansible-playbook", *env.ansible_args, *arguments, playbook]
+        command = ["ansible-playbook", *env.ansible_args, *arguments, playbook]
         if failed := subprocess.run(command, cwd=ROOT, env=variables, check=False).returncode:
             sys.exit(failed)
         return [(host, task) for host, task in json.load(recap)]
 
 
-def containers(env: str = "", *arguments: str) -> set[str]:
+def containers(env_id: str = "", *arguments: str) -> set[str]:
     """The containers that run, of one environment or of all; with --all those that are stopped as well."""
     if not shutil.which("podman"):
         return set()
-    label = f"{LABEL}={env}" if env else LABEL
+    label = f"{LABEL}={env_id}" if env_id else LABEL
     return set(run(PODMAN, "ps", f"--filter=label={label}", "--format={{.Names}}", *arguments).split())
 
 
@@ -293,7 +307,7 @@ def create(env: Env) -> None:
     """Prepare the environment and boot its hosts."""
     prepare(env)
     wanted = {env.container(file.stem) for file in env.overlay.glob("host_vars/*.json")}
-    if wanted <= containers(env.name):
+    if wanted <= containers(env.id):
         return
     most = int(Path("/proc/sys/fs/inotify/max_user_instances").read_text()) // INOTIFY_INSTANCES
     if len(wanted | containers()) > most:
@@ -319,7 +333,7 @@ def introduce(env: Env) -> None:
     import yaml  # .venv has it; the commands that take down run without
 
     select = "" if env.name == "single" else f" ENV={env.name}"
-    listing = json.loads(run(BIN / "ansible-inventory", *env.ansible_args, "--list"))
+    listing = json.loads(run("ansible-inventory", *env.ansible_args, "--list"))
     defaults = yaml.safe_load((ROOT / "roles/flower/defaults/main.yml").read_text())
     flower = defaults | listing["_meta"]["hostvars"][listing["flower"]["hosts"][0]]
     print(f"""
@@ -353,23 +367,28 @@ def secret(env: Env, name: str) -> None:
     import yaml
 
     password = f"--vault-password-file={env.dir}/vault-password"
-    found = yaml.safe_load(run(BIN / "ansible-vault", "view", password, env.vault))["fleet_secrets"]
+    found = yaml.safe_load(run("ansible-vault", "view", password, env.vault))["fleet_secrets"]
     if name not in found:
         sys.exit(f"ENV={env.name} has no secret '{name}': NAME is one of {', '.join(sorted(found))}.")
     print(found[name])
 
 
-def destroy_hosts(env: Env) -> None:
-    """Remove the hosts; what `prepare` made stays."""
-    if hosts := containers(env.name, "--all"):
+def remove_hosts(env_id: str) -> None:
+    """Remove the hosts of an environment."""
+    if hosts := containers(env_id, "--all"):
         run(PODMAN, "rm", "--force", "--volumes", "--time=0", *hosts)
         say(f"Removed {', '.join(sorted(hosts))}")
+
+
+def destroy_hosts(env: Env) -> None:
+    """Remove the hosts; what `prepare` made stays."""
+    remove_hosts(env.id)
 
 
 def destroy(env: Env) -> None:
     """Remove the hosts, their network and the environment's files."""
     if find_network(env):
-        remove_network(env)
+        remove_network(env.network)
     shutil.rmtree(env.dir, ignore_errors=True)
     if STATE.exists() and not any(STATE.iterdir()):
         STATE.rmdir()
@@ -391,6 +410,7 @@ def clean() -> None:
 
 def main() -> None:
     """Run one command."""
+    os.environ["PATH"] = f"{BIN}:{os.environ['PATH']}"  # as in the Makefile
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     subparsers = parser.add_subparsers(required=True)
     commands = (prepare, create, up, no_change, args, secret, destroy_hosts, destroy, destroy_all, clean)

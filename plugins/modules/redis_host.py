@@ -29,18 +29,15 @@ EXAMPLES = r"""
     unit: redis-server.service
     data_dir: /var/lib/redis
     disk_space: 2147483648
-    mark: /etc/redis/users.acl
+    mark: /etc/systemd/system/redis-server.service.d/fleet.conf
 """
 
-import ipaddress
-import os
 import shutil
 import socket
-import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ansible.module_utils import fleet_sockets
 from ansible.module_utils.basic import AnsibleModule
 
 if TYPE_CHECKING:
@@ -49,74 +46,13 @@ if TYPE_CHECKING:
 
     from ansible.module_utils.fleet_systemd import Run
 
-PROC = Path("/proc")
-LISTEN = "0A"  # state of a socket in /proc/net/tcp
 GIB = 1024**3
 
 
-@dataclass(frozen=True)
-class Listener:
-    """A TCP socket that listens."""
-
-    address: str
-    port: int
-    inode: str
-
-
-def listeners(proc: Path = PROC) -> Iterator[Listener]:
-    """Return who listens, from the kernel's own tables."""
-    for table in ("tcp", "tcp6"):
-        path = proc / "net" / table
-        if path.exists():  # there is no tcp6 where IPv6 is switched off
-            for line in path.read_text().splitlines()[1:]:
-                words = line.split()
-                address, _, port = words[1].partition(":")
-                if words[3] == LISTEN:
-                    yield Listener(decode(address), int(port, 16), words[9])
-
-
-def decode(address: str) -> str:
-    """Return an address of /proc/net/tcp, which is in words of four bytes in the machine's order."""
-    words = [bytes.fromhex(address[i : i + 8]) for i in range(0, len(address), 8)]
-    order = 1 if sys.byteorder == "big" else -1
-    found = ipaddress.ip_address(b"".join(word[::order] for word in words))
-    mapped = found.ipv4_mapped if isinstance(found, ipaddress.IPv6Address) else None
-    return str(mapped or found)
-
-
-def owner(inode: str, proc: Path = PROC) -> Path | None:
-    """Return the directory in /proc of the process that has a socket."""
-    for link in proc.glob("[0-9]*/fd/*"):
-        try:
-            if os.readlink(link) == f"socket:[{inode}]":  # noqa: PTH115 - a socket is no path
-                return link.parent.parent
-        except OSError:  # the process ended
-            continue
-    return None
-
-
-def overlap(one: str, other: str) -> bool:
-    """Whether two sockets with one port get in each other's way."""
-    wildcards = {"*", "0.0.0.0", "::", "::*"}  # noqa: S104 - compared, not bound
-    return one == other or bool(wildcards & {one, other})
-
-
-def taken(params: dict[str, Any], proc: Path = PROC) -> Iterator[str]:
+def taken(params: dict[str, Any]) -> Iterator[str]:
     """Find those who listen where Redis shall, and are not it."""
-    for listener in listeners(proc):
-        wanted = any(overlap(address.lstrip("-"), listener.address) for address in params["bind"])
-        if listener.port != params["port"] or not wanted:
-            continue
-        process = owner(listener.inode, proc)
-        if process and f"/{params['unit']}" in (process / "cgroup").read_text():
-            continue
-        name = (
-            f"{(process / 'comm').read_text().strip()} (pid {process.name})" if process else "another program"
-        )
-        yield (
-            f"port {listener.port} of {listener.address} is taken by {name}. Stop that, or set another "
-            "redis_port."
-        )
+    bind = [address.lstrip("-") for address in params["bind"]]  # a dash: Redis may do without this one
+    yield from fleet_sockets.taken(bind, params["port"], params["unit"], "redis_port")
 
 
 def foreign_addresses(params: dict[str, Any]) -> Iterator[str]:

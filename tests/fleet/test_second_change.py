@@ -153,7 +153,7 @@ class Change:
 STEPS = {
     "live": [
         Change({"redis_maxmemory": "200mb"}, None, redis_has_less_memory),
-        Change({"flower_password": NEW_PASSWORDS["flower"]}, None, flower_has_new_password),
+        Change({"fleet_secrets": {"flower": NEW_PASSWORDS["flower"]}}, None, flower_has_new_password),
     ],
     "restart": [
         Change({"redis_extra_config": {"databases": 20}}, "redis-server.service", redis_has_more_databases),

@@ -9,6 +9,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from filter import fleet as filters
+from filter.celery_worker import complete
 
 from tests.fleet.support.broker import Broker
 from tests.fleet.support.clients import Operator
@@ -62,7 +63,7 @@ class Fleet:
         return [
             Node(node["name"], node["pool"], frozenset(node["options"]["queues"]), node["options"], host)
             for host in self.group("workers")
-            for node in filters.nodes(host.variables["celery_worker_pools"], host.name)
+            for node in filters.nodes(complete(host.variables["celery_worker_pools"]), host.name)
         ]
 
     @cached_property
