@@ -43,6 +43,25 @@ def taken_port(host: Host, port: int) -> Iterator[None]:
         host.sh("systemctl stop squatter.service")
 
 
+@contextmanager
+def small_disk(host: Host) -> Iterator[None]:
+    """Let a host have little room for releases."""
+    host.sh("mount -t tmpfs -o size=64m small /opt")
+    try:
+        yield
+    finally:
+        host.sh("umount /opt")
+
+
+@pytest.mark.group("workers")
+def test_small_disk(fleet: Fleet, plays: Plays) -> None:
+    """A host without room is named, with the file system and what it has."""
+    host = fleet.group("workers")[-1]
+    with small_disk(host):
+        refused = plays.run(**PENDING)
+    refused.expect_refusal(host.name, "has 64 MiB free on /opt", "preflight_disk_free_mb")
+
+
 @pytest.mark.group("workers")
 def test_other_distribution(fleet: Fleet, plays: Plays) -> None:
     """One host of a distribution that the fleet was not made for stops the run for all hosts."""

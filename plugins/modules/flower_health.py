@@ -1,0 +1,157 @@
+#!/usr/bin/python
+"""Ask Flower which nodes are online, as a user's browser would: by nginx, with TLS and the password."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+---
+module: flower_health
+short_description: Wait until Flower shows every expected node as online, to those who have the password
+description:
+  - Healthy is a Flower that shows each expected node as online, and shows nothing without the password.
+  - It changes nothing. If Flower is not healthy in time, the message ends with the journal of its unit.
+options:
+  url: {description: "Where nginx listens, without a path.", type: str, required: true}
+  username: {description: Name that nginx asks for., type: str, required: true}
+  password: {description: Its password., type: str, required: true}
+  ca_file: {description: CA certificate that nginx's must chain to., type: path, required: true}
+  expected: {description: Nodes that must be online., type: list, elements: str, default: []}
+  timeout: {description: Seconds to wait for one answer., type: int, default: 15}
+  retries: {description: How often an unhealthy Flower is asked again., type: int, default: 30}
+  delay: {description: Seconds between two questions., type: int, default: 2}
+  unit: {description: Flower's systemd unit., type: str, default: flower.service}
+author: celery-fleet
+"""
+
+EXAMPLES = r"""
+- name: Wait until Flower shows every node
+  flower_health:
+    url: https://127.0.0.1:5555
+    username: flower
+    password: "{{ flower_password }}"
+    ca_file: /etc/fleet/tls/ca.crt
+    expected: [default-1@worker1]
+  no_log: true
+"""
+
+import json
+import time
+from typing import TYPE_CHECKING
+from urllib.error import HTTPError
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.urls import open_url
+
+if TYPE_CHECKING:
+    from typing import Any
+
+UNAUTHORIZED = 401
+
+
+class UnhealthyError(Exception):
+    """Flower is not well; the message says in which way."""
+
+
+def ask(params: dict[str, Any], path: str, **credentials: Any) -> str:
+    """Return what a path answers.
+
+    Raises:
+        HTTPError: It refuses.
+        UnhealthyError: Nobody answers.
+    """
+    try:
+        answer = open_url(
+            params["url"] + path, timeout=params["timeout"], ca_path=params["ca_file"], **credentials
+        )
+        return str(answer.read().decode())
+    except HTTPError:
+        raise
+    except (OSError, ValueError) as error:  # no connection, no trust, no answer in time
+        raise UnhealthyError(f"nobody answers there ({error})") from None
+
+
+def examine(params: dict[str, Any]) -> None:
+    """Look at Flower once.
+
+    Raises:
+        UnhealthyError: It is not well.
+    """
+    login = {
+        "url_username": params["username"],
+        "url_password": params["password"],
+        "force_basic_auth": True,
+    }
+    try:
+        shown = json.loads(ask(params, "/api/workers?status=true", **login))
+    except HTTPError as error:
+        raise UnhealthyError(f"it answers {error.code} {error.reason}") from None
+    except ValueError:
+        raise UnhealthyError("what it answers is not Flower's") from None
+    missing = [node for node in params["expected"] if not shown.get(node)]
+    if missing:
+        raise UnhealthyError(f"it does not show as online: {', '.join(missing)}")
+
+
+def refuse_open_door(params: dict[str, Any]) -> None:
+    """Refuse a Flower that shows something without a password.
+
+    Raises:
+        UnhealthyError: It does.
+    """
+    try:
+        ask(params, "/metrics")
+    except HTTPError as error:
+        if error.code == UNAUTHORIZED:
+            return
+        raise UnhealthyError(f"without a password it answers {error.code}, not {UNAUTHORIZED}") from None
+    raise UnhealthyError("it shows /metrics without a password")
+
+
+def wait(params: dict[str, Any]) -> None:
+    """Wait until Flower is well.
+
+    Raises:
+        UnhealthyError: It never was.
+    """
+    for left in range(params["retries"], -1, -1):
+        try:
+            return examine(params)
+        except UnhealthyError:
+            if left == 0:
+                raise
+        time.sleep(params["delay"])
+    return None
+
+
+def main() -> None:
+    """Run the module."""
+    module = AnsibleModule(
+        argument_spec={
+            "url": {"type": "str", "required": True},
+            "username": {"type": "str", "required": True},
+            "password": {"type": "str", "required": True, "no_log": True},
+            "ca_file": {"type": "path", "required": True},
+            "expected": {"type": "list", "elements": "str", "default": []},
+            "timeout": {"type": "int", "default": 15},
+            "retries": {"type": "int", "default": 30},
+            "delay": {"type": "int", "default": 2},
+            "unit": {"type": "str", "default": "flower.service"},
+        },
+        supports_check_mode=True,
+    )
+    params = module.params
+    try:
+        wait(params)
+        refuse_open_door(params)
+    except UnhealthyError as problem:
+        argv = ["journalctl", "--no-pager", "--output=cat", "--lines=20", f"--unit={params['unit']}"]
+        journal = module.run_command(argv)[1].strip()
+        module.fail_json(
+            msg=f"Flower at {params['url']} is not well: {problem}\n"
+            f"--- journal of {params['unit']} ---\n{journal}"
+        )
+    module.exit_json(changed=False)
+
+
+if __name__ == "__main__":
+    main()

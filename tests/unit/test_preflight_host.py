@@ -1,0 +1,35 @@
+"""The role preflight: what it reads from a host, and how it words what is wrong."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from tests.unit.rendering import Role
+
+
+def host(*disks: str, clock: float = 0) -> Role:
+    """Return the role for a host with these lines of `df`, and a clock that is off."""
+    lines = [str(int(time.time() + clock)), "Avail Mounted on", *disks]
+    return Role("preflight", preflight_disk_free_mb=2048, __preflight_seen={"stdout_lines": lines})
+
+
+@pytest.mark.parametrize(
+    ("disks", "full"),
+    [
+        (["70000 /", "70000 /", "70000 /"], {}),
+        (["2048 /", "2048 /", "2048 /"], {}),
+        (["100 /", "100 /", "100 /"], {"/": 100}),
+        (["70000 /", "9000 /opt", "12 /var"], {"/var": 12}),
+        (["2047 /", "0 /opt", "9000 /var"], {"/": 2047, "/opt": 0}),
+    ],
+)
+def test_full_disks_are_named_once(disks: list[str], full: dict[str, int]) -> None:
+    found = host(*disks).evaluate("__preflight_full")
+    assert {disk["key"]: disk["value"] for disk in found} == full
+
+
+@pytest.mark.parametrize("off", [0, 90, -4000])
+def test_a_clock_is_compared_with_the_controllers(off: float) -> None:
+    assert int(host("1 /", clock=off).evaluate("__preflight_clock_off")) == pytest.approx(off, abs=3)
