@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Runs the project's tests, stage by stage, and counts them.
 
-Usage: lab/test.py STAGE...; a stage is lint, unit, apps, or a Molecule scenario. After one that fails comes none.
+Usage: lab/test.py STAGE...; a stage is lint, unit, apps, or a Molecule scenario. A failure is the end.
 """
 
 from __future__ import annotations
