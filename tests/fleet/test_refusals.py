@@ -85,3 +85,10 @@ def test_bad_inventory(plays: Plays) -> None:
     refused = plays.run(celery_worker_log_levle="INFO", celery_app_queues=["default", "lost"])
     refused.expect_refusal("celery_worker_log_levle", "celery_worker_log_level", "lost")
     assert "ESTABLISH SSH CONNECTION" not in refused.output
+
+
+@pytest.mark.group("workers")
+def test_missing_source(plays: Plays) -> None:
+    """An app that is not where the inventory says is refused before any host is changed."""
+    refused = plays.run(celery_app_source="/nowhere/shop", **PENDING)
+    refused.expect_refusal("/nowhere/shop", "not there on the controller")
