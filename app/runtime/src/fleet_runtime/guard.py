@@ -6,6 +6,7 @@ from typing import Any
 
 from celery import bootsteps
 
+from fleet_runtime import children
 from fleet_runtime.errors import FleetError
 from fleet_runtime.settings import FleetSettings
 
@@ -21,6 +22,7 @@ class Guard(bootsteps.Step):  # type: ignore[misc]  # celery ships no types
             _limit(parent, settings)
         except FleetError as error:
             raise SystemExit(f"celery: {error}") from None
+        children.mend()
 
 
 def _require_component(settings: FleetSettings) -> None:

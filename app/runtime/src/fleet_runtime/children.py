@@ -1,0 +1,42 @@
+"""Lets a node see at once that a process of its pool has died."""
+
+from __future__ import annotations
+
+from functools import wraps
+from typing import Any
+
+from celery.concurrency.asynpool import AsynPool
+
+AGAIN = 0.02  # seconds until the first other look; each further one waits twice as long
+LOOKS = 8  # the pool looks by itself every 5 seconds
+
+
+def mend() -> None:
+    """Look again at a process that is dying, until it is dead.
+
+    A process closes its files before its parent can wait for it. The pool is woken by the first, and asks
+    only once for the second (celery 5.7, AsynPool._event_process_exit): in one of three deaths on two cores
+    it finds the process alive, and sees its death 5 seconds later. A task whose time limit ends meanwhile
+    fails for that, instead of running again, because it is taken for one that runs.
+    """
+    original = AsynPool._event_process_exit
+    if hasattr(original, "__wrapped__"):
+        return
+
+    @wraps(original)
+    def _event_process_exit(pool: Any, hub: Any, process: Any) -> None:
+        original(pool, hub, process)
+        _look_again(pool, hub, process, AGAIN, LOOKS)
+
+    AsynPool._event_process_exit = _event_process_exit
+
+
+def _look_again(pool: Any, hub: Any, process: Any, delay: float, looks: int) -> None:
+    """Look at a process later, if the pool takes it for alive."""
+
+    def look() -> None:
+        pool.maintain_pool()
+        _look_again(pool, hub, process, delay * 2, looks - 1)
+
+    if looks and process in pool._pool:
+        hub.call_later(delay, look)
