@@ -3,7 +3,7 @@
 #   SUITE  its Debian, when it is made: bookworm (default) or trixie (default for fleet)
 
 ENV ?= single
-SCENARIOS := fleet single second-change
+SCENARIOS := fleet single
 
 export LAB_SUITE := $(SUITE)
 export PATH := $(CURDIR)/.venv/bin:$(PATH)

@@ -12,8 +12,9 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from functools import partial
 from pathlib import Path
 from threading import Lock
 from typing import TextIO
@@ -160,31 +161,34 @@ def molecule(scenario: str) -> None:
     subprocess.run([LAB, "destroy", env], cwd=ROOT, env=environment, check=True)
 
 
-# The stages that are no Molecule scenario.
-PLAIN: dict[str, Callable[[], None]] = {
-    "lint": lint,
-    "unit": lambda: pytest("unit", "--doctest-modules", "tests/unit", "tests/lint", "lab"),
-    "apps": lambda: pytest("apps", "app"),
-}
+# The stages that are no Molecule scenario, in turn; those of a turn run at the same time.
+PLAIN: tuple[dict[str, Callable[[], None]], ...] = (
+    {
+        "lint": lint,
+        "unit": lambda: pytest("unit", "--doctest-modules", "tests/unit", "tests/lint", "lab"),
+    },
+    {"apps": lambda: pytest("apps", "app")},  # by itself: it counts seconds
+)
+
+
+def run_stages(stages: Mapping[str, Callable[[], object]], note: str = "") -> None:
+    """Run stages at the same time, at most two, unless one before them failed."""
+    if stages and not counts["failed"]:
+        print(f"==> {', '.join(stages)}{note}", flush=True)
+        with ThreadPoolExecutor(max_workers=2) as pool:
+            for done in [pool.submit(stage) for stage in stages.values()]:
+                done.result()
 
 
 def main() -> None:
     """Run the stages that were asked for: the plain ones in turn until one fails, and then the scenarios."""
     REPORTS.mkdir(parents=True, exist_ok=True)
-    stages = sys.argv[1:]
-    for stage in filter(PLAIN.__contains__, stages):
-        print(f"==> {stage}", flush=True)
-        PLAIN[stage]()
-        if counts["failed"]:
-            break
-    scenarios = [stage for stage in stages if stage not in PLAIN]
-    if scenarios and not counts["failed"]:
-        print(
-            f"==> {', '.join(scenarios)}: two at a time, since each waits for hosts most of its time",
-            flush=True,
-        )
-        with ThreadPoolExecutor(max_workers=2) as pool:
-            list(pool.map(molecule, scenarios))
+    asked = sys.argv[1:]
+    for turn in PLAIN:
+        run_stages({name: stage for name, stage in turn.items() if name in asked})
+    known = {name for turn in PLAIN for name in turn}
+    scenarios = {name: partial(molecule, name) for name in asked if name not in known}
+    run_stages(scenarios, ": two at a time, since each waits for hosts most of its time")
     print(
         ", ".join(f"{counts[result]} {result}" for result in RESULTS if counts[result] or result != "skipped")
     )

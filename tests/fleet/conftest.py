@@ -2,7 +2,7 @@
 
 FLEET_INVENTORY_ARGS says which fleet, in the words of `ansible-playbook`. In the lab:
 
-    FLEET_INVENTORY_ARGS="$(make -s lab-args)" .venv/bin/pytest tests/fleet -m "not second_change"
+    FLEET_INVENTORY_ARGS="$(make -s lab-args)" .venv/bin/pytest tests/fleet
 
 A test with the argument `host` runs once for each host of the group that its marker names, one with `node`
 once for each Celery node, one with `queue` once for each queue: all as the inventory has them. A test of a
@@ -33,9 +33,14 @@ MARKERS = (
     "group(name): needs a host of this group; `host` is each of them",
     "faults: breaks something on purpose, and runs when the quiet tests are done",
     "afterwards: looks back at what the others left behind",
-    "second_change: runs plays that change the fleet, and has a Molecule scenario of its own",
+    "second_change: runs plays that change the fleet for good, and only with --second-change",
 )
-ORDER = ("faults", "second_change", "afterwards")
+ORDER = ("faults", "afterwards", "second_change")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Let a scenario ask for what takes minutes, and leaves the fleet otherwise than the inventory has it."""
+    parser.addoption("--second-change", action="store_true", help="run the plays that change the fleet, too")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -111,9 +116,9 @@ def turn(item: pytest.Item) -> int:
 
 
 def exists(item: pytest.Item, config: pytest.Config) -> bool:
-    """Whether the inventory has hosts for a test, and its scenario is asked for."""
+    """Whether the inventory has hosts for a test, and it is asked for."""
     groups = [mark.args[0] for mark in item.iter_markers("group")]
-    asked_for = not item.get_closest_marker("second_change") or "second_change" in config.option.markexpr
+    asked_for = not item.get_closest_marker("second_change") or config.option.second_change
     return asked_for and all(the_fleet().group(group) for group in groups)
 
 
