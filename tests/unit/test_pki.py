@@ -118,6 +118,27 @@ def test_a_certificate_is_renewed_inside_the_window(tmp_path: Path, days: int, d
     assert role(pki_ca_dir=str(tmp_path)).evaluate("__pki_issued_due") is due
 
 
+@pytest.mark.parametrize(
+    ("certificate", "record", "signed"),
+    [
+        ("its", "the request\n", True),
+        ("its", "another\n", False),
+        ("its", None, False),
+        (None, "the request\n", False),
+    ],
+)
+def test_a_request_is_signed_once(
+    tmp_path: Path, certificate: str | None, record: str | None, signed: bool
+) -> None:
+    """A run that was interrupted between the request and the record signs again."""
+    (tmp_path / "hosts").mkdir()
+    for suffix, content in (("crt", certificate), ("csr", record)):
+        if content:
+            (tmp_path / "hosts" / f"host1.{suffix}").write_text(content)
+    given = role(pki_ca_dir=str(tmp_path), __pki_request={"csr": "the request\n"})
+    assert given.evaluate("__pki_signed") is signed
+
+
 def test_a_certificate_that_is_not_there_is_not_renewed(tmp_path: Path) -> None:
     given = role(pki_ca_dir=str(tmp_path))
     assert given.evaluate("__pki_issued_due") is False

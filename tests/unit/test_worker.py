@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import subprocess
 from pathlib import Path
@@ -268,27 +267,11 @@ def test_the_unit_compares_what_it_reads() -> None:
     assert role().evaluate("__celery_worker_units")[0]["stamp"] == "/run/celery/default-1.started"
 
 
-@pytest.mark.parametrize(
-    ("answers", "sick"),
-    [
-        ({"io-1@host1": ["io"], "p-1@host1": ["b", "a"]}, []),
-        ({"io-1@host1": ["io"], "p-1@host1": ["a"]}, ["p-1@host1"]),
-        ({"io-1@host1": ["io", "extra"], "p-1@host1": ["a", "b"]}, ["io-1@host1"]),
-        ({"p-1@host1": ["a", "b"]}, ["io-1@host1"]),
-        (None, ["io-1@host1", "p-1@host1"]),
-    ],
-)
-def test_a_node_is_well_if_it_consumes_its_queues_and_no_other(
-    answers: dict[str, list[str]] | None, sick: list[str]
-) -> None:
-    """From what `celery inspect active_queues --json` prints; nothing if nobody answers."""
-    told = {node: [{"name": queue} for queue in queues] for node, queues in (answers or {}).items()}
-    rendered = role(
-        {"p": {"queues": ["a", "b"]}, "io": {"queues": ["io"]}},
-        __celery_worker_inspect={"stdout": json.dumps(told) if answers else ""},
-    )
-    assert rendered.evaluate("__celery_worker_sick | list") == sick
-    assert rendered.evaluate("__celery_worker_consumed == __celery_worker_expected") is (not sick)
+def test_each_host_answers_for_its_own_nodes_only() -> None:
+    """One host asks for the nodes of all."""
+    seen = {"sick": {"io-1@host1": None, "p-1@host1": ["a"], "p-1@host2": []}}
+    rendered = role({"p": {"queues": ["a", "b"]}, "io": {"queues": ["io"]}}, __celery_worker_health=seen)
+    assert rendered.evaluate("__celery_worker_sick") == {"io-1@host1": None, "p-1@host1": ["a"]}
 
 
 def test_no_secret_is_in_a_file_that_others_may_read() -> None:
