@@ -74,10 +74,15 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # ansible ships no types
         return found
 
 
-def argument_specs(role: str, entry_point: str = "main") -> dict[str, Any]:
-    """Return the options of a role's entry point."""
-    path = PROJECT / "roles" / role / "meta" / "argument_specs.yml"
-    options: dict[str, Any] = yaml.safe_load(path.read_text())["argument_specs"][entry_point]["options"]
+def specification(role: str) -> Path:
+    """Return the path of a role's argument specification."""
+    return PROJECT / "roles" / role / "meta" / "argument_specs.yml"
+
+
+def argument_specs(role: str) -> dict[str, Any]:
+    """Return the options of a role's main entry point."""
+    described = yaml.safe_load(specification(role).read_text())
+    options: dict[str, Any] = described["argument_specs"]["main"]["options"]
     return options
 
 
@@ -89,6 +94,6 @@ def given(role: str) -> list[str]:
 
 def pool_problems(pools: Any, host: str) -> list[str]:
     """Return what the role celery_worker finds wrong with a host's pools, whatever the host's size."""
-    spec = argument_specs("celery_worker", "pool")
+    spec = str(specification("celery_worker"))
     problems = filter_loader.get("celery_worker_problems").j2_function
     return list(problems(pools, spec, host, UNBOUNDED, UNBOUNDED))

@@ -6,8 +6,11 @@ The options are described in roles/celery_worker/meta/argument_specs.yml, entry 
 from __future__ import annotations
 
 import re
+from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import yaml
 from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
 
 if TYPE_CHECKING:
@@ -106,18 +109,19 @@ def arguments(options: Options, log_level: str, *, task_events: bool) -> list[st
 
 
 def problems(
-    pools: Mapping[str, Any], spec: Mapping[str, Any], host_name: str, cpus: int, memory_mb: int
+    pools: Mapping[str, Any], specification: str, host_name: str, cpus: int, memory_mb: int
 ) -> list[str]:
     """Return what is wrong with a host's pools, a sentence each; nothing if their nodes can run.
 
     Args:
         pools: As the inventory gives them.
-        spec: The argument specification of a pool.
+        specification: Path of the role's meta/argument_specs.yml, whose entry point `pool` counts.
         host_name: The host's part of the nodes' names.
         cpus: Number of the host's CPUs.
         memory_mb: The host's memory in MiB.
     """
-    found = []
+    found, spec = [], pool_options(str(specification))
+    pools = plain(pools)
     if not HOST_NAME.match(host_name):
         found.append(f"celery_worker_host_name is {host_name!r}, which cannot be part of a node's name.")
     for name, given in pools.items():
@@ -126,6 +130,28 @@ def problems(
         )
         found += [f"Pool {name!r}: {problem}" for problem in wrong]
     return found or list(host_problems(list(complete(pools).values()), cpus, memory_mb))
+
+
+def plain(value: Any) -> Any:
+    """Return variables as nothing but themselves.
+
+    As a filter gets them they know how to template what is in them, and a copy of them, as Ansible's
+    validator makes one, takes all of Ansible's templating along: a third of a second for each pool.
+    """
+    if isinstance(value, dict):
+        return {str(name): plain(inner) for name, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(inner) for inner in value]
+    return value
+
+
+@cache
+def pool_options(specification: str) -> Mapping[str, Any]:
+    """Return the options of a pool, by the path of the role's argument specification."""
+    # A few hundred lines, which take Ansible's own filter for YAML half a second, on each host.
+    described = yaml.load(Path(specification).read_text(), Loader=yaml.CSafeLoader)
+    options: Mapping[str, Any] = described["argument_specs"]["pool"]["options"]
+    return options
 
 
 def type_problems(given: Any, spec: Mapping[str, Any]) -> Iterator[str]:

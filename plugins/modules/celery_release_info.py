@@ -57,25 +57,11 @@ surplus: {description: What pruning would remove., returned: always, type: list}
 missing_packages: {description: Those of the packages that are not installed., returned: always, type: list}
 """
 
-import subprocess
 from pathlib import Path
 
 from ansible.module_utils.app_release_tree import ReleaseTree
 from ansible.module_utils.basic import AnsibleModule
-
-
-def missing(packages: list[str]) -> list[str]:
-    """Return those of the Debian packages that are not installed.
-
-    To ask dpkg takes a tenth of the time of the module apt, which loads the whole index first.
-    """
-    if not packages:
-        return []
-    argv = ["dpkg-query", "--show", "--showformat=${db:Status-Status} ${Package}\n", *packages]
-    result = subprocess.run(
-        argv, capture_output=True, text=True, check=False
-    )  # 1: it does not know one of them
-    return [name for name in packages if f"installed {name}" not in result.stdout.splitlines()]
+from ansible.module_utils.debian_packages import missing
 
 
 def main() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import ipaddress
+import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -118,25 +119,44 @@ def test_a_certificate_is_renewed_inside_the_window(tmp_path: Path, days: int, d
     assert role(pki_ca_dir=str(tmp_path)).evaluate("__pki_issued_due") is due
 
 
+def certified(directory: Path, days: float = 90, **record: Any) -> bool:
+    """Return whether a host counts as certified that was signed for what this record has otherwise."""
+    (directory / "hosts").mkdir()
+    for target, valid in (("ca", 3650), ("hosts/host1", days)):
+        write_certificate(directory, valid, "host1")
+        (directory / "host.crt").rename(directory / f"{target}.crt")
+    given = role(pki_ca_dir=str(directory))
+    signed = {name: given.evaluate(f"__pki_signed.{name}") for name in given.evaluate("__pki_signed")}
+    (directory / "hosts/host1.json").write_text(json.dumps(signed | record))
+    return bool(given.evaluate("__pki_certified"))
+
+
+def test_what_was_signed_is_not_signed_again(tmp_path: Path) -> None:
+    assert certified(tmp_path)
+
+
 @pytest.mark.parametrize(
-    ("certificate", "record", "signed"),
+    "record",
     [
-        ("its", "the request\n", True),
-        ("its", "another\n", False),
-        ("its", None, False),
-        (None, "the request\n", False),
+        {"form": {"subject_alt_name": ["DNS:host1"]}},
+        {"authority": "Another CA"},
+        {"authority_key": "00:11"},
+        {"days": 10},
     ],
 )
-def test_a_request_is_signed_once(
-    tmp_path: Path, certificate: str | None, record: str | None, signed: bool
-) -> None:
-    """A run that was interrupted between the request and the record signs again."""
-    (tmp_path / "hosts").mkdir()
-    for suffix, content in (("crt", certificate), ("csr", record)):
-        if content:
-            (tmp_path / "hosts" / f"host1.{suffix}").write_text(content)
-    given = role(pki_ca_dir=str(tmp_path), __pki_request={"csr": "the request\n"})
-    assert given.evaluate("__pki_signed") is signed
+def test_what_was_signed_for_something_else_is_signed_again(tmp_path: Path, record: dict[str, Any]) -> None:
+    assert not certified(tmp_path, **record)
+
+
+def test_what_is_about_to_end_is_signed_again(tmp_path: Path) -> None:
+    assert not certified(tmp_path, days=29)
+
+
+def test_without_a_record_it_is_signed_again(tmp_path: Path) -> None:
+    """Such as by a run that was interrupted before that."""
+    certified(tmp_path)
+    (tmp_path / "hosts/host1.json").unlink()
+    assert role(pki_ca_dir=str(tmp_path)).evaluate("__pki_certified") is False
 
 
 def test_a_certificate_that_is_not_there_is_not_renewed(tmp_path: Path) -> None:
@@ -153,7 +173,7 @@ def refusals(given: Role, file: str) -> list[str]:
 
     tasks = yaml.safe_load((given.path / file).read_text())
     tasks += [inner for task in tasks for inner in task.get("block", [])]
-    (checks,) = (task["loop"] for task in tasks if "holds" in str(task.get("loop")))
+    (checks,) = (task["vars"]["__pki_rules"] for task in tasks if "__pki_rules" in task.get("vars", {}))
     return [str(value(check["message"])) for check in checks if not value(check["holds"])]
 
 

@@ -64,8 +64,8 @@ def environment(text: str) -> dict[str, str]:
 
 def problems(pools: dict[str, Any], cpus: int = 4, memory_mb: int = 4096, host: str = "host1") -> str:
     """Return what the role says about pools, in one text."""
-    spec = role().read("meta/argument_specs.yml")["argument_specs"]["pool"]["options"]
-    return "\n".join(filters.problems(pools, spec, host, cpus, memory_mb))
+    spec = role().path / "meta" / "argument_specs.yml"
+    return "\n".join(filters.problems(pools, str(spec), host, cpus, memory_mb))
 
 
 def one(**options: Any) -> dict[str, Any]:
