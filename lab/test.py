@@ -184,9 +184,12 @@ def main() -> None:
     """Run the stages that were asked for: the plain ones in turn until one fails, and then the scenarios."""
     REPORTS.mkdir(parents=True, exist_ok=True)
     asked = sys.argv[1:]
+    known = {name for turn in PLAIN for name in turn}
+    there = {path.parent.name for path in ROOT.glob("molecule/*/molecule.yml")}
+    if unknown := set(asked) - known - there:
+        sys.exit(f"There is no stage {', '.join(sorted(unknown))}, only {', '.join(sorted(known | there))}.")
     for turn in PLAIN:
         run_stages({name: stage for name, stage in turn.items() if name in asked})
-    known = {name for turn in PLAIN for name in turn}
     scenarios = {name: partial(molecule, name) for name in asked if name not in known}
     run_stages(scenarios, ": two at a time, since each waits for hosts most of its time")
     print(
