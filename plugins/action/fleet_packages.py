@@ -6,6 +6,8 @@ from typing import Any
 
 from ansible.plugins.action import ActionBase
 
+INDEX_AGE = 86400  # seconds for which an index that was fetched is not fetched again
+
 
 class ActionModule(ActionBase):  # type: ignore[misc]  # ansible ships no types
     """Asks first, and loads Debian's index only where something is to be installed."""
@@ -18,8 +20,8 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # ansible ships no types
         if asked.get("failed") or not asked["missing"]:
             return result
         given = {
-            "cache_valid_time": 86400,
             **self._task.args,
+            "cache_valid_time": INDEX_AGE,
             "install_recommends": False,
             "update_cache": True,
         }

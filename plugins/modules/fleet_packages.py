@@ -13,10 +13,6 @@ description:
     whole index of packages first, which takes a second of CPU on every host in every run.
 options:
   name: {description: Names of the packages., type: list, elements: str, required: true}
-  cache_valid_time:
-    description: Seconds for which an index that was fetched is not fetched again.
-    type: int
-    default: 86400
   policy_rc_d:
     description: What the package's scripts are told when they would start a service; 101 forbids it.
     type: int
@@ -43,7 +39,6 @@ def main() -> None:
     module = AnsibleModule(
         argument_spec={
             "name": {"type": "list", "elements": "str", "required": True},
-            "cache_valid_time": {"type": "int", "default": 86400},
             "policy_rc_d": {"type": "int"},
         },
         supports_check_mode=True,
