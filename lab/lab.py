@@ -28,6 +28,7 @@ LAB = Path(__file__).resolve().parent
 ROOT = LAB.parent
 STATE = ROOT / ".lab"
 CACHE = ROOT / ".cache"
+HOST_CACHE = "/root/.cache"  # the same on a host of the lab, where the tools that root runs there look for it
 BIN = ROOT / ".venv" / "bin"
 PODMAN = LAB / "podman"
 LABEL = "celery-fleet"
@@ -197,7 +198,7 @@ def write_inventory(env: Env, network: IPv4Network, image: str) -> None:
         "lab_network": env.network,
         "fleet_local_dir": str(env.dir / "local"),
         # one cache for all hosts and runs: a mount, which no hard link leaves
-        "celery_app_index_environment": {"UV_CACHE_DIR": "/root/.cache/uv", "UV_LINK_MODE": "copy"},
+        "celery_app_index_environment": {"UV_CACHE_DIR": f"{HOST_CACHE}/uv", "UV_LINK_MODE": "copy"},
     }
     if index := (ROOT / ".venv" / "index").read_text().strip():
         common["celery_app_index_url"] = index
@@ -216,7 +217,7 @@ def write_inventory(env: Env, network: IPv4Network, image: str) -> None:
                 f"{env.dir}/id_ed25519.pub:/etc/lab/authorized_keys:ro",
                 f"{env.dir}/hosts:/etc/hosts:ro",
                 f"{apt}:/var/cache/apt/archives",
-                f"{CACHE}/hosts:/root/.cache",
+                f"{CACHE}/hosts:{HOST_CACHE}",
             ],
         }
         write(env.overlay / "host_vars" / f"{host}.json", variables)
