@@ -45,5 +45,16 @@ def order(mark: str) -> str:
     return str(add.delay(1, 1).id)
 
 
+@app.task
+def note(file: str, name: str, gate: str = "") -> None:
+    """Write that this starts, wait until the gate is gone if there is one, and write that it is done."""
+    with Path(file).open("a") as notes:
+        notes.write(f"{name} starts\n")
+    while gate and Path(gate).exists():
+        time.sleep(0.05)
+    with Path(file).open("a") as notes:
+        notes.write(f"{name} ends\n")
+
+
 # Naming a task binds it, before the fleet has a word in it.
 app.conf.beat_schedule = {"daily": {"task": die_once.name, "schedule": 86400, "args": ("/dev/null",)}}

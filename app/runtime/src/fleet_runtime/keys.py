@@ -1,0 +1,47 @@
+"""Names of the keys that the runtime has in Redis. Redis's ACL has them, too.
+
+The first three are kombu's own, one set for each node in place of one for all.
+"""
+
+from __future__ import annotations
+
+# What nodes hold: hash of delivery tag -> JSON [message, exchange, routing key], and when each was taken.
+UNACKED = "unacked"
+UNACKED_INDEX = "unacked_index"
+UNACKED_MUTEX = "unacked_mutex"
+
+# Sorted set of node -> when its lease ends, in seconds of Redis's own clock.
+LEASES = "fleet:leases"
+# Hash of node -> JSON of what it says of itself.
+NODES = "fleet:nodes"
+# Sorted set of task id -> when it failed for good; hash of task id -> JSON of the letter.
+DEAD = "fleet:dead"
+DEAD_LETTERS = "fleet:dead:letters"
+
+LOSSES_PREFIX = "fleet:losses:"
+ONCE_PREFIX = "fleet:once:"
+
+
+def unacked(node: str) -> str:
+    """Return the hash of the messages that a node holds."""
+    return f"{UNACKED}:{node}"
+
+
+def unacked_index(node: str) -> str:
+    """Return the sorted set of when a node took what it holds."""
+    return f"{UNACKED_INDEX}:{node}"
+
+
+def unacked_mutex(node: str) -> str:
+    """Return the lock of kombu's own search for messages that are held too long."""
+    return f"{UNACKED_MUTEX}:{node}"
+
+
+def losses(delivery_tag: str) -> str:
+    """Return the counter of how often who ran a message died."""
+    return f"{LOSSES_PREFIX}{delivery_tag}"
+
+
+def once(key: str) -> str:
+    """Return the key of something that is to be done once."""
+    return f"{ONCE_PREFIX}{key}"
