@@ -59,6 +59,16 @@ def test_the_least_that_must_be_said_is_enough() -> None:
         ({"FLEET_TASK_TIME_LIMIT": "inf"}, "FLEET_TASK_TIME_LIMIT: Input should be a finite number"),
         ({"FLEET_TASK_SOFT_TIME_LIMIT": "3600"}, "FLEET_TASK_SOFT_TIME_LIMIT (3600) must be less than"),
         ({"FLEET_VISIBILITY_TIMEOUT": "3600"}, "FLEET_VISIBILITY_TIMEOUT (3600) must exceed FLEET_TASK_TIME"),
+        ({"FLEET_LEASE": "2"}, "FLEET_LEASE: Input should be greater than or equal to 3"),
+        ({"FLEET_LEASE_GRACE": "9"}, "FLEET_LEASE_GRACE (9) must be at least a third of FLEET_LEASE (30)"),
+        (
+            {
+                "FLEET_VISIBILITY_TIMEOUT": "3000",
+                "FLEET_LEASE": "3000",
+                "FLEET_TASK_TIME_LIMIT": "60",
+            },
+            "FLEET_VISIBILITY_TIMEOUT (3000) must exceed FLEET_LEASE (3000)",
+        ),
         ({"FLEET_BEAT_LOCK_TIMEOUT": "20"}, "FLEET_BEAT_LOCK_TIMEOUT (20) must be at least five times"),
         (
             {"FLEET_TASK_EVENTS": "perhaps", "FLEET_PATIENCE": "-1"},

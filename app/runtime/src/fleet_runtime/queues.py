@@ -33,6 +33,11 @@ def routed(app: Celery) -> dict[str, list[str]]:
     return {queue: sorted(reasons[queue]) for queue in sorted(reasons)}
 
 
+def configured(app: Celery) -> list[str]:
+    """Return the queues that an app names in its settings; its tasks need not have been imported."""
+    return sorted({queue for finder in (_configured, _routes) for queue, _ in finder(app)})
+
+
 def _configured(app: Celery) -> Found:
     """Yield the default queue, and those that the app declares."""
     yield app.conf.task_default_queue, "task_default_queue"

@@ -24,9 +24,11 @@ if TYPE_CHECKING:
 
 PREFIX = "FLEET_"
 # Variables of the node's unit, which begin like settings.
-UNIT_VARIABLES = frozenset({"NODE", "NODE_ARGUMENTS"})
+UNIT_VARIABLES = frozenset({"NODE", "NODE_ARGUMENTS", "NODE_TIME_LIMIT", "NODE_WATCHDOG"})
 # Of the time limit: what is left is for the task to clean up in.
 SOFT_TIME_LIMIT = 0.95
+# Of the lease: what a node waits before it counts others as dead.
+GRACE = 2 / 3
 
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Url = Annotated[str, Field(repr=False)]  # it has a password
@@ -71,13 +73,35 @@ class FleetSettings(BaseSettings):
         default=1,
         ge=1,
         description="Messages that a node reserves for each task that it can run. More is no faster: short "
-        "tasks wait behind long ones, and more messages wait for the visibility timeout when a node dies.",
+        "tasks wait behind long ones, and more messages wait for the end of its lease when a node dies.",
     )
     visibility_timeout: int = Field(
-        default=43200,
+        default=604800,
         gt=0,
-        description="Seconds after which a message that nobody acknowledged is handed out again. What takes "
-        "longer, a task or the wait for its ETA, runs twice. The shortest in the fleet counts for all.",
+        description="Seconds after which a message that nobody acknowledged is handed out again, whoever has "
+        "it: a last resort, because what a dead node held comes back by its lease. What takes longer, a task "
+        "or the wait for its ETA, runs twice.",
+    )
+    lease: float = Field(
+        default=30,
+        ge=3,
+        le=3600,
+        allow_inf_nan=False,
+        description="Seconds after which a node that says nothing counts as dead, and others give back what "
+        "it held. It says something three times as often. Where a task keeps the node's other threads from "
+        "running for longer (C code in solo or threads, any computation in gevent), it runs twice.",
+    )
+    lease_grace: Seconds | None = Field(
+        default=None,
+        description="Seconds during which a node that has just started, or was cut off itself, counts nobody "
+        "as dead: after Redis was away all leases have ended, and those who live need a moment to say so. "
+        "Default: two thirds of the lease.",
+    )
+    give_back_step: int = Field(
+        default=100,
+        ge=1,
+        description="Messages that are given back at a time. Redis does nothing else meanwhile: for 100 of "
+        "them, one or two milliseconds.",
     )
     task_time_limit: Seconds = Field(
         default=3600,
@@ -105,6 +129,39 @@ class FleetSettings(BaseSettings):
         ge=0,
         allow_inf_nan=False,
         description="Seconds that a cold shutdown (SIGQUIT) leaves running tasks, before it hands them back.",
+    )
+    max_losses: int = Field(
+        default=3,
+        ge=1,
+        description="How many times the process that runs a message may die, by a signal, for want of memory "
+        "or with its node, until the message goes to the dead letters instead of running again.",
+    )
+    dead_letter_limit: int = Field(
+        default=10000,
+        ge=0,
+        description="Messages that failed for good and are kept, with their arguments; then the oldest go. "
+        "Each takes what it took in its queue, and some kB for its traceback. 0 keeps none.",
+    )
+    dead_letter_age: float = Field(
+        default=14 * 86400,
+        ge=60,
+        allow_inf_nan=False,
+        description="Seconds that they are kept. They hold whatever personal data the tasks got.",
+    )
+    dead_letter_expired: bool = Field(
+        default=False,
+        description="Keep what expired before it ran, too. Mostly nobody wants it any more: hence expiry.",
+    )
+    log_arguments: bool = Field(
+        default=False,
+        description="Log the arguments and the result of each task. They may be personal data. What an "
+        "exception says of itself is in the log anyhow.",
+    )
+    log_file: str = Field(
+        default="",
+        pattern="^(/.+)?$",
+        description="Write each record to this file, too, as a line of JSON; {node} becomes the node's short "
+        "name. It may be renamed at any time, as logrotate does.",
     )
     patience: int = Field(
         default=60,
@@ -154,6 +211,11 @@ class FleetSettings(BaseSettings):
         return self.task_soft_time_limit or self.task_time_limit * SOFT_TIME_LIMIT
 
     @property
+    def grace(self) -> float:
+        """The grace of leases, given or not."""
+        return self.lease_grace or self.lease * GRACE
+
+    @property
     def broker_tls(self) -> dict[str, str]:
         """The TLS options of the broker's URL, as broker_use_ssl has them; none for a plain URL."""
         return _tls(self.broker_url)
@@ -197,6 +259,16 @@ class FleetSettings(BaseSettings):
             raise ValueError(
                 f"FLEET_VISIBILITY_TIMEOUT ({self.visibility_timeout}) must exceed FLEET_TASK_TIME_LIMIT "
                 f"({self.task_time_limit:g}), or a long task is handed out again while it runs"
+            )
+        if self.visibility_timeout <= self.lease:
+            raise ValueError(
+                f"FLEET_VISIBILITY_TIMEOUT ({self.visibility_timeout}) must exceed FLEET_LEASE "
+                f"({self.lease:g}), or a node hands out what it holds itself"
+            )
+        if self.grace < self.lease / 3:
+            raise ValueError(
+                f"FLEET_LEASE_GRACE ({self.grace:g}) must be at least a third of FLEET_LEASE "
+                f"({self.lease:g}), or who lives has no time to say so"
             )
         if self.beat_lock_timeout < 5 * self.beat_max_interval:
             raise ValueError(
