@@ -1,0 +1,78 @@
+"""What the tests of dead letters and of poison have in common."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import TYPE_CHECKING, Any
+
+from app.runtime.tests.conftest import APPS
+from app.tests.commands import PATIENCE, Fleet
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from app.tests.broker import Broker
+
+# A queue for each type of pool that is looked at, and one that nobody consumes.
+POOLS = {"default": "prefork", "io": "threads"}
+UNCONSUMED = "heavy"
+FLAGS = ("--concurrency=2", "--without-gossip", "--without-mingle", "--heartbeat-interval=10")
+
+
+def mortuary(broker: Broker, **environment: str) -> Fleet:
+    """Return an app whose tasks fail, on a broker."""
+    return Fleet(broker, "mortuary:app", PYTHONPATH=APPS, **environment)
+
+
+def letters(broker: Broker) -> dict[str, Any]:
+    """Return all letters by their ids."""
+    client = broker.client("admin")
+    found = {name: json.loads(text) for name, text in client.hgetall("fleet:dead:letters").items()}
+    assert set(client.zrange("fleet:dead", 0, -1)) == set(found)
+    return found
+
+
+def letter_of(broker: Broker, task_id: str) -> Any:
+    """Wait for a task's letter, and for its message to be nowhere else; return the letter, the only one."""
+    wait_until(lambda: task_id in letters(broker))
+    wait_until(lambda: not places(broker, task_id))
+    found = letters(broker)
+    assert list(found) == [task_id]
+    return found[task_id]
+
+
+def places(broker: Broker, text: str) -> list[str]:
+    """Return the queues and the hashes of held messages that have something with a text in it."""
+    client = broker.client("admin")
+    found = []
+    for key in client.scan_iter():
+        kind = client.type(key)
+        if kind == "list" and any(text in item for item in client.lrange(key, 0, -1)):
+            found.append(key)
+        if kind == "hash" and key.startswith("unacked") and text in str(client.hgetall(key)):
+            found.append(key)
+    return found
+
+
+def caught(web: Any, broker: Broker, name: str, *args: Any, **options: Any) -> dict[str, Any]:
+    """Return a message as it is in a queue, from which it is taken."""
+    web.send_task(name, args, queue=UNCONSUMED, **options)
+    message: dict[str, Any] = json.loads(broker.client("admin").rpop(UNCONSUMED))
+    return message
+
+
+def put(broker: Broker, queue: str, message: dict[str, Any]) -> str:
+    """Put a message into a queue; return its task's id."""
+    delivery = message["properties"]["delivery_info"]
+    delivery["exchange"], delivery["routing_key"] = "", queue
+    broker.client("admin").lpush(queue, json.dumps(message))
+    return str(message["headers"]["id"])
+
+
+def wait_until(happened: Callable[[], bool]) -> None:
+    """Wait until a function says so."""
+    deadline = time.monotonic() + PATIENCE
+    while not happened():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.05)
