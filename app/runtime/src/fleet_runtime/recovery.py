@@ -1,0 +1,626 @@
+"""Gives back what a dead node held, within seconds.
+
+With kombu's Redis transport, what a node has reserved is in one hash for all, and comes back after the
+visibility timeout, whoever died. Here each node has a hash of its own and a lease, which it renews. What is
+in the hash goes back to its queues when the node starts again, or when its lease has ended, by whichever
+node notices first. Each message moves in one step of Redis, from the hash to its queue, so it does so once,
+whoever else tries, and wherever this is interrupted. Redis's clock counts, and not those of the hosts.
+"""
+
+from __future__ import annotations
+
+import atexit
+import json
+import logging
+import os
+import random
+import socket
+import threading
+import time
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import urlsplit
+
+from celery import bootsteps
+from kombu.exceptions import OperationalError
+from kombu.utils.encoding import bytes_to_str
+from kombu.utils.json import dumps, loads
+from redis.exceptions import NoPermissionError, RedisError, ResponseError
+
+from fleet_runtime import dead_letters, keys, reconnect
+from fleet_runtime.dead_letters import RECOVERED, End, Reason
+from fleet_runtime.errors import FleetError
+from fleet_runtime.reconnect import Held
+from fleet_runtime.settings import FleetSettings
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterable, Iterator
+
+    from celery import Celery
+
+logger = logging.getLogger(__name__)
+
+REDIS_NEEDED = (6, 2)  # ZRANGE BYSCORE
+PULSES = 3  # in one lease
+SHORT = 1.0  # seconds until the next try, after one that failed
+LOOKED_AT = 10  # leases, in one pulse: those that end first
+SPREAD = 0.5  # seconds: the nodes that notice a dead one do not all begin at once
+MOST_BYTES = 1_000_000  # in one step, or one of large messages would keep Redis from all else
+
+# Renews a lease, and returns for how long it still was, how it is with those that end first, and the time.
+# KEYS: leases, nodes. ARGV: node, seconds, what the node says of itself, how many to return
+RENEW = """
+local leases, nodes = unpack(KEYS)
+local node, lease, facts, limit = unpack(ARGV)
+local time = redis.call('TIME')
+local now = time[1] + time[2] / 1000000
+local ends = redis.call('ZSCORE', leases, node)
+redis.call('ZADD', leases, now + lease, node)
+redis.call('HSET', nodes, node, facts)
+return {
+  ends and string.format('%.6f', ends - now) or '',
+  string.format('%.6f', now),
+  redis.call('ZRANGE', leases, 0, limit - 1, 'WITHSCORES'),
+}
+"""
+
+# Whether a node's lease goes on: the beginning of both scripts that take something from a dead one.
+ALIVE = """
+local function alive(leases, node)
+  local time = redis.call('TIME')
+  local ends = redis.call('ZSCORE', leases, node)
+  return ends and tonumber(ends) > time[1] + time[2] / 1000000
+end
+"""
+
+# Moves messages, and returns how many; -1 if their node lives. The queue comes first: whatever Redis refuses
+# there, the message is still held.
+# KEYS: leases, unacked, unacked_index, queues. ARGV: node, whether it must be dead, and for each message its
+# tag, its text, how many queues it goes to, and the places of these among the keys
+GIVE_BACK = (
+    ALIVE
+    + """
+local leases, unacked, index = unpack(KEYS)
+if ARGV[2] == '1' and alive(leases, ARGV[1]) then
+  return -1
+end
+local moved, at = 0, 3
+while at <= #ARGV do
+  local tag, message, count = ARGV[at], ARGV[at + 1], tonumber(ARGV[at + 2])
+  if redis.call('HEXISTS', unacked, tag) == 1 then
+    for place = at + 3, at + 2 + count do
+      redis.call('RPUSH', KEYS[tonumber(ARGV[place])], message)
+    end
+    redis.call('HDEL', unacked, tag)
+    redis.call('ZREM', index, tag)
+    moved = moved + 1
+  end
+  at = at + 3 + count
+end
+return moved
+"""
+)
+
+# Forgets a node that holds nothing, and returns whether it did.
+# KEYS: leases, nodes, unacked, unacked_index, unacked_mutex. ARGV: node, whether it must be dead
+FORGET = (
+    ALIVE
+    + """
+local leases, nodes, unacked, index, mutex = unpack(KEYS)
+if ARGV[2] == '1' and alive(leases, ARGV[1]) or redis.call('HLEN', unacked) > 0 then
+  return 0
+end
+redis.call('DEL', index, mutex)
+redis.call('HDEL', nodes, ARGV[1])
+redis.call('ZREM', leases, ARGV[1])
+return 1
+"""
+)
+
+
+class Message(NamedTuple):
+    """A message that goes back to its queues."""
+
+    tag: str
+    text: str
+    queues: list[str]
+
+
+class Renewal(NamedTuple):
+    """What Redis says as a lease is renewed.
+
+    Attributes:
+        left: For how many seconds the lease still was; None if there was none.
+        over: Nodes whose lease has ended.
+        soonest: Seconds until the next one ends.
+    """
+
+    left: float | None
+    over: list[str]
+    soonest: float
+
+
+def renew(client: Any, node: str, lease: float, facts: str) -> Renewal:
+    """Renew a node's lease, and look at those that end first."""
+    script = client.register_script(RENEW)
+    left, now, listed = script(keys=[keys.LEASES, keys.NODES], args=[node, lease, facts, LOOKED_AT])
+    others = {}
+    for name, ends in zip(listed[::2], listed[1::2], strict=True):
+        others[bytes_to_str(name)] = float(ends) - float(now)
+    others.pop(node, None)
+    over = [name for name, seconds in others.items() if seconds <= 0]
+    soonest = min((seconds for seconds in others.values() if seconds > 0), default=lease)
+    return Renewal(float(left) if left else None, over, 0 if len(over) >= LOOKED_AT - 1 else soonest)
+
+
+def forget(client: Any, node: str, *, if_dead: bool) -> bool:
+    """Remove all keys of a node that holds nothing; return whether that is so."""
+    names = [keys.LEASES, keys.NODES]
+    names += [keys.unacked(node), keys.unacked_index(node), keys.unacked_mutex(node)]
+    return bool(client.register_script(FORGET)(keys=names, args=[node, int(if_dead)]))
+
+
+@dataclass
+class GiveBack:
+    """Gives back what a node held.
+
+    Attributes:
+        channel: A channel of kombu's, which knows the queues.
+        node: Whose messages.
+        finder: Who does it.
+        step: How many at a time.
+        keep: Delivery tags of those that stay.
+        if_dead: Stop as soon as the node has a lease.
+        died: Say so in the messages, for the count of losses.
+        until: When to stop, by the monotonic clock; the rest is for the next time.
+    """
+
+    channel: Any
+    node: str
+    finder: str
+    step: int
+    keep: Collection[str] = ()
+    if_dead: bool = True
+    died: bool = True
+    until: float = float("inf")
+
+    def run(self) -> int:
+        """Move the messages, and return how many."""
+        moved = 0
+        for messages in _steps(self._messages(), self.step):
+            now = self._move(messages)
+            if now < 0:
+                logger.info("%s lives again, and keeps the rest of what it holds.", self.node)
+                break
+            moved += now
+            if time.monotonic() > self.until:
+                break
+        return moved
+
+    def _messages(self) -> Iterator[Message]:
+        """Yield what can go back, as it will."""
+        with self.channel.conn_or_acquire() as client:
+            cursor = -1
+            while cursor:
+                cursor, records = client.hscan(keys.unacked(self.node), max(cursor, 0), count=self.step)
+                for tag, record in records.items():
+                    name = bytes_to_str(tag)
+                    if name not in self.keep and (message := self._read(name, record)):
+                        yield message
+
+    def _read(self, tag: str, record: bytes) -> Message | None:
+        """Return a message; None if it cannot be read, and so is moved to the dead letters."""
+        try:
+            message, exchange, routing_key = loads(bytes_to_str(record))
+            message["headers"]["redelivered"] = True
+            message["properties"]["delivery_info"]["redelivered"] = True
+            if self.died:
+                message["headers"][RECOVERED] = True
+            queues = self._queues(message, exchange, routing_key)
+            if not queues:
+                raise LookupError(f"no queue is bound to {exchange!r} with the routing key {routing_key!r}")
+            return Message(tag, dumps(message), queues)
+        except (OSError, RedisError):
+            raise
+        except Exception as error:
+            self._bury(tag, record, error)
+            return None
+
+    def _queues(self, message: Any, exchange: str, routing_key: str) -> list[str]:
+        """Return the keys of the lists in Redis to which a message belongs, as kombu finds them."""
+        channel = self.channel
+        if exchange and channel.typeof(exchange).type == "fanout":
+            return []  # it was for this node only, and not in a list
+        priority = channel._get_message_priority(message, reverse=False)
+        return [channel._q_for_pri(queue, priority) for queue in channel._lookup(exchange, routing_key)]
+
+    def _bury(self, tag: str, record: bytes, error: Exception) -> None:
+        """Move what can go nowhere to the dead letters."""
+        logger.error("What %s held as %s goes to the dead letters: %s", self.node, tag, error)
+        held = dead_letters.Held(keys.unacked(self.node), keys.unacked_index(self.node), tag)
+        end = End.of(Reason.UNDECODABLE, error)
+        try:
+            with self.channel.conn_or_acquire() as client:
+                dead_letters.bury_raw(client, record, end, node=self.finder, held=held)
+        except ResponseError:
+            logger.exception("It cannot be moved there, and stays where it is.")
+
+    def _move(self, messages: list[Message]) -> int:
+        """Move messages in one step, or one by one if Redis refuses one of them."""
+        names = [keys.LEASES, keys.unacked(self.node), keys.unacked_index(self.node)]
+        words: list[Any] = [self.node, int(self.if_dead)]
+        for message in messages:
+            names += [queue for queue in message.queues if queue not in names]
+            places = [names.index(queue) + 1 for queue in message.queues]
+            words += [message.tag, message.text, len(places), *places]
+        try:
+            with self.channel.conn_or_acquire() as client:
+                return int(client.register_script(GIVE_BACK)(keys=names, args=words))
+        except ResponseError as error:
+            if len(messages) == 1:
+                logger.error("What %s held for %s cannot be given back: %s",
+                             self.node, ", ".join(messages[0].queues), error)  # fmt: skip
+                return 0
+        moved = 0
+        for message in messages:
+            one = self._move([message])
+            if one < 0:
+                return one
+            moved += one
+        return moved
+
+
+class Pulse:
+    """Renews a node's lease, and gives back what others held whose lease has ended.
+
+    It has a thread of its own, and not a place in the node's loop, where tasks run in a solo pool; under
+    gevent, a thread is a greenlet. It has a connection of its own, too: what keeps the node's own from
+    answering does not end its lease.
+    """
+
+    def __init__(
+        self,
+        app: Celery,
+        node: str,
+        facts: Callable[[], dict[str, Any]],
+        on_lapse: Callable[[Any], None],
+        on_beat: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Prepare.
+
+        Args:
+            app: The app.
+            node: The node's name.
+            facts: Returns what the node says of itself.
+            on_lapse: Is called with a client if the lease had ended while the node lived.
+            on_beat: Is called each time that Redis has answered.
+        """
+        self.node = node
+        self.lapses = self.recovered = 0
+        self._app = app
+        self._settings = FleetSettings.from_environment()
+        self._facts = facts
+        self._on_lapse = on_lapse
+        self._on_beat = on_beat
+        self._interval = self._settings.lease / PULSES
+        self._pause = self._interval
+        self._trusting_until = 0.0
+        self._renewed = False
+        self._stopping = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._connection: Any = None
+
+    def start(self) -> None:
+        """Go on by itself."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="fleet-pulse", daemon=True)
+            self._thread.start()
+
+    def stop(self) -> None:
+        """End."""
+        self._stopping.set()
+        if self._thread is not None:
+            self._thread.join(self._interval)
+        self._disconnect()
+
+    def beat(self, channel: Any) -> None:
+        """Renew the lease once, and give back what is to be."""
+        lease = self._settings.lease
+        facts = {**self._facts(), "lapses": self.lapses, "recovered": self.recovered}
+        with channel.conn_or_acquire() as client:
+            found = renew(client, self.node, lease, json.dumps(facts))
+            if self._is_unsure(found.left):
+                self._trusting_until = time.monotonic() + self._settings.grace
+            if self._renewed and (found.left is None or found.left < 0):
+                self.lapses += 1
+                self._on_lapse(client)
+        self._renewed = True
+        self._on_beat()
+        soonest = found.soonest
+        trusting = self._trusting_until - time.monotonic()
+        if found.over and trusting > 0:
+            soonest = min(soonest, trusting)
+        elif found.over:
+            soonest = self._give_back(channel, found.over) or soonest
+        self._pause = min(self._interval, soonest + random.uniform(0, SPREAD))  # noqa: S311 - no secret
+
+    def _is_unsure(self, left: float | None) -> bool:
+        """Return whether others may have had no chance to renew their leases, as this node had not.
+
+        It has started, or Redis was away for half a lease, or its clock was set.
+        """
+        lease = self._settings.lease
+        return left is None or not self._renewed or not lease / 2 < left <= lease
+
+    def _give_back(self, channel: Any, nodes: Iterable[str]) -> float | None:
+        """Give back what dead nodes held, for as long as there is time; return when to go on, if not done."""
+        until = time.monotonic() + self._interval / 2
+        _declare_exchanges(self._app, channel)
+        for node in nodes:
+            step = self._settings.give_back_step
+            moved = GiveBack(channel, node, self.node, step, until=until).run()
+            self.recovered += moved
+            with channel.conn_or_acquire() as client:
+                gone = forget(client, node, if_dead=True)
+            if moved or gone:
+                logger.warning("%s is gone: its lease has ended. Messages given back: %d.", node, moved)
+            if time.monotonic() > until:
+                return 0.0
+        return None
+
+    def _run(self) -> None:
+        """Beat until the end."""
+        failures = 0
+        while not self._stopping.wait(self._pause):
+            try:
+                self.beat(self._channel())
+                failures = 0
+            except Exception as error:
+                if failures == 1:  # the first may mean no more than that Redis was restarted meanwhile
+                    logger.warning("The lease cannot be renewed; others may count this as dead: %s", error)
+                self._pause = SHORT if failures else 0
+                failures += 1
+                self._disconnect()
+
+    def _channel(self) -> Any:
+        """Return a channel that works."""
+        if self._connection is None:
+            self._connection = _connect(self._app, self._interval)
+        return self._connection.default_channel
+
+    def _disconnect(self) -> None:
+        """Forget the connection."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            with suppress(Exception):
+                connection.release()
+
+
+class Ownership(bootsteps.Step):  # type: ignore[misc]  # celery ships no types
+    """Gives a node keys of its own, and refuses one that Redis would keep from its work."""
+
+    requires = ("fleet_runtime.guard:Guard",)
+
+    def __init__(self, worker: Any, **kwargs: Any) -> None:
+        """Look at the worker, before it connects."""
+        node = os.environ.setdefault("FLEET_NODE", worker.hostname)
+        worker.app.conf.broker_transport_options.update(own_keys(node))
+        reconnect.mend()
+        try:
+            require_rights(worker.app, node)
+        except FleetError as error:
+            raise SystemExit(f"celery: {error}") from None
+
+
+class Recovery(bootsteps.StartStopStep):  # type: ignore[misc]  # celery ships no types
+    """Before a node consumes: gives back what it holds and does not run, and keeps what it runs."""
+
+    requires = ("celery.worker.consumer.tasks:Tasks",)
+
+    def __init__(self, consumer: Any, **kwargs: Any) -> None:
+        """Prepare."""
+        super().__init__(consumer, **kwargs)
+        self.node = os.environ["FLEET_NODE"]
+        self._settings = FleetSettings.from_environment()
+        self._consumer = consumer
+        self._started = time.time()
+        self._held = Held(consumer)
+        self._again = False
+        self._pulse = Pulse(consumer.app, self.node, self._facts, self._on_lapse, self._on_beat)
+
+    def start(self, consumer: Any) -> None:
+        """Begin on a new connection."""
+        channel = consumer.connection.default_channel
+        if not self._again:
+            self._pulse.beat(channel)
+        keep = self._held.adopt(channel)
+        # Who lives has not died: what it had only reserved is no loss.
+        _declare_exchanges(consumer.app, channel)
+        step, died = self._settings.give_back_step, not self._again
+        moved = GiveBack(channel, self.node, self.node, step, keep, if_dead=False, died=died).run()
+        if moved:
+            logger.warning("Given back what this node held before it %s: %d messages.",
+                           "was cut off" if self._again else "started", moved)  # fmt: skip
+        if not self._again:
+            self._again = True
+            self._pulse.start()
+            atexit.register(self._leave)
+
+    def _facts(self) -> dict[str, Any]:
+        """Return what this node says of itself."""
+        consumer = self._consumer
+        pool = type(consumer.pool).__module__.rpartition(".")[2]
+        return {
+            "pid": os.getpid(),
+            "host": socket.gethostname(),
+            "pool": "threads" if pool == "thread" else pool,
+            "concurrency": consumer.pool.num_processes,
+            "queues": sorted(consumer.app.amqp.queues.consume_from),
+            "release": self._settings.release,
+            "started": self._started,
+        }
+
+    def _on_beat(self) -> None:
+        """Acknowledge what could not be acknowledged, though the node has not found its connection lost."""
+        if self._held.settled_late and self._consumer.connection:
+            self._consumer.call_soon(self._held.settle)
+
+    def _on_lapse(self, client: Any) -> None:
+        """Say what runs twice, and forget what waits here and was given back meanwhile."""
+        lost = [one for one in self._held.unstarted() if not self._holds(client, one)]
+        if lost:
+            self._consumer.call_soon(self._held.let_go, lost)
+        given = [one for one in self._held.active() if not self._holds(client, one)]
+        twice = [str(one) for one in given if not one.acknowledged]  # or it has just ended
+        logger.warning(
+            "The lease had ended: this node was cut off from Redis, or stood still, for more than %g s. "
+            "Tasks that go on here and were given to others, too: %s. Tasks that had not begun here, and are "
+            "left to others: %d.", self._settings.lease, ", ".join(twice) or "none", len(lost)
+        )  # fmt: skip
+
+    def _holds(self, client: Any, request: Any) -> bool:
+        """Return whether a message is still this node's."""
+        return bool(client.hexists(keys.unacked(self.node), request.message.delivery_tag))
+
+    def _leave(self) -> None:
+        """Leave no key behind, as the process ends; what is held still, if anything, keeps the lease."""
+        self._pulse.stop()
+        try:
+            with _connect(self._consumer.app, SHORT) as connection:
+                channel = connection.default_channel
+                self._held.record(channel)
+                with channel.conn_or_acquire() as client:
+                    forget(client, self.node, if_dead=False)
+        except Exception as error:
+            logger.warning("The lease cannot be given up, and ends by itself: %s", error)
+
+
+def own_keys(node: str) -> dict[str, str]:
+    """Return the transport options that give a node keys of its own."""
+    return {
+        "unacked_key": keys.unacked(node),
+        "unacked_index_key": keys.unacked_index(node),
+        "unacked_mutex_key": keys.unacked_mutex(node),
+    }
+
+
+def require_rights(app: Celery, node: str) -> None:
+    """Make sure that Redis is new enough and lets this user do what a node does.
+
+    If it is away, the node waits for it, and finds out later.
+
+    Raises:
+        FleetError: It is not so.
+    """
+    user = urlsplit(app.conf.broker_read_url or "").username or "default"
+    try:
+        with _client(app, FleetSettings.from_environment().socket_timeout) as client:
+            _require_version(client)
+            for command in _harmless(node):
+                _try(client, user, command)
+    except NoPermissionError as error:
+        raise FleetError(f"Redis does not let its user {user} connect as a node does: {error}.") from None
+    except (OperationalError, OSError, RedisError) as error:
+        logger.warning("Redis cannot be asked what this node may do: %s", error)
+
+
+def _try(client: Any, user: str, command: tuple[Any, ...]) -> None:
+    """Run a command only to see whether it is permitted.
+
+    Raises:
+        FleetError: It is not.
+    """
+    try:
+        client.execute_command(*command)
+    except NoPermissionError as error:
+        words = " ".join(map(str, command)).strip()
+        raise FleetError(
+            f"Redis does not let its user {user} do what a node needs: {words} ({error})."
+        ) from None
+    except ResponseError:
+        return  # there is no such script, which is all that was to be known
+
+
+def _require_version(client: Any) -> None:
+    """Refuse a Redis that lacks what the scripts need.
+
+    Raises:
+        FleetError: It is too old.
+    """
+    said = client.execute_command("HELLO")  # which needs no right, unlike INFO
+    if not isinstance(said, dict):
+        said = dict(zip(said[::2], said[1::2], strict=True))
+    about = {bytes_to_str(name): bytes_to_str(value) for name, value in said.items()}
+    version = str(about["version"])
+    if tuple(int(part) for part in version.split(".")[:2]) < REDIS_NEEDED:
+        needed = ".".join(map(str, REDIS_NEEDED))
+        raise FleetError(f"this Redis is {version}, and a node needs {needed} or newer.")
+
+
+def _harmless(node: str) -> list[tuple[Any, ...]]:
+    """Return commands that change nothing, one for each right that is used here.
+
+    The queues are left out: without them, a node could not even consume.
+    """
+    unacked, index, mutex = keys.unacked(node), keys.unacked_index(node), keys.unacked_mutex(node)
+    return [
+        ("TIME",),
+        ("ZSCORE", keys.LEASES, node),
+        ("ZRANGE", keys.LEASES, 0, 0),
+        ("ZADD", keys.LEASES, "XX", 0, ""),
+        ("ZREM", keys.LEASES, ""),
+        ("HSET", keys.NODES, node, "{}"),
+        ("HDEL", keys.NODES, node),
+        ("HSCAN", unacked, 0, "COUNT", 1),
+        ("HEXISTS", unacked, ""),
+        ("HLEN", unacked),
+        ("HDEL", unacked, ""),
+        ("ZREM", index, ""),
+        ("DEL", mutex),
+        ("SCRIPT", "LOAD", "return 0"),
+        ("EVALSHA", "0" * 40, 1, keys.LEASES),
+    ]
+
+
+def _connect(app: Celery, timeout: float) -> Any:
+    """Return a connection, apart from all others, that waits no longer than this for an answer."""
+    options = {"socket_timeout": max(timeout, SHORT), "socket_connect_timeout": max(timeout, SHORT)}
+    connection = app.connection_for_read(transport_options=options)
+    try:
+        connection.ensure_connection(max_retries=1, interval_start=0, interval_step=0)
+    except BaseException:
+        connection.release()
+        raise
+    return connection
+
+
+@contextmanager
+def _client(app: Celery, timeout: float) -> Iterator[Any]:
+    """Yield a client of Redis on a connection of its own."""
+    with _connect(app, timeout) as connection, connection.default_channel.conn_or_acquire() as client:
+        yield client
+
+
+def _declare_exchanges(app: Celery, channel: Any) -> None:
+    """Tell a channel of what types the app's exchanges are, which decides who gets a message.
+
+    Asks no Redis.
+    """
+    for queue in app.amqp.queues.values():
+        if queue.exchange is not None and queue.exchange.name:
+            queue.exchange(channel).declare()
+
+
+def _steps(messages: Iterable[Message], most: int) -> Iterator[list[Message]]:
+    """Yield messages in lists of so many, or of fewer large ones."""
+    step: list[Message] = []
+    size = 0
+    for message in messages:
+        if step and (len(step) >= most or size + len(message.text) > MOST_BYTES):
+            yield step
+            step, size = [], 0
+        step.append(message)
+        size += len(message.text)
+    if step:
+        yield step
