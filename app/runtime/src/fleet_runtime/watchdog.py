@@ -1,0 +1,218 @@
+"""Tells systemd that a node turns, so that one which hangs is started anew.
+
+What counts is the loop that takes messages: a thread asks it to say so, every quarter of the time that
+systemd waits. A loop that does not is given up, with three exceptions, in which the thread speaks for it:
+
+- The node is still starting.
+- It may wait for its tasks: in the main process runs the one task of a solo pool, or there is no room for
+  another greenlet, or the node is stopping. That lasts as long as one of them is within its time limit.
+- The broker does not answer, neither the thread: the loop may try to reconnect, or to store a result. To
+  kill every node would bring no broker back, and would end tasks that could finish meanwhile.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import logging
+import os
+import socket
+import threading
+import time
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+from celery import bootsteps, signals
+from celery.concurrency import solo
+from celery.worker import state
+
+from fleet_runtime.errors import FleetError
+from fleet_runtime.settings import FleetSettings
+
+if TYPE_CHECKING:
+    from celery import Celery
+
+# Seconds after which the node's unit wants it killed. systemd's own WATCHDOG_USEC is for the time before.
+VARIABLE = "FLEET_NODE_WATCHDOG"
+# What a task, or a program that it starts, could speak to systemd with as if it were the node.
+SYSTEMD_VARIABLES = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
+# Seconds until the first turn. It waits for the pool's processes, and for recovery.
+START = 300.0
+# Seconds that the loop may still not turn, once the broker is back: kombu waits up to 30 between two tries.
+RETURN = 60.0
+# Seconds for the broker to answer.
+ANSWER = 3.0
+
+logger = logging.getLogger(__name__)
+
+
+class Watchdog(bootsteps.Step):  # type: ignore[misc]  # celery ships no types
+    """Answers for the node while it turns."""
+
+    def __init__(self, parent: Any, **_: Any) -> None:
+        """Look whether systemd waits, and take from tasks the means to answer in the node's stead."""
+        address, seconds = os.environ.get("NOTIFY_SOCKET", ""), float(os.environ.get(VARIABLE) or 0)
+        self.enabled = bool(address and seconds)
+        if not self.enabled:
+            return
+        _require_patience(seconds)
+        _leave_no_variables()
+        self.worker, self.seconds = parent, seconds
+        self.systemd = Systemd(address, seconds)
+        self.born = time.monotonic()
+        self.asked = 0.0
+        self.last_turn: float | None = None
+        self.broker_seen_away: float | None = None
+        self.is_deaf = False
+        self.seen: WeakKeyDictionary[Any, float] = WeakKeyDictionary()
+
+    def create(self, parent: Any) -> None:
+        """Begin to answer, before the pool and the connection are there."""
+        if not faulthandler.is_enabled():
+            faulthandler.enable(2)  # systemd ends what hangs with SIGABRT: so the journal has where it hung
+        threading.Thread(target=self._run, name="watchdog", daemon=True).start()
+
+    def _run(self) -> None:
+        """Ask the loop to turn, and answer for it where it is excused."""
+        while True:
+            if self.last_turn is None or self.last_turn < self.asked:
+                self._look()
+            consumer = getattr(self.worker, "consumer", None)
+            if consumer:
+                self.asked = time.monotonic()
+                consumer.call_soon(self._turn, self.asked)
+            time.sleep(self.seconds / 4)
+
+    def _turn(self, asked: float) -> None:
+        """Say that the loop turns; the loop calls this, and once for all that it was asked meanwhile."""
+        if asked < self.asked:
+            return
+        channel = getattr(self.worker.consumer.task_consumer, "channel", None)
+        was_deaf, self.is_deaf = self.is_deaf, is_deaf(channel, self.seconds)
+        if was_deaf and self.is_deaf:  # once, it may just have got room
+            return
+        self.last_turn = time.monotonic()
+        self.systemd.answer(f"consuming; {len(state.active_requests)} active")
+
+    def _look(self) -> None:
+        """Answer for a loop that did not turn, or leave it to its fate."""
+        excuse = self._excuse()
+        if excuse:
+            self.systemd.answer(excuse)
+        else:
+            silence = time.monotonic() - (self.last_turn or self.born)
+            logger.critical(
+                "This node has taken no messages for %.0f s; systemd will start it anew.", silence
+            )
+
+    def _excuse(self) -> str:
+        """Return why the loop need not turn now; nothing if it should."""
+        now = time.monotonic()
+        if self.last_turn is None and now < self.born + START:
+            return "starting"
+        if self._waits_for_tasks(now):
+            return f"busy; {len(state.active_requests)} active"
+        if not answers(self.worker.app):
+            self.broker_seen_away = time.monotonic()
+        if self.broker_seen_away is not None and now < self.broker_seen_away + RETURN:
+            return "waiting for the broker"
+        return ""
+
+    def _waits_for_tasks(self, now: float) -> bool:
+        """Return whether the loop may wait for tasks, and one of them may still take its time.
+
+        Their time is counted from when they were first seen here, as no change of the clock can alter it.
+        """
+        running = _running()
+        pool = self.worker.pool
+        is_full = isinstance(pool, solo.TaskPool) or (
+            getattr(pool, "is_green", False) and len(running) >= pool.num_processes
+        )
+        is_stopping = self.worker.blueprint.state in {bootsteps.CLOSE, bootsteps.TERMINATE}
+        ages = [(request, now - self.seen.setdefault(request, now)) for request in running]
+        return (is_full or is_stopping) and any(age < self._limit(request) for request, age in ages)
+
+    def _limit(self, request: Any) -> float:
+        """Return for how long a task may run, as Celery decides it."""
+        return float(request.time_limits[0] or request.task.time_limit or self.worker.time_limit)
+
+
+class Systemd:
+    """The way to systemd. Source: sd_notify(3)."""
+
+    def __init__(self, address: str, seconds: float) -> None:
+        """Prepare for an address, which may be a file's or an abstract one."""
+        self.address = "\0" + address[1:] if address.startswith("@") else address
+        self.watchdog = f"WATCHDOG=1\nWATCHDOG_USEC={seconds * 1e6:.0f}"
+        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+        self.socket.setblocking(False)
+
+    def answer(self, status: str) -> None:
+        """Say that the node is well, and what it does.
+
+        The time goes with every answer: systemd takes none before it knows the node's process from its PID
+        file, and waits longer until then.
+        """
+        with suppress(OSError):  # the next one will do
+            self.socket.sendto(f"{self.watchdog}\nSTATUS={status}".encode(), self.address)
+
+
+def answers(app: Celery) -> bool:
+    """Return whether the broker answers somebody new, in time: the client's own retries take longer."""
+    said: list[bool] = []
+    is_over = threading.Event()
+
+    def ask() -> None:
+        """Ask, in a thread of its own."""
+        try:
+            with app.connection_for_read() as connection:
+                connection.ensure_connection(max_retries=1, interval_start=0)
+                said.append(connection.default_channel.client.ping())
+        except Exception as error:  # whatever it is, a new process would fare no better
+            logger.debug("The broker does not answer: %s", error)
+        finally:
+            is_over.set()
+
+    threading.Thread(target=ask, name="watchdog-broker", daemon=True).start()
+    is_over.wait(ANSWER)
+    return bool(said)
+
+
+def is_deaf(channel: Any, seconds: float) -> bool:
+    """Return whether a node that has room for messages has not asked for any.
+
+    Each BRPOP ends after a second and is followed by the next, so the last one is never old; kombu itself
+    drops a connection on which the answer is overdue (5.7, maybe_check_subscribed_connections).
+    """
+    sent = getattr(channel, "_brpop_sent_at", None)
+    if sent is None or not channel.active_queues or not channel.qos.can_consume():
+        return False
+    return bool(time.monotonic() - sent > seconds)
+
+
+def _running() -> list[Any]:
+    """Return the tasks that run; the loop may change the set meanwhile."""
+    while True:
+        with suppress(RuntimeError):
+            return list(state.active_requests)
+
+
+def _require_patience(seconds: float) -> None:
+    """Refuse a time in which a node may rightly wait for a connection that died."""
+    timeout = FleetSettings.from_environment().socket_timeout
+    if seconds * 3 / 4 < timeout:
+        reason = FleetError(
+            f"celery_worker_watchdog ({seconds:g}) must be at least 4/3 of FLEET_SOCKET_TIMEOUT "
+            f"({timeout:g}), or a node that waits for an answer of the broker is killed."
+        )
+        raise SystemExit(f"celery: {reason}")
+
+
+def _leave_no_variables() -> None:
+    """Take systemd's variables from this process and its children, until it starts itself anew (SIGHUP)."""
+    taken = {name: os.environ.pop(name) for name in SYSTEMD_VARIABLES if name in os.environ}
+
+    def give_back(**_: Any) -> None:
+        os.environ.update(taken)
+
+    signals.worker_shutdown.connect(give_back, weak=False)
