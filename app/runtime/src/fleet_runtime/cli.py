@@ -82,6 +82,31 @@ def check(ctx: click.Context, text: str) -> None:
 
 
 @fleet.command()
+@click.option("--json", "as_json", is_flag=True, help="Print all of it as JSON.")
+@click.pass_context
+def status(ctx: click.Context, as_json: bool) -> None:
+    """Show nodes, queues, dead letters, the schedule and Redis, and what is wrong.
+
+    Fails if anything is. Answers within seconds, also when Redis is away.
+    """
+    from fleet_runtime import status as looking
+    from fleet_runtime.queues import configured
+
+    app = ctx.obj.app
+    with sentences():
+        found = looking.look(app, configured(app))
+    problems = found.problems()
+    if as_json:
+        click.echo(json.dumps({**asdict(found), "problems": problems}))
+    else:
+        from fleet_runtime.tables import show
+
+        show(found, problems)
+    if problems:
+        ctx.exit(1)
+
+
+@fleet.command()
 @click.option("--json", "as_json", is_flag=True, help="Print {seconds, entry, due}.")
 @click.pass_context
 def beat(ctx: click.Context, as_json: bool) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
@@ -39,6 +39,23 @@ class Schedule:
         return f"{holder} {following}"
 
 
+def ask(pipeline: Any) -> None:
+    """Put what `answer` needs to know into a pipeline."""
+    pipeline.pttl(REDBEAT_LOCK)
+    pipeline.zrange(f"{REDBEAT_PREFIX}:schedule", 0, 0, withscores=True)
+
+
+def answer(left: int, first: list[tuple[bytes | str, float]]) -> Schedule:
+    """Return how things stand, from what Redis answered to `ask`."""
+    entry, due = None, None
+    if first:
+        key, score = first[0]
+        entry = (key.decode() if isinstance(key, bytes) else key).removeprefix(REDBEAT_PREFIX)
+        due = datetime.fromtimestamp(score, UTC).isoformat(timespec="seconds")
+    # PTTL: -2 is no such key, -1 one that never ends, which RedBeat does not make
+    return Schedule(left / 1000 if left >= 0 else None, entry, due)
+
+
 def look(app: Celery) -> Schedule:
     """Return how RedBeat's lock and schedule stand.
 
@@ -47,15 +64,8 @@ def look(app: Celery) -> Schedule:
     """
     try:
         with app.connection_for_read() as connection:
-            client = connection.default_channel.client
-            left = client.pttl(REDBEAT_LOCK)
-            first = client.zrange(f"{REDBEAT_PREFIX}:schedule", 0, 0, withscores=True)
+            pipeline = connection.default_channel.client.pipeline(transaction=False)
+            ask(pipeline)
+            return answer(*pipeline.execute())
     except (OperationalError, RedisError, OSError) as error:
         raise FleetError(f"The schedule cannot be read: {error}") from error
-    entry, due = None, None
-    if first:
-        key, score = first[0]
-        entry = (key.decode() if isinstance(key, bytes) else key).removeprefix(REDBEAT_PREFIX)
-        due = datetime.fromtimestamp(score, UTC).isoformat(timespec="seconds")
-    # PTTL: -2 is no such key, -1 one that never ends, which RedBeat does not make
-    return Schedule(left / 1000 if left >= 0 else None, entry, due)
