@@ -22,9 +22,19 @@ PERMITTED = {
         BRPOP default\x06\x163 default\x06\x169 1
         LPUSH email message
         RPUSH default message
-        HSET unacked tag message
-        ZADD unacked_index 1 tag
-        SET unacked_mutex 1
+        HSET unacked:default-1@worker1 tag message
+        ZADD unacked_index:default-1@worker1 1 tag
+        SET unacked_mutex:default-1@worker1 1
+        HSCAN unacked:default-1@worker1 0
+        HEXISTS unacked:default-1@worker1 tag
+        HLEN unacked:default-1@worker1
+        ZADD fleet:leases 1 default-1@worker1
+        ZSCORE fleet:leases default-1@worker1
+        HSET fleet:nodes default-1@worker1 facts
+        HSET fleet:dead:letters id letter
+        ZCARD fleet:dead
+        INCR fleet:losses:tag
+        SET fleet:once:key 1
         SETEX celery-task-meta-1 60 result
         PUBLISH celery-task-meta-1 result
         ZADD celery-taskset-meta-1.j 1 part
@@ -66,7 +76,14 @@ PERMITTED = {
         LPUSH default message
         DEL default
         LLEN default\x06\x166
-        HLEN unacked
+        HLEN unacked:default-1@worker1
+        ZRANGE fleet:leases 0 -1 WITHSCORES
+        HGETALL fleet:nodes
+        LINDEX default -1
+        HDEL fleet:dead:letters id
+        ZREM fleet:dead id
+        DEL fleet:losses:tag
+        INFO
         GET celery-task-meta-1
         SUBSCRIBE celery-task-meta-1
         PUBLISH /0.celery.pidbox request
@@ -88,6 +105,7 @@ REFUSED = {
     "worker": """
         BRPOP other 1
         LPUSH other message
+        HSET unacked tag message
         GET redbeat:task
         PSUBSCRIBE *
         PSUBSCRIBE /1.celeryev/worker.*
@@ -97,7 +115,8 @@ REFUSED = {
         BRPOP default 1
         LRANGE default 0 -1
         LPUSH other message
-        HGET unacked tag
+        HGET unacked:default-1@worker1 tag
+        HGET fleet:dead:letters id
         SETEX celery-task-meta-1 60 forged
         GET celery-task-meta-1
         PUBLISH /0.celery.pidbox request
@@ -105,7 +124,8 @@ REFUSED = {
     "flower": """
         BRPOP default 1
         LRANGE default 0 -1
-        HGET unacked tag
+        HGET unacked:default-1@worker1 tag
+        HGET fleet:dead:letters id
         SETEX celery-task-meta-1 60 forged
         GET redbeat:task
     """,
@@ -113,14 +133,18 @@ REFUSED = {
         BRPOP default 1
         LRANGE default 0 -1
         LPUSH other message
-        HGET unacked tag
+        HGET unacked:default-1@worker1 tag
+        HGET fleet:dead:letters id
         PUBLISH /0.celery.pidbox shutdown
         PSUBSCRIBE /0.celeryev/*
         GET redbeat:task
     """,
     "ops": """
-        HGET unacked tag
-        DEL unacked
+        HDEL unacked:default-1@worker1 tag
+        DEL unacked:default-1@worker1
+        HSET unacked:default-1@worker1 tag message
+        ZADD fleet:leases 1 default-1@worker1
+        HSET fleet:nodes default-1@worker1 facts
         SETEX celery-task-meta-1 60 forged
         SET redbeat::lock 1
         LPUSH other message
@@ -230,12 +254,12 @@ def test_nobody_is_in_the_file_in_clear(server: Server) -> None:
 def test_a_transaction_survives_a_restart(server: Server) -> None:
     # Redis loads the append-only file as `default`, and would silently drop what that user may not do
     writer = server.client("worker").pipeline(transaction=True)
-    writer.hset("unacked", "tag", "message").zadd("unacked_index", {"tag": 1}).execute()
+    writer.hset("unacked:one", "tag", "message").zadd("unacked_index:one", {"tag": 1}).execute()
     server.stop()
     server.start()
     reader = server.client("worker")
-    assert reader.hget("unacked", "tag") == "message"
-    assert reader.zrange("unacked_index", 0, -1) == ["tag"]
+    assert reader.hget("unacked:one", "tag") == "message"
+    assert reader.zrange("unacked_index:one", 0, -1) == ["tag"]
     assert "AOF-loading-client" not in server.log()
 
 

@@ -267,6 +267,15 @@ def test_the_unit_compares_what_it_reads() -> None:
     assert role().evaluate("__celery_worker_units")[0]["stamp"] == "/run/celery/default-1.started"
 
 
+def test_the_unit_waits_for_signs_of_life() -> None:
+    """The node sets the time with its first one, and children cannot give any. 0 is never."""
+    watched = role().template("celery-worker@.service.j2").splitlines()
+    for line in ("NotifyAccess=main", "WatchdogSec=300", "Environment=FLEET_NODE_WATCHDOG=60"):
+        assert line in watched
+    free = role(celery_worker_watchdog=0).template("celery-worker@.service.j2")
+    assert not any(word in free for word in ("Watchdog", "WATCHDOG", "NotifyAccess"))
+
+
 def test_each_host_answers_for_its_own_nodes_only() -> None:
     """One host asks for the nodes of all."""
     seen = {"sick": {"io-1@host1": None, "p-1@host1": ["a"], "p-1@host2": []}}

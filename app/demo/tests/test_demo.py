@@ -9,6 +9,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import pytest
+from celery import Celery
 from demo import tasks
 from demo.app import app
 
@@ -41,6 +42,7 @@ def test_it_knows_nothing_of_the_fleet() -> None:
         ("count_primes", "heavy"),
         ("digest", "io"),
         ("tick", "default"),
+        ("record", "default"),
     ],
 )
 def test_there_is_a_task_for_each_queue(task: str, queue: str) -> None:
@@ -69,3 +71,20 @@ def test_the_schedule_fires_once_a_tick(broker: Broker, tmp_path: Path) -> None:
     gaps = [(later - earlier).total_seconds() for earlier, later in pairwise(ticks)]
     assert all(0.5 < gap < 2 for gap in gaps[1:]), gaps
     assert set(broker.client("admin").keys("redbeat:*")) >= {"redbeat::schedule", "redbeat:tick"}
+
+
+def test_each_run_leaves_a_record(broker: Broker, tmp_path: Path) -> None:
+    """A line when it starts and a line when it ends, with what tells one run from another."""
+    ledger = tmp_path / "ledger"
+    fleet = Fleet(broker, "demo.app:app", DEMO_LEDGER=str(ledger))
+    sender = Celery(broker=broker.url("web"))
+    with fleet.worker("one", "--queues=default", "--pool=solo") as node:
+        for name in ("first", "second"):
+            sender.send_task("demo.tasks.record", [name], queue="default", ignore_result=True)
+        node.wait_for("succeeded", count=2)
+    lines = [json.loads(line) for line in ledger.read_text().splitlines()]
+    assert [(line["name"], line["event"], line["node"], line["redelivered"]) for line in lines] == [
+        (name, event, "one@test", False) for name in ("first", "second") for event in ("start", "end")
+    ]
+    assert lines[0]["delivery"] == lines[1]["delivery"] != lines[2]["delivery"]
+    assert [line["at"] for line in lines] == sorted(line["at"] for line in lines)

@@ -83,7 +83,7 @@ def test_what_the_fleet_owns_prevails(lay: Callable[..., Any]) -> None:
     conf = lay(app)
     assert conf.accept_content == ["json"]
     assert conf.task_acks_late
-    assert conf.task_retry_on_worker_lost
+    assert not conf.task_retry_on_worker_lost
     assert conf.task_reject_on_worker_lost
     assert conf.worker_prefetch_multiplier == 1
     assert not conf.worker_send_task_events
@@ -91,8 +91,9 @@ def test_what_the_fleet_owns_prevails(lay: Callable[..., Any]) -> None:
     assert conf.broker_use_ssl == conf.redis_backend_use_ssl == TLS
     assert conf.control_exchange == "celery"
     assert conf.broker_transport_options == {
-        "visibility_timeout": 43200,
+        "visibility_timeout": 604800,
         "ack_emulation": True,
+        "max_connections": 1000,
         "socket_timeout": 30,
         "socket_connect_timeout": 5,
         "socket_keepalive": True,
@@ -174,7 +175,7 @@ def test_a_task_that_the_app_uses_early_is_no_exception(
     early, own = app.task(work, name="early"), app.task(work, name="own", acks_late=False)
     assert (early.s().task, own.s().task) == ("early", "own")
     lay(app)
-    assert (early.acks_late, early.retry_on_worker_lost, early.reject_on_worker_lost) == (True, True, True)
+    assert (early.acks_late, early.retry_on_worker_lost, early.reject_on_worker_lost) == (True, False, True)
     assert own.acks_late is False
 
 
@@ -214,9 +215,9 @@ def test_only_a_worker_holds_messages(lay: Callable[..., Any], component: str) -
             "FLEET_ACCEPT_CONTENT: No encoder/decoder installed for",
         ),
         (
-            {"task_time_limit": 50000},
+            {"task_time_limit": 604800},
             {},
-            "The app's task_time_limit (50000) must be less than FLEET_VISIBILITY",
+            "The app's task_time_limit (604800) must be less than FLEET_VISIBILITY",
         ),
     ],
 )

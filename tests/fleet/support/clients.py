@@ -20,16 +20,17 @@ if TYPE_CHECKING:
 class Producer:
     """Sends tasks as the user `web`, and reads their results."""
 
-    def __init__(self, broker: Broker) -> None:
-        """Configure Celery."""
+    def __init__(self, broker: Broker, **settings: Any) -> None:
+        """Configure Celery, with settings besides."""
         self._broker = broker
         url = broker.url("web")
         self._app = Celery("application", broker=url, backend=url)
+        self._app.conf.update(settings)
 
-    def send(self, task: str, *arguments: Any, queue: str) -> AsyncResult:
-        """Send a task to a queue."""
+    def send(self, task: str, *arguments: Any, queue: str, **options: Any) -> AsyncResult:
+        """Send a task to a queue, with options of Celery's besides."""
         self._broker.open()
-        return self._app.send_task(task, arguments, queue=queue, retry=False)
+        return self._app.send_task(task, arguments, queue=queue, retry=False, **options)
 
     def probe(self, queue: str) -> AsyncResult:
         """Send the task that says which node ran it."""

@@ -6,6 +6,7 @@ import os
 import shlex
 import socket
 import subprocess
+import threading
 import time
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -152,22 +153,24 @@ class Tunnel:
         self._host = host
         self._target = f"{address}:{port}"
         self._process: subprocess.Popen[bytes] | None = None
+        self._lock = threading.Lock()
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self._port: int = probe.getsockname()[1]
 
     def open(self) -> int:
         """Open the tunnel unless it is open; return its port."""
-        if self._process is None or self._process.poll() is not None:
-            forward = [
-                "-N",
-                "-oControlPath=none",
-                "-oExitOnForwardFailure=yes",
-                f"-L{self._port}:{self._target}",
-            ]
-            command = [self._host.ssh[0], *forward, *self._host.ssh[1:]]
-            self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL)
-            eventually(self._listens, timeout=15, pause=0.05)
+        with self._lock:
+            if self._process is None or self._process.poll() is not None:
+                forward = [
+                    "-N",
+                    "-oControlPath=none",
+                    "-oExitOnForwardFailure=yes",
+                    f"-L{self._port}:{self._target}",
+                ]
+                command = [self._host.ssh[0], *forward, *self._host.ssh[1:]]
+                self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL)
+                eventually(self._listens, timeout=15, pause=0.05)
         return self._port
 
     def close(self) -> None:

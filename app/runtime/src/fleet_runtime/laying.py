@@ -16,10 +16,12 @@ from celery.utils.text import match_case
 from kombu.exceptions import SerializerNotInstalled
 from kombu.serialization import prepare_accept_content, registry
 
+from fleet_runtime import greenlets
 from fleet_runtime.errors import FleetError
 from fleet_runtime.guard import Guard
 from fleet_runtime.loading import blaming
-from fleet_runtime.logs import FleetLogging
+from fleet_runtime.logs import FleetLogging, lay_messages
+from fleet_runtime.stamp import stamp_messages
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -36,6 +38,15 @@ KEY_OPTIONS = frozenset(
 REDBEAT_PREFIX = "redbeat:"
 REDBEAT_LOCK = "redbeat::lock"
 
+# What takes messages in a node: by its name, because only a node is to import it.
+CONSUMER = "fleet_runtime.consumer:FleetConsumer"
+OWNERSHIP, RECOVERY = "fleet_runtime.recovery:Ownership", "fleet_runtime.recovery:Recovery"
+WATCHDOG = "fleet_runtime.watchdog:Watchdog"
+
+# Of one channel: a bound that only a leak meets. With kombu's 10, greenlets that end at the same time cannot
+# all acknowledge.
+CONNECTIONS = 1000
+
 # Components that wait long for a broker that is away, because what they send would be lost. The others have
 # somebody who waits for them.
 PATIENT = frozenset({"worker", "beat"})
@@ -43,7 +54,7 @@ PATIENT = frozenset({"worker", "beat"})
 # What each task takes from the settings when it is first used.
 OF_EACH_TASK = {
     "task_acks_late": True,
-    "task_retry_on_worker_lost": True,
+    "task_retry_on_worker_lost": False,
     "task_reject_on_worker_lost": True,
 }
 
@@ -71,8 +82,14 @@ def lay(app: Celery, settings: FleetSettings) -> None:
     _prevail(conf, {**_owned(settings), **_merged(conf, settings), **_defaults(conf, settings)})
     _require_accepted(conf)
     _require_visible(conf)
+    stamp_messages()
     app.log_cls = FleetLogging
+    lay_messages(with_arguments=settings.log_arguments)
+    greenlets.let_run()
     app.steps["worker"].add(Guard)
+    app.steps["worker"].add(OWNERSHIP)
+    app.steps["worker"].add(WATCHDOG)
+    app.steps["consumer"].add(RECOVERY)
 
 
 def _pin(conf: Any, settings: FleetSettings) -> None:
@@ -120,6 +137,8 @@ def _delivery(settings: FleetSettings) -> dict[str, Any]:
         **OF_EACH_TASK,
         "worker_prefetch_multiplier": settings.prefetch_multiplier,
         "worker_enable_soft_shutdown_on_idle": True,
+        "worker_enable_prefetch_count_reduction": False,
+        **({"worker_consumer": CONSUMER} if settings.component == "worker" else {}),
         "worker_send_task_events": settings.task_events,
         "task_send_sent_event": settings.task_events,
         **({"task_track_started": True} if settings.track_started else {}),
@@ -149,6 +168,7 @@ def _transport(settings: FleetSettings) -> dict[str, Any]:
     return {
         "visibility_timeout": settings.visibility_timeout,
         "ack_emulation": settings.component == "worker",
+        "max_connections": CONNECTIONS,
         "socket_timeout": settings.socket_timeout,
         "socket_connect_timeout": settings.socket_connect_timeout,
         "socket_keepalive": True,
