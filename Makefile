@@ -4,6 +4,7 @@
 
 ENV ?= single
 SCENARIOS := fleet single
+LONG := faults
 
 export LAB_SUITE := $(SUITE)
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
@@ -11,7 +12,7 @@ export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
 export LC_ALL := C.UTF-8
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help up down lab-args lab-secret test lint unit apps molecule docs lock clean
+.PHONY: help up down lab-args lab-secret test test-all lint unit apps molecule docs lock clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z% -]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -37,6 +38,10 @@ lab-secret: ## Print a secret of ENV by its NAME: flower, for example
 test: ## Run all tests, the fast ones first; the first stage that fails is the last
 	@lab/bootstrap lab tools
 	@lab/test.py lint unit apps $(SCENARIOS)
+
+test-all: ## Run all tests, and those that take long: every fault, with tasks counted (.cache/test/faults)
+	@lab/bootstrap lab tools
+	@lab/test.py lint unit apps $(SCENARIOS) $(LONG)
 
 lint unit apps: ## Run one of these stages
 	@lab/bootstrap tools

@@ -183,6 +183,7 @@ def run_stages(stages: Mapping[str, Callable[[], object]], note: str = "") -> No
 def main() -> None:
     """Run the stages that were asked for: the plain ones in turn until one fails, and then the scenarios."""
     REPORTS.mkdir(parents=True, exist_ok=True)
+    began = time.time()
     asked = sys.argv[1:]
     known = {name for turn in PLAIN for name in turn}
     there = {path.parent.name for path in ROOT.glob("molecule/*/molecule.yml")}
@@ -192,6 +193,9 @@ def main() -> None:
         run_stages({name: stage for name, stage in turn.items() if name in asked})
     scenarios = {name: partial(molecule, name) for name in asked if name not in known}
     run_stages(scenarios, ": two at a time, since each waits for hosts most of its time")
+    for table in REPORTS.glob("*/*.md"):  # what the tests tell besides
+        if table.stat().st_mtime > began:
+            print(table.read_text(), end="")
     print(
         ", ".join(f"{counts[result]} {result}" for result in RESULTS if counts[result] or result != "skipped")
     )

@@ -32,15 +32,22 @@ if TYPE_CHECKING:
 MARKERS = (
     "group(name): needs a host of this group; `host` is each of them",
     "faults: breaks something on purpose, and runs when the quiet tests are done",
+    "load: counts tasks while something breaks; needs two hosts of workers, for one may be gone",
+    "long: takes minutes; only with --long",
     "afterwards: looks back at what the others left behind",
-    "second_change: runs plays that change the fleet for good, and only with --second-change",
+    "second_change: runs plays that change the fleet for good; only with --second-change",
 )
 ORDER = ("faults", "afterwards", "second_change")
+ON_REQUEST = {  # marker -> what its option does
+    "long": "run what takes minutes, too",
+    "second_change": "run the plays that leave the fleet otherwise than the inventory has it, too",
+}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Let a scenario ask for what takes minutes, and leaves the fleet otherwise than the inventory has it."""
-    parser.addoption("--second-change", action="store_true", help="run the plays that change the fleet, too")
+    """Let a scenario ask for what is not run by default."""
+    for marker, what in ON_REQUEST.items():
+        parser.addoption(f"--{marker.replace('_', '-')}", action="store_true", help=what)
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -118,8 +125,10 @@ def turn(item: pytest.Item) -> int:
 def exists(item: pytest.Item, config: pytest.Config) -> bool:
     """Whether the inventory has hosts for a test, and it is asked for."""
     groups = [mark.args[0] for mark in item.iter_markers("group")]
-    asked_for = not item.get_closest_marker("second_change") or config.option.second_change
-    return asked_for and all(the_fleet().group(group) for group in groups)
+    on_request = [mark for mark in ON_REQUEST if item.get_closest_marker(mark)]
+    asked_for = all(config.getoption(mark) for mark in on_request)
+    enough = not item.get_closest_marker("load") or len(the_fleet().group("workers")) > 1
+    return asked_for and enough and all(the_fleet().group(group) for group in groups)
 
 
 @pytest.fixture(autouse=True)

@@ -1,0 +1,96 @@
+"""The ledger: who ran what, as the tasks noted it themselves, on the disks of the hosts that ran them.
+
+It owes nothing to Celery, whose word is what is in doubt, nor to Redis, which may be what died. Each run of
+`demo.tasks.record` adds a line to a file of its host as it starts, and one as it ends.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from tests.fleet.support.hosts import eventually
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from tests.fleet.support.fleet import Fleet
+
+TASK = "demo.tasks.record"
+FILE = "/var/lib/demo/ledger.jsonl"
+# The sandbox of a node lets it write nowhere; this is the way that systemd has for it.
+DROPIN = "/etc/systemd/system/celery-worker@.service.d/ledger.conf"
+DROPIN_TEXT = f"[Service]\nStateDirectory=demo\nEnvironment=DEMO_LEDGER={FILE}\n"
+
+
+@dataclass
+class Run:
+    """One run of a task; it has no end if what ran it died."""
+
+    name: str
+    node: str
+    delivery: str
+    redelivered: bool
+    start: float
+    end: float | None = None
+
+
+class Ledger:
+    """The ledger of a fleet, which is kept in a file on each host of workers."""
+
+    def __init__(self, fleet: Fleet) -> None:
+        """Take note of the hosts."""
+        self._fleet = fleet
+        self._hosts = fleet.group("workers")
+
+    def install(self) -> None:
+        """Let the nodes write, which takes a restart of each."""
+        for host in self._hosts:
+            host.sh('mkdir -p "$(dirname "$1")" && cat >"$1"', DROPIN, text=DROPIN_TEXT)
+        self._restart()
+
+    def remove(self) -> None:
+        """Leave the hosts as they were."""
+        for host in self._hosts:
+            host.sh('rm -rf "$1" "$(dirname "$2")"', DROPIN, FILE)
+            host.sh('rmdir --ignore-fail-on-non-empty "$(dirname "$1")"', DROPIN)
+        self._restart()
+
+    def runs(self, trial: str) -> list[Run]:
+        """Return every run of a trial's tasks so far."""
+        return [
+            run
+            for host in self._hosts
+            for run in paired(host.sh('grep -F "$1" "$2" || true', f'"{trial}:', FILE).splitlines())
+        ]
+
+    def _restart(self) -> None:
+        """Restart the nodes, and wait until the fleet is whole."""
+        for host in self._hosts:
+            host.sh("systemctl daemon-reload && systemctl restart celery.target", timeout=300)
+        eventually(self._fleet.is_whole, timeout=120)
+
+
+def paired(lines: Iterable[str]) -> list[Run]:
+    """Return the runs that the lines of one host tell of, oldest first.
+
+    >>> line = {"name": "a", "node": "n", "delivery": "d", "redelivered": False}
+    >>> [died, done] = paired(json.dumps({**line, "event": event, "at": at})
+    ...                       for at, event in enumerate(["start", "start", "end"]))
+    >>> died.end, done.start, done.end
+    (None, 1, 2)
+    """
+    runs: list[Run] = []
+    under_way: dict[tuple[str, ...], list[Run]] = defaultdict(list)
+    for line in lines:
+        noted: dict[str, Any] = json.loads(line)
+        event, at = noted.pop("event"), noted.pop("at")
+        started = under_way[noted["name"], noted["node"], noted["delivery"]]
+        if event == "end":
+            started.pop().end = at  # what started before, on this node, died with it
+        else:
+            started.append(Run(**noted, start=at))
+            runs.append(started[-1])
+    return runs
