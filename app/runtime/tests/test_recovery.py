@@ -267,8 +267,10 @@ def test_a_killed_node_that_starts_again_runs_at_once_what_it_held(
         for name in names:
             web.send_task("shop.note", (str(tmp_path / "notes"), name, str(gate)), queue="default")
         begun = 1 if pool == "solo" else 2
+        held = {"solo": 1, "gevent": 3}.get(pool, 4)  # gevent waits for room with the third in its hands
         wait_until(lambda: len(noted(tmp_path, "starts")) == begun)
-        wait_until(lambda: admin.hlen("unacked:one@test") >= begun)
+        # All that it takes: one that dies between a pop and its record loses that message.
+        wait_until(lambda: admin.hlen("unacked:one@test") == held)
         kill(worker)
     gate.unlink()
     with fleet.worker("one", *words):
@@ -293,7 +295,8 @@ def test_what_a_killed_node_held_comes_back_by_its_lease(
         fleet.worker("two", "--queues=email", *words[1:], FLEET_LEASE=str(LEASE)) as two,
     ):
         assert set(json.loads(admin.hget(keys.NODES, "one@test"))) == {
-            "pid", "host", "pool", "concurrency", "queues", "release", "started", "lapses", "recovered"
+            "pid", "host", "pool", "concurrency", "running", "queues", "release", "started", "lapses",
+            "recovered",
         }  # fmt: skip
         web.send_task("shop.note", (str(tmp_path / "notes"), "2"), queue="default", countdown=1000)
         for name in ("0", "1"):

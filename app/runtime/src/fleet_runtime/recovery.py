@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
 
 from celery import bootsteps
+from celery.worker import state
 from kombu.exceptions import OperationalError
 from kombu.utils.encoding import bytes_to_str
 from kombu.utils.json import dumps, loads
@@ -456,6 +457,7 @@ class Recovery(bootsteps.StartStopStep):  # type: ignore[misc]  # celery ships n
             "host": socket.gethostname(),
             "pool": "threads" if pool == "thread" else pool,
             "concurrency": consumer.pool.num_processes,
+            "running": len(state.active_requests),
             "queues": sorted(consumer.app.amqp.queues.consume_from),
             "release": self._settings.release,
             "started": self._started,
