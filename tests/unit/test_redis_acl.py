@@ -20,6 +20,9 @@ PERMITTED = {
     "worker": """
         BRPOP default 1
         BRPOP default\x06\x163 default\x06\x169 1
+        BLMOVE default default RIGHT RIGHT 1
+        LINDEX default -1
+        RPOP default
         LPUSH email message
         RPUSH default message
         HSET unacked:default-1@worker1 tag message

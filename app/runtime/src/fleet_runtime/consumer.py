@@ -7,18 +7,13 @@ from __future__ import annotations
 
 import logging
 from functools import partial, wraps
-from queue import Empty
 from typing import TYPE_CHECKING, Any
 
-import kombu
 from celery.exceptions import InvalidTaskError
 from celery.worker.consumer import Consumer
 from kombu.exceptions import ContentDisallowed
-from kombu.transport.redis import Channel
-from kombu.utils.encoding import bytes_to_str
-from kombu.utils.json import loads
 
-from fleet_runtime import dead_letters
+from fleet_runtime import dead_letters, reading
 from fleet_runtime.dead_letters import End, Reason
 from fleet_runtime.logs import about
 from fleet_runtime.request import Mortal, adopt, release
@@ -28,9 +23,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Whose Channel._brpop_read is the one that `read_queue` stands for.
-READER_TESTED = frozenset({"5.7.0"})
-
 
 class FleetConsumer(Consumer):  # type: ignore[misc]  # celery ships no types
     """Celery's consumer, which drops nothing."""
@@ -38,7 +30,7 @@ class FleetConsumer(Consumer):  # type: ignore[misc]  # celery ships no types
     def __init__(self, on_task_request: Callable[[Any], Any], *args: Any, **kwargs: Any) -> None:
         """Stand between what the node takes from its queues and its pool."""
         super().__init__(partial(_hand_over, on_task_request), *args, **kwargs)
-        guard_reading(self.hostname)
+        reading.guard()
 
     def update_strategies(self) -> None:
         """Prepare for each task that there is."""
@@ -111,88 +103,6 @@ class FleetConsumer(Consumer):  # type: ignore[misc]  # celery ships no types
             release(message)
             return False
         return True
-
-
-def guard_reading(node: str) -> None:
-    """Let kombu's reading of queues stop at nothing.
-
-    What is in a queue and no message at all raises where kombu reads it, outside of any handler, and ends the
-    node; the item itself is lost (kombu 5.7, Channel._brpop_read).
-    """
-    if kombu.__version__ not in READER_TESTED:
-        logger.warning(
-            "With kombu %s, an item in a queue that is no message ends the node: this release of the runtime "
-            "knows %s.", kombu.__version__, ", ".join(sorted(READER_TESTED))
-        )  # fmt: skip
-        return
-
-    def _brpop_read(channel: Any, **options: Any) -> bool:
-        return read_queue(channel, node, **options)
-
-    Channel._brpop_read = _brpop_read
-
-
-def read_queue(channel: Any, node: str, **options: Any) -> bool:
-    """Read an item that was waited for, and deliver it: kombu's Channel._brpop_read, line by line.
-
-    Only what is no message goes another way.
-    """
-    try:
-        try:
-            answer = channel.client.parse_response(channel.client.connection, "BRPOP", **options)
-        except channel.connection_errors:
-            channel.client.connection.disconnect()
-            raise
-        if not answer:
-            raise Empty
-        key, item = answer
-        queue = bytes_to_str(key).rsplit(channel.sep, 1)[0]
-        channel._queue_cycle.rotate(queue)
-        _deliver(channel, item, queue, node)
-        return True
-    finally:
-        channel._in_poll = None
-        channel._flush_brpop_reauth()
-
-
-def _deliver(channel: Any, item: bytes, queue: str, node: str) -> None:
-    """Deliver what was in a queue, or bury it."""
-    try:
-        message = loads(bytes_to_str(item))
-    except Exception as error:
-        _bury_item(channel, item, queue, node, error)
-        return
-    try:
-        channel.connection._deliver(message, queue)
-    except Exception:
-        # Looked at only now, because it takes as long again to read it. Whatever the error is: to kombu, even
-        # a KeyError is one of the connection, which is made anew without the item.
-        fault = _fault(channel, message)
-        if fault is None:
-            raise
-        _bury_item(channel, item, queue, node, fault)
-
-
-def _fault(channel: Any, message: Any) -> Exception | None:
-    """Return what is wrong with an item, if it is not what kombu puts into queues."""
-    try:
-        read = channel.Message(message, channel=channel)
-        _, _ = read.delivery_info["exchange"], read.delivery_info["routing_key"]
-        if not isinstance(read.delivery_tag, str):
-            raise TypeError("its delivery tag is no text")
-    except Exception as error:
-        return error
-    return None
-
-
-def _bury_item(channel: Any, item: bytes, queue: str, node: str, error: Exception) -> None:
-    """Move an item that was in a queue to the dead letters."""
-    logger.error("An item in the queue %s is no message, and goes to the dead letters: %s", queue, error)
-    try:
-        with channel.conn_or_acquire() as client:
-            dead_letters.bury_raw(client, item, End.of(Reason.MALFORMED, error), node=node, queue=queue)
-    except Exception:
-        logger.critical("It cannot be moved there, and is lost: %r", item, exc_info=True)
 
 
 def _hand_over(hand_over: Callable[[Any], Any], request: Any) -> None:

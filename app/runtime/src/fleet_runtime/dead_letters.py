@@ -380,7 +380,7 @@ def bury_raw(
     """
     raw = raw.encode() if isinstance(raw, str) else bytes(raw)
     letter = {
-        "id": held.tag if held else hashlib.sha256(raw).hexdigest()[:32],
+        "id": hashlib.sha256(raw).hexdigest()[:32],
         "queue": queue,
         "node": node,
         **_raw(raw),

@@ -7,10 +7,12 @@ default. Routes, queues, schedule, and what a task says of itself stay the app's
 
 from __future__ import annotations
 
+import logging
 import os
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
+import kombu
 from celery.app.defaults import _OLD_DEFAULTS, _TO_OLD_KEY, DEFAULTS
 from celery.utils.text import match_case
 from kombu.exceptions import SerializerNotInstalled
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
 
     from fleet_runtime.settings import FleetSettings
 
+logger = logging.getLogger(__name__)
+
 # Transport options that name or shape the keys of Redis. Its ACL knows those of the defaults.
 KEY_OPTIONS = frozenset(
     {"global_keyprefix", "sep", "fanout_prefix", "fanout_patterns", "priority_steps"}
@@ -42,6 +46,9 @@ REDBEAT_LOCK = "redbeat::lock"
 CONSUMER = "fleet_runtime.consumer:FleetConsumer"
 OWNERSHIP, RECOVERY = "fleet_runtime.recovery:Ownership", "fleet_runtime.recovery:Recovery"
 WATCHDOG = "fleet_runtime.watchdog:Watchdog"
+# What takes messages out of queues, and the releases of kombu with which it was tested.
+TRANSPORT = "fleet_runtime.transport:Transport"
+TRANSPORT_TESTED = frozenset({"5.7.0"})
 
 # Of one channel: a bound that only a leak meets. With kombu's 10, greenlets that end at the same time cannot
 # all acknowledge.
@@ -148,7 +155,7 @@ def _delivery(settings: FleetSettings) -> dict[str, Any]:
 def _connections(settings: FleetSettings) -> dict[str, Any]:
     """Return how connections to the broker and the result backend live and die."""
     return {
-        "broker_transport": None,
+        "broker_transport": _transport_class(settings),
         "broker_connection_retry": True,
         "broker_connection_retry_on_startup": True,
         "broker_connection_max_retries": None,
@@ -161,6 +168,19 @@ def _connections(settings: FleetSettings) -> dict[str, Any]:
         "event_exchange": DEFAULTS["event_exchange"],
         "event_queue_prefix": DEFAULTS["event_queue_prefix"],
     }
+
+
+def _transport_class(settings: FleetSettings) -> str | None:
+    """Return the runtime's own transport, for nodes and for a kombu that it is known to work with."""
+    if settings.component != "worker" or not settings.atomic_fetch:
+        return None
+    if kombu.__version__ not in TRANSPORT_TESTED:
+        logger.warning(
+            "With kombu %s, nodes take messages by kombu's own transport, and one that dies may lose one: "
+            "this release of the runtime knows %s.", kombu.__version__, ", ".join(sorted(TRANSPORT_TESTED))
+        )  # fmt: skip
+        return None
+    return TRANSPORT
 
 
 def _transport(settings: FleetSettings) -> dict[str, Any]:

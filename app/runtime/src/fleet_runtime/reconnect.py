@@ -21,10 +21,12 @@ from celery import bootsteps, signals
 from celery.concurrency.base import BasePool
 from celery.worker import state
 from celery.worker.pidbox import gPidbox
-from kombu.transport.redis import Channel, QoS
+from kombu.transport.redis import Channel
 from kombu.utils.json import dumps
 from redis.exceptions import ConnectionError as NoConnectionError
 from redis.exceptions import ResponseError
+
+from fleet_runtime.transport import QoS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -36,7 +38,7 @@ TESTED = frozenset({"5.7.0"})
 PAUSE = 1.0  # seconds between two attempts
 
 
-class HeldQoS(QoS):  # type: ignore[misc]  # kombu ships no types
+class HeldQoS(QoS):
     """What kombu knows of the messages that came by a channel, and which it has yet to acknowledge."""
 
     held: Held

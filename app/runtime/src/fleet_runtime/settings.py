@@ -75,6 +75,11 @@ class FleetSettings(BaseSettings):
         description="Messages that a node reserves for each task that it can run. More is no faster: short "
         "tasks wait behind long ones, and more messages wait for the end of its lease when a node dies.",
     )
+    atomic_fetch: bool = Field(
+        default=True,
+        description="Whether nodes take messages by the runtime's own transport, which records in the same "
+        "step who has one. With kombu's, a node that dies in between loses it.",
+    )
     visibility_timeout: int = Field(
         default=604800,
         gt=0,

@@ -1,0 +1,116 @@
+"""Reads what is in queues, whatever it is: what is no message goes to the dead letters, and ends no node."""
+
+from __future__ import annotations
+
+import logging
+import os
+from queue import Empty
+from typing import TYPE_CHECKING, Any
+
+import kombu
+from kombu.transport.redis import Channel
+from kombu.utils.encoding import bytes_to_str
+from kombu.utils.json import loads
+
+from fleet_runtime import dead_letters
+from fleet_runtime.dead_letters import End, Reason
+
+if TYPE_CHECKING:
+    from fleet_runtime.dead_letters import Held
+
+logger = logging.getLogger(__name__)
+
+# Whose Channel._brpop_read is the one that `read_queue` stands for.
+READER_TESTED = frozenset({"5.7.0"})
+
+
+def node() -> str:
+    """Return the name of this node."""
+    return os.environ.get("FLEET_NODE", "")
+
+
+def guard() -> None:
+    """Let kombu's reading of queues stop at nothing.
+
+    What is in a queue and no message at all raises where kombu reads it, outside of any handler, and ends the
+    node; the item itself is lost (kombu 5.7, Channel._brpop_read).
+    """
+    if kombu.__version__ not in READER_TESTED:
+        logger.warning(
+            "With kombu %s, an item in a queue that is no message ends the node: this release of the runtime "
+            "knows %s.", kombu.__version__, ", ".join(sorted(READER_TESTED))
+        )  # fmt: skip
+        return
+
+    Channel._brpop_read = read_queue
+
+
+def read_queue(channel: Any, **options: Any) -> bool:
+    """Read an item that was waited for, and deliver it: kombu's Channel._brpop_read, line by line.
+
+    Only what is no message goes another way.
+    """
+    try:
+        try:
+            answer = channel.client.parse_response(channel.client.connection, "BRPOP", **options)
+        except channel.connection_errors:
+            channel.client.connection.disconnect()
+            raise
+        if not answer:
+            raise Empty
+        key, item = answer
+        queue = bytes_to_str(key).rsplit(channel.sep, 1)[0]
+        channel._queue_cycle.rotate(queue)
+        deliver(channel, item, queue)
+        return True
+    finally:
+        channel._in_poll = None
+        channel._flush_brpop_reauth()
+
+
+def deliver(channel: Any, item: bytes, queue: str, *, held: Held | None = None) -> None:
+    """Deliver what was in a queue, or bury it.
+
+    Args:
+        channel: By which it came.
+        item: What was in the queue.
+        queue: Its name.
+        held: Where it is recorded, if it is.
+    """
+    try:
+        message = loads(bytes_to_str(item))
+    except Exception as error:
+        _bury(channel, item, queue, held, error)
+        return
+    try:
+        channel.connection._deliver(message, queue)
+    except Exception:
+        # Looked at only now, because it takes as long again to read it. Whatever the error is: to kombu, even
+        # a KeyError is one of the connection, which is made anew without the item.
+        fault = _fault(channel, message)
+        if fault is None:
+            raise
+        _bury(channel, item, queue, held, fault)
+
+
+def _fault(channel: Any, message: Any) -> Exception | None:
+    """Return what is wrong with an item, if it is not what kombu puts into queues."""
+    try:
+        read = channel.Message(message, channel=channel)
+        _, _ = read.delivery_info["exchange"], read.delivery_info["routing_key"]
+        if not isinstance(read.delivery_tag, str):
+            raise TypeError("its delivery tag is no text")
+    except Exception as error:
+        return error
+    return None
+
+
+def _bury(channel: Any, item: bytes, queue: str, held: Held | None, error: Exception) -> None:
+    """Move an item that was in a queue to the dead letters."""
+    logger.error("An item in the queue %s is no message, and goes to the dead letters: %s", queue, error)
+    try:
+        with channel.conn_or_acquire() as client:
+            end = End.of(Reason.MALFORMED, error)
+            dead_letters.bury_raw(client, item, end, node=node(), queue=queue, held=held)
+    except Exception:
+        logger.critical("It cannot be moved there, and is lost: %r", item, exc_info=True)

@@ -1,0 +1,232 @@
+"""The transport: a message is in its queue, or recorded as held, at every instant."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import random
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from fleet_runtime.recovery import own_keys
+from fleet_runtime.transport import Transport
+from kombu import Connection, Consumer, Exchange, Producer, Queue
+
+from app.tests.commands import PATIENCE
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from app.tests.broker import Broker
+
+OPTIONS = own_keys("one")
+PRIORITIES = (0, 3, 6, 9)
+KILLS = 40
+
+
+@pytest.fixture
+def url(broker: Broker) -> str:
+    """The broker's URL for a node."""
+    return broker.url("worker")
+
+
+@pytest.fixture
+def producer(url: str, broker: Broker) -> Iterator[Producer]:
+    """Who sends with kombu's own transport, to empty queues."""
+    admin = broker.client("admin")
+    admin.delete(*OPTIONS.values(), *(key for queue in ("default", "email") for key in lists(queue)))
+    with Connection(url) as connection:
+        channel = connection.channel()
+        for name in ("default", "email"):
+            Queue(name, Exchange(name), name)(channel).declare()
+        yield Producer(channel)
+
+
+def lists(queue: str) -> list[str]:
+    """Return the lists of a queue."""
+    return [queue, *(f"{queue}\x06\x16{priority}" for priority in PRIORITIES[1:])]
+
+
+def text(value: Any) -> Any:
+    """Return what Redis has as text."""
+    if isinstance(value, dict):
+        return {text(name): text(one) for name, one in value.items()}
+    if isinstance(value, list):
+        return [text(one) for one in value]
+    return value.decode() if isinstance(value, bytes) else value
+
+
+def numbers(got: list[Any]) -> list[int]:
+    """Return the numbers in messages."""
+    return [message.payload["number"] for message in got]
+
+
+def send(producer: Producer, count: int, queue: str = "default", priority: int = 0) -> None:
+    """Send messages."""
+    for number in range(count):
+        producer.publish(
+            {"number": number + 100 * priority}, exchange=queue, routing_key=queue, priority=priority
+        )
+
+
+def consume(connection: Connection, *queues: str, room: int = 0) -> tuple[Any, list[Any]]:
+    """Return a channel that consumes, and the messages that came by it, none of which is settled."""
+    channel, got = connection.channel(), list[Any]()
+    channel.basic_qos(0, room, False)
+    Consumer(channel, [Queue(q, Exchange(q), q) for q in queues], on_message=got.append).consume()
+    return channel, got
+
+
+def drain(connection: Connection, seconds: float = 0.3) -> None:
+    """Deliver what there is."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        try:
+            connection.drain_events(timeout=0.05)
+        except OSError:
+            continue
+
+
+@pytest.fixture
+def connection(url: str) -> Iterator[Connection]:
+    """A connection by the fleet's transport."""
+    with Connection(url, transport=Transport, transport_options=OPTIONS) as connection:
+        yield connection
+
+
+def test_what_is_taken_is_recorded(broker: Broker, producer: Producer, connection: Connection) -> None:
+    """As kombu would, so that recovery and kombu's own commands can read it; and forgotten when settled."""
+    admin = broker.client("admin")
+    send(producer, 3)
+    _, got = consume(connection, "default")
+    drain(connection)
+    assert numbers(got) == [0, 1, 2]
+    held = {tag: json.loads(record) for tag, record in text(admin.hgetall("unacked:one")).items()}
+    assert held == {one.delivery_tag: [one._raw, "default", "default"] for one in got}
+    assert set(text(admin.zrange("unacked_index:one", 0, -1))) == set(held)
+    got[0].ack()
+    got[1].requeue()
+    got[2].reject()
+    assert admin.hlen("unacked:one") == admin.zcard("unacked_index:one") == 0
+    assert admin.llen("default") == 1
+
+
+def test_what_is_not_to_be_settled_is_not_recorded(
+    broker: Broker, producer: Producer, connection: Connection
+) -> None:
+    """Nobody would take it out of the record again."""
+    send(producer, 1)
+    got: list[Any] = []
+    Consumer(connection.channel(), [Queue("default")], on_message=got.append, no_ack=True).consume()
+    drain(connection)
+    assert numbers(got) == [0]
+    assert not broker.client("admin").exists("unacked:one", "unacked_index:one")
+
+
+def test_no_more_is_taken_than_there_is_room_for(
+    broker: Broker, producer: Producer, connection: Connection
+) -> None:
+    """The rest is left to others."""
+    send(producer, 5)
+    _, got = consume(connection, "default", room=2)
+    drain(connection)
+    assert numbers(got) == [0, 1]
+    assert broker.client("admin").llen("default") == 3
+    got[1].ack()
+    drain(connection)
+    assert numbers(got) == [0, 1, 2]
+
+
+def test_what_is_urgent_comes_first(producer: Producer, connection: Connection) -> None:
+    """Of all queues, and from each queue in turn, as with kombu."""
+    for priority in reversed(PRIORITIES):
+        send(producer, 1, "default", priority)
+        send(producer, 1, "email", priority)
+    _, got = consume(connection, "default", "email", room=1)
+    for _ in range(8):
+        drain(connection, 0.1)
+        got[-1].ack()
+    assert numbers(got) == [0, 0, 300, 300, 600, 600, 900, 900]
+    queues = [message.delivery_info["routing_key"] for message in got]
+    assert all({queues[at], queues[at + 1]} == {"default", "email"} for at in range(0, 8, 2))
+
+
+@pytest.mark.parametrize("priority", PRIORITIES)
+@pytest.mark.parametrize("queue", ["default", "email"])
+def test_who_waits_is_told(producer: Producer, connection: Connection, queue: str, priority: int) -> None:
+    """Of a message in whatever list, at once."""
+    _, got = consume(connection, "default", "email")
+    drain(connection)
+    send(producer, 1, queue, priority)
+    start = time.monotonic()
+    while not got:
+        connection.drain_events(timeout=PATIENCE)
+    assert time.monotonic() - start < 0.5
+
+
+@pytest.mark.usefixtures("producer")
+def test_who_waits_asks_little(broker: Broker, connection: Connection) -> None:
+    """Less than once a second, as one with kombu's transport does."""
+    consume(connection, "default")
+    drain(connection, 1)
+    before = calls(broker)
+    drain(connection, 5)
+    assert calls(broker) - before < 5
+
+
+def calls(broker: Broker) -> int:
+    """Return how often Redis was asked for messages."""
+    stats = broker.client("admin").info("commandstats")
+    return sum(stats.get(f"cmdstat_{name}", {"calls": 0})["calls"] for name in ("blmove", "brpop", "lindex"))
+
+
+def test_a_full_redis_keeps_what_it_cannot_record(
+    broker: Broker, producer: Producer, connection: Connection
+) -> None:
+    """The node sees a lost connection, makes a new one, and goes on when there is room."""
+    admin = broker.client("admin")
+    _, got = consume(connection, "default")
+    drain(connection)
+    send(producer, 1)
+    admin.config_set("maxmemory", 1)
+    try:
+        with pytest.raises(connection.connection_errors, match="Redis refuses to hand out messages"):
+            connection.drain_events(timeout=1)
+    finally:
+        admin.config_set("maxmemory", 0)
+    assert (got, admin.llen("default"), admin.exists("unacked:one")) == ([], 1, 0)
+    drain(connection)
+    assert numbers(got) == [0]
+
+
+def take(url: str, ready: Any) -> None:
+    """Take messages as fast as possible, and settle none."""
+    with Connection(url, transport=Transport, transport_options=OPTIONS) as connection:
+        consume(connection, "default", "email")
+        drain(connection, 0.01)
+        ready.set()
+        while True:
+            connection.drain_events()
+
+
+def test_who_is_killed_loses_nothing(broker: Broker, url: str, producer: Producer) -> None:
+    """At whatever instant: each message is in its queue, or recorded as held, and never both."""
+    admin, processes = broker.client("admin"), multiprocessing.get_context("fork")
+    generator = random.Random(3)  # noqa: S311 - no secret
+    for _ in range(KILLS):
+        ready = processes.Event()
+        node = processes.Process(target=take, args=(url, ready))
+        node.start()
+        ready.wait(PATIENCE)
+        send(producer, 3, generator.choice(["default", "email"]), generator.choice(PRIORITIES))
+        time.sleep(generator.uniform(0.0, 0.004))
+        node.kill()
+        send(producer, 2, generator.choice(["default", "email"]))
+        node.join()
+    waiting = [record for key in [*lists("default"), *lists("email")] for record in admin.lrange(key, 0, -1)]
+    queued = [json.loads(record)["properties"]["delivery_tag"] for record in waiting]
+    held = text(admin.hkeys("unacked:one"))
+    assert held, "nothing was taken"
+    assert len({*queued, *held}) == len(queued) + len(held) == 5 * KILLS
+    assert set(text(admin.zrange("unacked_index:one", 0, -1))) == set(held)
