@@ -108,14 +108,13 @@ class Lane(Hashable):
         """Ask to be told when there is something in the list."""
         self._ask("wait", "BLMOVE", self.key, self.key, "RIGHT", "RIGHT", WAIT)
 
-    def fetch(self, *, load: bool = False) -> None:
+    def fetch(self) -> None:
         """Ask for the next message of any list."""
         channel = self.channel
-        if not load:
-            self._fetched = channel.lists()
-        command = ("EVAL", FETCH) if load else ("EVALSHA", channel.script)
+        self._fetched = channel.lists()
         names = [channel.unacked_key, channel.unacked_index_key, *(key for key, _ in self._fetched)]
-        self._ask("fetch", *command, len(names), *names, *(int(record) for _, record in self._fetched))
+        records = [int(record) for _, record in self._fetched]
+        self._ask("fetch", "EVALSHA", channel.script, len(names), *names, *records)
 
     def read(self) -> bool:
         """Read the answer, and deliver a message if that is what it is.
@@ -130,7 +129,9 @@ class Lane(Hashable):
         try:
             answer = self.client.parse_response(self.connection, "EVALSHA" if asked == "fetch" else "BLMOVE")
         except NoScriptError:
-            self.fetch(load=True)
+            with self.channel.conn_or_acquire() as client:
+                client.script_load(FETCH)
+            self.channel.has_more = True
             raise Empty from None
         except ResponseError as error:
             self.connection.disconnect()
