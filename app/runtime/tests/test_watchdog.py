@@ -265,7 +265,7 @@ def test_a_time_in_which_a_node_may_rightly_wait_is_refused(
     ("sent", "queues", "has_room", "expected"),
     [
         (-100, {"default"}, True, True),
-        (-1, {"default"}, True, False),
+        (-15, {"default"}, True, False),
         (-100, set(), True, False),
         (-100, {"default"}, False, False),
         (None, {"default"}, True, False),

@@ -54,6 +54,10 @@ TRANSPORT_TESTED = frozenset({"5.7.0"})
 # all acknowledge.
 CONNECTIONS = 1000
 
+# Seconds for a process of a pool to say that it is up. With Celery's 4, one that starts slowly, on a busy
+# host or because it connects to a database first, is killed, and so is the next.
+PROCESS_START = 60.0
+
 # Components that wait long for a broker that is away, because what they send would be lost. The others have
 # somebody who waits for them.
 PATIENT = frozenset({"worker", "beat"})
@@ -241,6 +245,7 @@ def _defaults(conf: Any, settings: FleetSettings) -> dict[str, Any]:
     values = {
         "timezone": "UTC",
         "worker_soft_shutdown_timeout": settings.soft_shutdown_timeout,
+        "worker_proc_alive_timeout": PROCESS_START,
         "task_publish_retry_policy": _retry_policy(settings),
     }
     return {name: value for name, value in values.items() if getattr(conf, name) == DEFAULTS[name]}

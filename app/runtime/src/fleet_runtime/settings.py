@@ -178,7 +178,8 @@ class FleetSettings(BaseSettings):
         default=30,
         ge=5,
         description="Seconds without an answer after which a connection counts as dead. Without it, one to a "
-        "host that vanished blocks for ever (kombu, socket_timeout). A pending BRPOP takes one second.",
+        "host that vanished blocks for ever (kombu, socket_timeout). A node that waits for messages asks "
+        "again every ten seconds.",
     )
     socket_connect_timeout: Seconds = Field(default=5, description="Seconds to wait for a connection.")
     health_check_interval: int = Field(

@@ -26,6 +26,7 @@ from celery import bootsteps, signals
 from celery.concurrency import solo
 from celery.worker import state
 
+from fleet_runtime import transport
 from fleet_runtime.errors import FleetError
 from fleet_runtime.settings import FleetSettings
 
@@ -181,13 +182,13 @@ def answers(app: Celery) -> bool:
 def is_deaf(channel: Any, seconds: float) -> bool:
     """Return whether a node that has room for messages has not asked for any.
 
-    Each BRPOP ends after a second and is followed by the next, so the last one is never old; kombu itself
-    drops a connection on which the answer is overdue (5.7, maybe_check_subscribed_connections).
+    What waits for a message, in kombu's transport or in the runtime's, ends after some seconds and begins
+    anew, so that the last time is never old. A connection on which the answer is overdue is dropped.
     """
     sent = getattr(channel, "_brpop_sent_at", None)
     if sent is None or not channel.active_queues or not channel.qos.can_consume():
         return False
-    return bool(time.monotonic() - sent > seconds)
+    return bool(time.monotonic() - sent > transport.WAIT + seconds)
 
 
 def _running() -> list[Any]:
