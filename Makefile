@@ -12,7 +12,7 @@ export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
 export LC_ALL := C.UTF-8
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help up down lab-args lab-secret test test-all lint unit apps molecule docs lock clean
+.PHONY: help up down lab-args lab-secret test test-all lint unit apps molecule bench docs lock clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z% -]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -50,6 +50,10 @@ lint unit apps: ## Run one of these stages
 molecule: ## Run all Molecule scenarios
 	@lab/bootstrap lab
 	@lab/test.py $(SCENARIOS)
+
+bench: ## Measure what nodes cost, with and without the runtime (.cache/bench)
+	@lab/bootstrap lab tools
+	@python3 -m bench
 
 molecule-%: ## Run one Molecule scenario
 	@lab/bootstrap lab

@@ -195,4 +195,18 @@ def test_another_kombu_is_left_alone(
     monkeypatch.setattr(kombu, "__version__", "5.8.0")
     reconnect.mend_closed_channels()
     assert Channel._connparams is _connparams
-    assert "_connparams is of 5.8.0, and this runtime knows 5.7.0." in caplog.text
+    assert "This is kombu 5.8.0, and this release of the runtime knows 5.7.0." in caplog.text
+
+
+def test_what_somebody_has_changed_is_left_alone(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As a release of a distribution may have."""
+
+    def _connparams(self: Any, asynchronous: bool = False, more: bool = True) -> None:
+        """Connect."""
+
+    monkeypatch.setattr(Channel, "_connparams", _connparams)
+    reconnect.mend_closed_channels()
+    assert Channel._connparams is _connparams
+    assert "Somebody has changed" in caplog.text

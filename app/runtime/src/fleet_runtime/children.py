@@ -5,10 +5,14 @@ from __future__ import annotations
 from functools import wraps
 from typing import Any
 
+import celery
 from celery.concurrency.asynpool import AsynPool
+
+from fleet_runtime.tested import may_change
 
 AGAIN = 0.02  # seconds until the first other look; each further one waits twice as long
 LOOKS = 8  # the pool looks by itself every 5 seconds
+OTHERWISE = "This node may see the death of one of its processes 5 seconds late."
 
 
 def mend() -> None:
@@ -20,7 +24,7 @@ def mend() -> None:
     fails for that, instead of running again, because it is taken for one that runs.
     """
     original = AsynPool._event_process_exit
-    if hasattr(original, "__wrapped__"):
+    if not may_change(original, "(self, hub, proc)", celery, OTHERWISE):
         return
 
     @wraps(original)

@@ -24,6 +24,7 @@ from fleet_runtime.guard import Guard
 from fleet_runtime.loading import blaming
 from fleet_runtime.logs import FleetLogging, lay_messages
 from fleet_runtime.stamp import stamp_messages
+from fleet_runtime.tested import is_known
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -46,9 +47,8 @@ REDBEAT_LOCK = "redbeat::lock"
 CONSUMER = "fleet_runtime.consumer:FleetConsumer"
 OWNERSHIP, RECOVERY = "fleet_runtime.recovery:Ownership", "fleet_runtime.recovery:Recovery"
 WATCHDOG = "fleet_runtime.watchdog:Watchdog"
-# What takes messages out of queues, and the releases of kombu with which it was tested.
+# What takes messages out of queues.
 TRANSPORT = "fleet_runtime.transport:Transport"
-TRANSPORT_TESTED = frozenset({"5.7.0"})
 
 # Of one channel: a bound that only a leak meets. With kombu's 10, greenlets that end at the same time cannot
 # all acknowledge.
@@ -178,13 +178,8 @@ def _transport_class(settings: FleetSettings) -> str | None:
     """Return the runtime's own transport, for nodes and for a kombu that it is known to work with."""
     if settings.component != "worker" or not settings.atomic_fetch:
         return None
-    if kombu.__version__ not in TRANSPORT_TESTED:
-        logger.warning(
-            "With kombu %s, nodes take messages by kombu's own transport, and one that dies may lose one: "
-            "this release of the runtime knows %s.", kombu.__version__, ", ".join(sorted(TRANSPORT_TESTED))
-        )  # fmt: skip
-        return None
-    return TRANSPORT
+    otherwise = "This node takes messages by kombu's own transport, and may lose one when it dies."
+    return TRANSPORT if is_known(kombu, otherwise) else None
 
 
 def _transport(settings: FleetSettings) -> dict[str, Any]:

@@ -14,14 +14,12 @@ from kombu.utils.json import loads
 
 from fleet_runtime import dead_letters
 from fleet_runtime.dead_letters import End, Reason
+from fleet_runtime.tested import is_known
 
 if TYPE_CHECKING:
     from fleet_runtime.dead_letters import Held
 
 logger = logging.getLogger(__name__)
-
-# Whose Channel._brpop_read is the one that `read_queue` stands for.
-READER_TESTED = frozenset({"5.7.0"})
 
 
 def node() -> str:
@@ -35,14 +33,8 @@ def guard() -> None:
     What is in a queue and no message at all raises where kombu reads it, outside of any handler, and ends the
     node; the item itself is lost (kombu 5.7, Channel._brpop_read).
     """
-    if kombu.__version__ not in READER_TESTED:
-        logger.warning(
-            "With kombu %s, an item in a queue that is no message ends the node: this release of the runtime "
-            "knows %s.", kombu.__version__, ", ".join(sorted(READER_TESTED))
-        )  # fmt: skip
-        return
-
-    Channel._brpop_read = read_queue
+    if is_known(kombu, "An item in a queue that is no message ends this node."):
+        Channel._brpop_read = read_queue
 
 
 def read_queue(channel: Any, **options: Any) -> bool:

@@ -8,7 +8,6 @@ running tasks move on to the new channel, what ended meanwhile is acknowledged t
 
 from __future__ import annotations
 
-import inspect
 import logging
 import time
 from functools import wraps
@@ -26,6 +25,7 @@ from kombu.utils.json import dumps
 from redis.exceptions import ConnectionError as NoConnectionError
 from redis.exceptions import ResponseError
 
+from fleet_runtime.tested import may_change
 from fleet_runtime.transport import QoS
 
 if TYPE_CHECKING:
@@ -33,9 +33,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Releases of Celery and of kombu of which the code is known that is mended here.
-TESTED = frozenset({"5.7.0"})
 PAUSE = 1.0  # seconds between two attempts
+OTHERWISE = "This node may not survive the loss of Redis."
 
 
 class HeldQoS(QoS):
@@ -211,7 +210,7 @@ def mend_closed_channels() -> None:
     With an error of the connection, Celery logs that the message was not acknowledged, and goes on.
     """
     original = Channel._connparams
-    if not _is_known(original, kombu.__version__, "(self, asynchronous=False)"):
+    if not may_change(original, "(self, asynchronous=False)", kombu, OTHERWISE):
         return
 
     @wraps(original)
@@ -232,7 +231,7 @@ def mend_green_pidbox() -> None:
     the node did not consume either.)
     """
     original = gPidbox.loop
-    if not _is_known(original, celery.__version__, "(self, c)"):
+    if not may_change(original, "(self, c)", celery, OTHERWISE):
         return
 
     @wraps(original)
@@ -249,16 +248,3 @@ def mend_green_pidbox() -> None:
                 return  # stopped, and perhaps started anew
 
     gPidbox.loop = loop
-
-
-def _is_known(original: Any, version: str, signature: str) -> bool:
-    """Return whether a function is one that is to be mended, as it was when that was tested."""
-    if hasattr(original, "__wrapped__"):
-        return False
-    known = version in TESTED and str(inspect.signature(original)) == signature
-    if not known:
-        logger.warning(
-            "A node may not survive the loss of Redis: %s.%s is of %s, and this runtime knows %s.",
-            original.__module__, original.__qualname__, version, ", ".join(sorted(TESTED)),
-        )  # fmt: skip
-    return known

@@ -15,7 +15,7 @@ import logging
 from collections.abc import Hashable
 from queue import Empty
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from kombu.transport import redis as stock
 from kombu.transport import virtual
@@ -25,9 +25,6 @@ from redis.exceptions import NoScriptError, ResponseError
 
 from fleet_runtime import reading
 from fleet_runtime.dead_letters import Held
-
-if TYPE_CHECKING:
-    pass
 
 logger = logging.getLogger(__name__)
 

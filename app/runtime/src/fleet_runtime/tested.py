@@ -1,0 +1,51 @@
+"""The releases of Celery and of kombu whose insides the runtime knows, and changes.
+
+With any other release nothing is changed, and the node's log has what that means.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+logger = logging.getLogger(__name__)
+
+RELEASES = {"celery": frozenset({"5.7.0"}), "kombu": frozenset({"5.7.0"})}
+
+
+def is_known(package: ModuleType, otherwise: str) -> bool:
+    """Return whether a package is of a known release; if it is not, say what that means.
+
+    Args:
+        package: celery or kombu.
+        otherwise: A sentence.
+    """
+    name, known = package.__name__, RELEASES[package.__name__]
+    if package.__version__ in known:
+        return True
+    logger.warning(
+        "%s This is %s %s, and this release of the runtime knows %s.",
+        otherwise, name, package.__version__, ", ".join(sorted(known)),
+    )  # fmt: skip
+    return False
+
+
+def may_change(original: Any, signature: str, package: ModuleType, otherwise: str) -> bool:
+    """Return whether a function of a package is to be changed: it is the tested one, not changed yet.
+
+    Args:
+        original: The function.
+        signature: Its parameters, as `inspect.signature` prints them.
+        package: celery or kombu.
+        otherwise: What happens if it is not changed: a sentence.
+    """
+    if hasattr(original, "__wrapped__") or not is_known(package, otherwise):
+        return False
+    if str(inspect.signature(original)) == signature:
+        return True
+    logger.warning("%s Somebody has changed %s.%s.", otherwise, original.__module__, original.__qualname__)
+    return False

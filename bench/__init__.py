@@ -1,0 +1,1 @@
+"""Measures what nodes cost, with and without the runtime. `make bench` runs it; it is no test."""
