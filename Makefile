@@ -52,7 +52,7 @@ molecule: ## Run all Molecule scenarios
 	@lab/test.py $(SCENARIOS)
 
 bench: ## Measure what nodes cost, with and without the runtime (.cache/bench)
-	@lab/bootstrap lab tools
+	@lab/bootstrap tools
 	@python3 -m bench
 
 molecule-%: ## Run one Molecule scenario

@@ -288,3 +288,21 @@ def test_no_secret_is_in_a_file_that_others_may_read() -> None:
     rendered = role()
     units = [rendered.template(name) for name in ("celery-worker@.service.j2", "celery.target.j2")]
     assert not any("p%25w" in text or "rediss:" in text for text in [*units, *node_files().values()])
+
+
+def test_no_file_of_json_is_written_unless_asked() -> None:
+    """The journal has everything."""
+    assert "FLEET_LOG_FILE" not in "".join(node_files().values())
+    assert "LogsDirectory" not in role().template("celery-worker@.service.j2")
+
+
+def test_a_file_of_json_is_where_logrotate_looks() -> None:
+    """For as many days as asked."""
+    files = node_files(celery_worker_json_log_days=9)
+    lines = environment(files["/etc/celery/nodes/default-1.env"])
+    assert lines["FLEET_LOG_FILE"] == "/var/log/celery/{node}.jsonl"
+    asked = role(celery_worker_json_log_days=9)
+    assert "LogsDirectory=celery\n" in asked.template("celery-worker@.service.j2")
+    rules = asked.template("logrotate.j2")
+    assert rules.splitlines()[1] == "/var/log/celery/*.jsonl {"
+    assert "    rotate 9\n" in rules
