@@ -4,7 +4,8 @@
 
 ENV ?= single
 SCENARIOS := fleet single
-LONG := faults
+LONG_STAGES := apps-long
+LONG_SCENARIOS := faults
 
 export LAB_SUITE := $(SUITE)
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
@@ -12,10 +13,10 @@ export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
 export LC_ALL := C.UTF-8
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help up down lab-args lab-secret test test-all lint unit apps molecule bench docs lock clean
+.PHONY: help up down lab-args lab-secret test test-all lint unit apps apps-long molecule bench docs lock clean
 
 help: ## List the targets
-	@sed -n 's/^\([a-z% -]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
+	@sed -n 's/^\([a-z% -]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 26
 
 # --- the fleet in the lab ---
 
@@ -41,9 +42,9 @@ test: ## Run all tests, the fast ones first; the first stage that fails is the l
 
 test-all: ## Run all tests, and those that take long: every fault, with tasks counted (.cache/test/faults)
 	@lab/bootstrap lab tools
-	@lab/test.py lint unit apps $(SCENARIOS) $(LONG)
+	@lab/test.py lint unit apps $(LONG_STAGES) $(SCENARIOS) $(LONG_SCENARIOS)
 
-lint unit apps: ## Run one of these stages
+lint unit apps apps-long: ## Run one of these stages
 	@lab/bootstrap tools
 	@lab/test.py $@
 
@@ -51,13 +52,13 @@ molecule: ## Run all Molecule scenarios
 	@lab/bootstrap lab
 	@lab/test.py $(SCENARIOS)
 
-bench: ## Measure what nodes cost, with and without the runtime (.cache/bench)
-	@lab/bootstrap tools
-	@python3 -m bench
-
 molecule-%: ## Run one Molecule scenario
 	@lab/bootstrap lab
 	@lab/test.py $*
+
+bench: ## Measure what nodes cost, with and without the runtime (.cache/bench)
+	@lab/bootstrap tools
+	@python3 -m bench
 
 # --- upkeep ---
 

@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Runs the project's tests, stage by stage, and counts them.
 
-Usage: lab/test.py STAGE...; a stage is lint, unit, apps, or a Molecule scenario. A failure is the end.
+Usage: lab/test.py STAGE...; a stage is lint, unit, apps, apps-long, or a Molecule scenario. A failure is the
+end.
 """
 
 from __future__ import annotations
@@ -168,6 +169,7 @@ PLAIN: tuple[dict[str, Callable[[], None]], ...] = (
         "unit": lambda: pytest("unit", "--doctest-modules", "tests/unit", "tests/lint", "lab"),
     },
     {"apps": lambda: pytest("apps", "app")},  # by itself: it counts seconds
+    {"apps-long": lambda: pytest("apps-long", "--long", "-m", "long", "app")},
 )
 
 

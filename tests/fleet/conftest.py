@@ -33,21 +33,9 @@ MARKERS = (
     "group(name): needs a host of this group; `host` is each of them",
     "faults: breaks something on purpose, and runs when the quiet tests are done",
     "load: counts tasks while something breaks; needs two hosts of workers, for one may be gone",
-    "long: takes minutes; only with --long",
     "afterwards: looks back at what the others left behind",
-    "second_change: runs plays that change the fleet for good; only with --second-change",
 )
 ORDER = ("faults", "afterwards", "second_change")
-ON_REQUEST = {  # marker -> what its option does
-    "long": "run what takes minutes, too",
-    "second_change": "run the plays that leave the fleet otherwise than the inventory has it, too",
-}
-
-
-def pytest_addoption(parser: pytest.Parser) -> None:
-    """Let a scenario ask for what is not run by default."""
-    for marker, what in ON_REQUEST.items():
-        parser.addoption(f"--{marker.replace('_', '-')}", action="store_true", help=what)
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -111,7 +99,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave out the tests of groups without a host; put those that break things last."""
-    left_out = [item for item in items if not exists(item, config)]
+    left_out = [item for item in items if not exists(item)]
     config.hook.pytest_deselected(items=left_out)
     items[:] = [item for item in items if item not in left_out]
     items.sort(key=turn)
@@ -122,13 +110,11 @@ def turn(item: pytest.Item) -> int:
     return max((ORDER.index(mark.name) + 1 for mark in item.iter_markers() if mark.name in ORDER), default=0)
 
 
-def exists(item: pytest.Item, config: pytest.Config) -> bool:
-    """Whether the inventory has hosts for a test, and it is asked for."""
+def exists(item: pytest.Item) -> bool:
+    """Whether the inventory has hosts for a test."""
     groups = [mark.args[0] for mark in item.iter_markers("group")]
-    on_request = [mark for mark in ON_REQUEST if item.get_closest_marker(mark)]
-    asked_for = all(config.getoption(mark) for mark in on_request)
     enough = not item.get_closest_marker("load") or len(the_fleet().group("workers")) > 1
-    return asked_for and enough and all(the_fleet().group(group) for group in groups)
+    return enough and all(the_fleet().group(group) for group in groups)
 
 
 @pytest.fixture(autouse=True)
