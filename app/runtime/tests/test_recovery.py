@@ -394,7 +394,7 @@ def test_an_old_redis_is_refused() -> None:
         def execute_command(self, *_: str) -> list[bytes]:
             return [b"server", b"redis", b"version", b"6.0.16"]
 
-    with pytest.raises(FleetError, match=r"this Redis is 6.0.16, and a node needs 6.2 or newer."):
+    with pytest.raises(FleetError, match=r"this Redis is 6.0.16, and a node needs 7.0 or newer."):
         recovery._require_version(Old())
 
 

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Self
 from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
-from fleet_runtime import keys
+from fleet_runtime import fullness, keys
 from fleet_runtime.errors import FleetError
 from fleet_runtime.settings import FleetSettings
 
@@ -105,7 +105,9 @@ return 1
 
 # Counts that the process that ran a message died, if told, and says how many did so far.
 # KEYS: losses, unacked. ARGV: tag, how many more, how long to remember, a record instead of the one held
-COUNT = """
+COUNT = (
+    fullness.ALLOWED
+    + """
 local losses, unacked = unpack(KEYS)
 local tag, more, memory, record = unpack(ARGV)
 local count = tonumber(redis.call('GET', losses) or 0)
@@ -118,6 +120,7 @@ if record ~= '' and redis.call('HEXISTS', unacked, tag) == 1 then
 end
 return count
 """
+)
 
 
 class Reason(StrEnum):

@@ -45,7 +45,7 @@ from dataclasses import dataclass, field
 from functools import wraps
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 
-from fleet_runtime import keys
+from fleet_runtime import fullness, keys
 from fleet_runtime.errors import FleetError
 
 if TYPE_CHECKING:
@@ -69,11 +69,14 @@ PATIENCE = 60.0
 HELD, DONE = "held:", "done:"
 
 # Both do nothing if another one has the key by now.
-RENEW = """
+RENEW = (
+    fullness.ALLOWED
+    + """
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
 redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
 return 1
 """
+)
 # The end of a lease alone takes nothing from who held it: nobody else ran meanwhile.
 END = """
 local value = redis.call('GET', KEYS[1])

@@ -105,4 +105,5 @@ def _bury(channel: Any, item: bytes, queue: str, held: Held | None, error: Excep
             end = End.of(Reason.MALFORMED, error)
             dead_letters.bury_raw(client, item, end, node=node(), queue=queue, held=held)
     except Exception:
-        logger.critical("It cannot be moved there, and is lost: %r", item, exc_info=True)
+        fate = "stays with this node" if held else "is lost"
+        logger.critical("It cannot be moved there, and %s: %r", fate, item, exc_info=True)

@@ -50,10 +50,10 @@ class HeldQoS(QoS):
         try:
             super().append(message, delivery_tag)
         except ResponseError as error:
-            self.held.unrecorded[delivery_tag] = message
+            self.held.remember(delivery_tag, message)
             raise NoConnectionError(f"Redis refuses to record what was taken: {error}") from error
         except Exception:
-            self.held.unrecorded[delivery_tag] = message
+            self.held.remember(delivery_tag, message)
             raise
 
     def ack(self, delivery_tag: str) -> None:
@@ -128,6 +128,11 @@ class Held:
         self.settle()
         self.record(channel)
         return set(running)
+
+    def remember(self, delivery_tag: str, message: Any) -> None:
+        """Remember a message that could not be recorded; what kombu cannot record at all goes another way."""
+        if {"exchange", "routing_key"} <= message.delivery_info.keys():
+            self.unrecorded[delivery_tag] = message
 
     def record(self, channel: Any) -> None:
         """Record what was taken from a queue, and could not be recorded; from there it is given back."""

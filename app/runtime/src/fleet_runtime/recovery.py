@@ -29,7 +29,7 @@ from kombu.utils.encoding import bytes_to_str
 from kombu.utils.json import dumps, loads
 from redis.exceptions import NoPermissionError, RedisError, ResponseError
 
-from fleet_runtime import dead_letters, keys, reconnect
+from fleet_runtime import dead_letters, fullness, keys, reconnect
 from fleet_runtime.dead_letters import RECOVERED, End, Reason
 from fleet_runtime.errors import FleetError
 from fleet_runtime.reconnect import Held
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-REDIS_NEEDED = (6, 2)  # ZRANGE BYSCORE
+REDIS_NEEDED = (7, 0)  # flags of scripts
 PULSES = 3  # in one lease
 SHORT = 1.0  # seconds until the next try, after one that failed
 LOOKED_AT = 10  # leases, in one pulse: those that end first
@@ -51,7 +51,9 @@ MOST_BYTES = 1_000_000  # in one step, or one of large messages would keep Redis
 
 # Renews a lease, and returns for how long it still was, how it is with those that end first, and the time.
 # KEYS: leases, nodes. ARGV: node, seconds, what the node says of itself, how many to return
-RENEW = """
+RENEW = (
+    fullness.ALLOWED
+    + """
 local leases, nodes = unpack(KEYS)
 local node, lease, facts, limit = unpack(ARGV)
 local time = redis.call('TIME')
@@ -65,6 +67,7 @@ return {
   redis.call('ZRANGE', leases, 0, limit - 1, 'WITHSCORES'),
 }
 """
+)
 
 # Whether a node's lease goes on: the beginning of both scripts that take something from a dead one.
 ALIVE = """
@@ -80,7 +83,8 @@ end
 # KEYS: leases, unacked, unacked_index, queues. ARGV: node, whether it must be dead, and for each message its
 # tag, its text, how many queues it goes to, and the places of these among the keys
 GIVE_BACK = (
-    ALIVE
+    fullness.ALLOWED
+    + ALIVE
     + """
 local leases, unacked, index = unpack(KEYS)
 if ARGV[2] == '1' and alive(leases, ARGV[1]) then

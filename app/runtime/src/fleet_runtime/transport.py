@@ -11,8 +11,11 @@ Messages and queues stay kombu's own: producers, and nodes without this transpor
 
 from __future__ import annotations
 
+import hashlib
 import logging
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
+from contextlib import contextmanager
+from math import inf
 from queue import Empty
 from time import monotonic
 from typing import Any
@@ -20,22 +23,28 @@ from typing import Any
 from kombu.transport import redis as stock
 from kombu.transport import virtual
 from kombu.utils.encoding import bytes_to_str
+from kombu.utils.json import dumps, loads
 from redis.exceptions import ConnectionError as NoConnectionError
 from redis.exceptions import NoScriptError, ResponseError
 
-from fleet_runtime import reading
+from fleet_runtime import fullness, reading
 from fleet_runtime.dead_letters import Held
+from fleet_runtime.fullness import is_full
 
 logger = logging.getLogger(__name__)
 
 # Seconds that a connection waits for a list. Until then nobody notices that the other end is gone.
 WAIT = 10
+# Seconds between two looks at a Redis that is too full to be waited for, and between two words about it.
+LOOK, WORD = 1, 60
 
 # Takes the oldest message of the first list that has one. It is recorded before it leaves the list, so that
-# a Redis that refuses to write (full, or without disk) leaves it there. What is no message is recorded by a
+# a Redis that refuses to write leaves it there. What is no message is recorded by a
 # tag of its own. Returns the place of the list, the tag and the message.
 # KEYS: unacked, unacked_index, lists. ARGV: for each list, whether to record
-FETCH = """
+FETCH = (
+    fullness.ALLOWED
+    + """
 local time = redis.call('TIME')
 for at = 3, #KEYS do
   local item = redis.call('LINDEX', KEYS[at], -1)
@@ -61,6 +70,47 @@ for at = 3, #KEYS do
 end
 return false
 """
+)
+
+
+# Forgets a message that is held, and puts it into lists, if any are given and it is still what was read. It
+# is a script because a full Redis refuses all transactions: nothing could be acknowledged.
+# KEYS: unacked, unacked_index, lists. ARGV: tag [, record that was read, message, LPUSH or RPUSH]
+SETTLE = (
+    fullness.ALLOWED
+    + """
+local tag, record, message, push = unpack(ARGV)
+if record and redis.call('HGET', KEYS[1], tag) ~= record then
+  return 0
+end
+for at = 3, #KEYS do
+  redis.call(push, KEYS[at], message)
+end
+redis.call('HDEL', KEYS[1], tag)
+redis.call('ZREM', KEYS[2], tag)
+return 1
+"""
+)
+
+
+class Script:
+    """A script of Redis, which is sent once."""
+
+    def __init__(self, text: str) -> None:
+        """Remember it."""
+        self.text = text
+        self.name = hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
+
+    def __call__(self, client: Any, keys: list[str], words: list[Any]) -> Any:
+        """Run it."""
+        try:
+            return client.evalsha(self.name, len(keys), *keys, *words)
+        except NoScriptError:
+            client.script_load(self.text)
+            return client.evalsha(self.name, len(keys), *keys, *words)
+
+
+fetch, settle = Script(FETCH), Script(SETTLE)
 
 
 class QoS(stock.QoS):  # type: ignore[misc]  # kombu ships no types
@@ -73,6 +123,58 @@ class QoS(stock.QoS):  # type: ignore[misc]  # kombu ships no types
             virtual.QoS.append(self, message, delivery_tag)
         else:
             super().append(message, delivery_tag)
+
+    def ack(self, delivery_tag: str) -> None:
+        """Acknowledge a message."""
+        with self.channel.conn_or_acquire() as client:
+            settle(client, [self.unacked_key, self.unacked_index_key], [delivery_tag])
+        virtual.QoS.ack(self, delivery_tag)
+
+    def reject(self, delivery_tag: str, requeue: bool = False) -> None:
+        """Reject a message, which goes behind all others of its queue if it is to come back."""
+        if not requeue:
+            self.ack(delivery_tag)
+            return
+        self.restore_by_tag(delivery_tag, leftmost=True)
+        virtual.QoS.ack(self, delivery_tag)
+
+    def restore_by_tag(self, tag: str, client: Any = None, leftmost: bool = False) -> None:
+        """Put a message back; one for which there is no place stays among what the node holds."""
+        with self.channel.conn_or_acquire(client) as redis:
+            while record := redis.hget(self.unacked_key, tag):
+                try:
+                    message, lists = self._read(record)
+                except self.channel.connection_errors:
+                    raise
+                except Exception:
+                    logger.critical("A message cannot go back: %r", record, exc_info=True)
+                    return
+                names = [self.unacked_key, self.unacked_index_key, *lists]
+                if settle(redis, names, [tag, record, message, "LPUSH" if leftmost else "RPUSH"]):
+                    return
+
+    def _read(self, record: bytes) -> tuple[str, list[str]]:
+        """Return a message as it goes back, and the lists to which it belongs."""
+        message, exchange, routing_key = loads(bytes_to_str(record))
+        message["headers"]["redelivered"] = True
+        message["properties"]["delivery_info"]["redelivered"] = True
+        priority = self.channel._get_message_priority(message, reverse=False)
+        queues = self.channel._lookup(exchange, routing_key)
+        if not queues:
+            raise ValueError(f"no queue is bound to {exchange!r} with the routing key {routing_key!r}")
+        return dumps(message), [self.channel._q_for_pri(queue, priority) for queue in queues]
+
+    def restore_visible(self, *args: Any, **kwargs: Any) -> None:
+        """Hand out again what was held for longer than the visibility timeout, unless Redis is too full.
+
+        kombu asks for it with each connection, and an error there ends the node.
+        """
+        try:
+            super().restore_visible(*args, **kwargs)
+        except ResponseError as error:
+            if not is_full(error):
+                raise
+            logger.debug("What is held for long stays so, since Redis is full: %s", error)
 
 
 class Lane(Hashable):
@@ -111,7 +213,7 @@ class Lane(Hashable):
         self._fetched = channel.lists()
         names = [channel.unacked_key, channel.unacked_index_key, *(key for key, _ in self._fetched)]
         records = [int(record) for _, record in self._fetched]
-        self._ask("fetch", "EVALSHA", channel.script, len(names), *names, *records)
+        self._ask("fetch", "EVALSHA", fetch.name, len(names), *names, *records)
 
     def read(self) -> bool:
         """Read the answer, and deliver a message if that is what it is.
@@ -127,10 +229,13 @@ class Lane(Hashable):
             answer = self.client.parse_response(self.connection, "EVALSHA" if asked == "fetch" else "BLMOVE")
         except NoScriptError:
             with self.channel.conn_or_acquire() as client:
-                client.script_load(FETCH)
+                client.script_load(fetch.text)
             self.channel.has_more = True
             raise Empty from None
         except ResponseError as error:
+            if is_full(error):
+                self.channel.pause(error)
+                raise Empty from None
             self.connection.disconnect()
             raise NoConnectionError(f"Redis refuses to hand out messages: {error}") from error
         except self.channel.connection_errors:
@@ -181,8 +286,20 @@ class Channel(stock.Channel):  # type: ignore[misc]  # kombu ships no types
         self.recorded: set[str] = set()
         self.has_more = True
         self._no_ack: set[str] = set()
+        self._pooled: Any = None
+        self._paused_until = 0.0
+        self._said_at = -inf
         super().__init__(*args, **kwargs)
-        self.script = self.client.register_script(FETCH).sha
+
+    @contextmanager
+    def conn_or_acquire(self, client: Any = None) -> Iterator[Any]:
+        """Yield a client of the channel's pool.
+
+        kombu makes a new one each time, which takes longer than what it is for (kombu 5.7, redis-py 8.1).
+        """
+        if client is None and (self._pooled is None or self._pooled.connection_pool is not self._pool):
+            self._pooled = self._create_client()
+        yield client or self._pooled
 
     def basic_consume(self, queue: str, no_ack: bool = False, *args: Any, **kwargs: Any) -> Any:
         """Consume from a queue; what is not to be acknowledged is not recorded."""
@@ -216,7 +333,7 @@ class Channel(stock.Channel):  # type: ignore[misc]  # kombu ships no types
         self._match_lanes()
         for lane in self.lanes.values():
             register(lane)
-        if not self.may_fetch():
+        if monotonic() < self._paused_until or not self.may_fetch():
             return
         idle = [lane for lane in self.lanes.values() if not lane.pending]
         if self.has_more and idle:
@@ -225,9 +342,44 @@ class Channel(stock.Channel):  # type: ignore[misc]  # kombu ships no types
             for lane in idle:
                 lane.wait()
 
+    def pause(self, error: ResponseError) -> None:
+        """Look again later, since Redis cannot be waited for."""
+        now = monotonic()
+        self._paused_until = now + LOOK
+        self.has_more = True
+        if now > self._said_at + WORD:
+            self._said_at = now
+            logger.warning("Redis is full, and is asked for messages every %d s: %s", LOOK, error)
+        if self.connection.cycle.loop is not None:
+            self.connection.cycle.loop.call_later(LOOK, int)  # else it may sleep for longer
+
     def may_fetch(self) -> bool:
         """Return whether there is room for a message, and none under way."""
         return self.qos.can_consume() and not any(lane.pending == "fetch" for lane in self.lanes.values())
+
+    def _queue_bind(self, *args: Any) -> None:
+        """Bind a queue to its exchange, which an earlier start has done already if Redis is full now."""
+        try:
+            super()._queue_bind(*args)
+        except ResponseError as error:
+            if not is_full(error):
+                raise
+            logger.warning("Redis is full, and the queue %s is taken to be bound: %s", args[-1], error)
+
+    def _size(self, queue: str) -> int:
+        """Return how many messages a queue has: kombu's way is a transaction, which a full Redis refuses."""
+        with self.conn_or_acquire() as client, client.pipeline(transaction=False) as pipe:
+            for priority in self.priority_steps:
+                pipe.llen(self._q_for_pri(queue, priority))
+            return sum(pipe.execute())
+
+    def maybe_refresh_binding_expiry(self) -> None:
+        """Keep queues that expire alive, unless Redis is full: kombu would log a traceback each second."""
+        try:
+            super().maybe_refresh_binding_expiry()
+        except ResponseError as error:
+            if not is_full(error):
+                raise
 
     def _match_lanes(self) -> None:
         """Have a lane for each list, and none for others."""
@@ -267,7 +419,13 @@ class Channel(stock.Channel):  # type: ignore[misc]  # kombu ships no types
 
 
 class Poller(stock.MultiChannelPoller):  # type: ignore[misc]  # kombu ships no types
-    """kombu's poller, for channels with several connections."""
+    """kombu's poller, for channels with several connections.
+
+    Attributes:
+        loop: The loop of the node, if it has one.
+    """
+
+    loop: Any = None
 
     def on_poll_start(self) -> None:
         """Ask whatever is to be asked."""
@@ -308,3 +466,8 @@ class Transport(stock.Transport):  # type: ignore[misc]  # kombu ships no types
         """Begin."""
         super().__init__(*args, **kwargs)
         self.cycle = Poller()
+
+    def register_with_event_loop(self, connection: Any, loop: Any) -> None:
+        """Let a node's loop run this."""
+        self.cycle.loop = loop
+        super().register_with_event_loop(connection, loop)
