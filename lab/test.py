@@ -28,6 +28,7 @@ REPORTS = ROOT / ".cache" / "test"
 LAB = ROOT / "lab" / "lab.py"
 PHASE = re.compile(r"[A-Z]+ +\[\S+ > (?P<phase>\w+)\] (\x1b\[\d+m)?Execut(ing$|ed: (?P<result>\w+))")
 
+SEVERAL = ("--numprocesses=4", "--dist=loadfile")
 RESULTS = ("passed", "failed", "skipped")
 counts: Counter[str] = Counter()
 one_at_a_time = Lock()
@@ -168,8 +169,9 @@ PLAIN: tuple[dict[str, Callable[[], None]], ...] = (
         "lint": lint,
         "unit": lambda: pytest("unit", "--doctest-modules", "tests/unit", "tests/lint", "lab"),
     },
-    {"apps": lambda: pytest("apps", "app")},  # by itself: it counts seconds
-    {"apps-long": lambda: pytest("apps-long", "--long", "-m", "long", "app")},
+    # By themselves, for they count seconds; several files at once, for they wait most of their time.
+    {"apps": lambda: pytest("apps", *SEVERAL, "app")},
+    {"apps-long": lambda: pytest("apps-long", *SEVERAL, "--long", "-m", "long", "app")},
 )
 
 

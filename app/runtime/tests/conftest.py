@@ -16,6 +16,11 @@ from app.tests.commands import Fleet
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+# The kinds of pool, of which only the first is tested each time by what takes long.
+FIRST_OF_POOLS = [
+    "prefork",
+    *(pytest.param(pool, marks=pytest.mark.long) for pool in ("threads", "gevent", "solo")),
+]
 APPS = str(Path(__file__).parent / "apps")
 URL = "rediss://worker:pw@redis:6379/0?ssl_cert_reqs=required&ssl_ca_certs=/etc/ca.crt"
 

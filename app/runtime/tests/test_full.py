@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from app.runtime.tests.conftest import FIRST_OF_POOLS
 from app.runtime.tests.graves import mortuary, wait_until
 
 if TYPE_CHECKING:
@@ -15,13 +16,12 @@ if TYPE_CHECKING:
 
     from app.tests.broker import Broker
 
-POOLS = ("prefork", "gevent", "threads", "solo")
 FLAGS = ("--queues=default", "--concurrency=2", "--without-gossip", "--without-mingle")
 LEASE = 6  # seconds
 TASKS = 20
 
 
-@pytest.mark.parametrize("pool", POOLS)
+@pytest.mark.parametrize("pool", FIRST_OF_POOLS)
 def test_nodes_empty_the_queues_of_a_full_redis(
     broker: Broker, connect: Callable[[Broker], Any], pool: str, tmp_path: Path
 ) -> None:

@@ -63,7 +63,9 @@ def sender(server: Broker, connect: Callable[[Broker], Any]) -> Any:
     return connect(server)
 
 
-@pytest.mark.parametrize("loss", ["killed", "away", "cut"])
+@pytest.mark.parametrize(
+    "loss", ["killed", *(pytest.param(loss, marks=pytest.mark.long) for loss in ("away", "cut"))]
+)
 def test_nothing_is_stuck_or_run_twice_after_a_loss(
     server: Broker, nodes: dict[str, Daemon], sender: Celery, tmp_path: Path, loss: str
 ) -> None:

@@ -194,7 +194,7 @@ def test_what_cannot_go_back_goes_to_the_dead_letters(channel: Any, admin: Any, 
     admin.hset(keys.unacked(DEAD), "tag", record)
     assert give_back(channel) == 0
     assert not admin.exists(keys.unacked(DEAD))
-    letter = json.loads(admin.hget(keys.DEAD_LETTERS, "tag"))
+    (letter,) = map(json.loads, admin.hvals(keys.DEAD_LETTERS))
     assert (letter["raw"], letter["node"]) == (record, "finder@test")
 
 
@@ -312,6 +312,7 @@ def test_what_a_killed_node_held_comes_back_by_its_lease(
         assert not admin.keys("unacked*")
 
 
+@pytest.mark.long
 def test_a_task_with_an_eta_runs_once_through_three_restarts(
     fleet: Fleet, web: Celery, admin: Any, tmp_path: Path
 ) -> None:

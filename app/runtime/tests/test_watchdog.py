@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from fleet_runtime.watchdog import is_deaf
 
-from app.runtime.tests.conftest import APPS
+from app.runtime.tests.conftest import APPS, FIRST_OF_POOLS
 from app.tests.broker import Broker
 from app.tests.commands import PATIENCE, Daemon, Fleet
 
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 SECONDS = 8
 LIMITS = {"FLEET_NODE_WATCHDOG": str(SECONDS), "FLEET_SOCKET_TIMEOUT": "5"}
 FLAGS = ("--queues=default", "--concurrency=2", "--without-gossip", "--without-mingle", "--time-limit=60")
-POOLS = ("prefork", "threads", "gevent", "solo")
 
 
 class Systemd:
@@ -105,7 +104,7 @@ def start(systemd: Systemd, broker: Broker, pool: str, *words: str, **variables:
     )
 
 
-@pytest.mark.parametrize("pool", POOLS)
+@pytest.mark.parametrize("pool", FIRST_OF_POOLS)
 def test_a_node_that_turns_says_so(
     systemd: Systemd, node: Callable[..., Daemon], web: Any, pool: str
 ) -> None:
@@ -120,7 +119,9 @@ def test_a_node_that_turns_says_so(
         assert len(systemd.answers(SECONDS)) >= 3
 
 
-@pytest.mark.parametrize("pool", ["prefork", "threads", "solo"])
+@pytest.mark.parametrize(
+    "pool", ["prefork", *(pytest.param(pool, marks=pytest.mark.long) for pool in ("threads", "solo"))]
+)
 def test_a_node_whose_loop_hangs_says_nothing(
     systemd: Systemd, node: Callable[..., Daemon], pool: str
 ) -> None:
@@ -161,7 +162,7 @@ def test_a_node_that_is_stopped_says_nothing(systemd: Systemd, node: Callable[..
         systemd.wait_for("consuming")
 
 
-@pytest.mark.parametrize("pool", POOLS)
+@pytest.mark.parametrize("pool", FIRST_OF_POOLS)
 def test_a_broker_that_is_away_kills_no_node(
     systemd: Systemd, node: Callable[..., Daemon], own_broker: Broker, pool: str
 ) -> None:
@@ -190,6 +191,7 @@ def test_who_waits_for_a_broker_lets_greenlets_run() -> None:
     assert done.stdout == "True gevent.hub\n"
 
 
+@pytest.mark.long
 def test_a_broker_that_is_silent_kills_no_node(
     systemd: Systemd, node: Callable[..., Daemon], own_broker: Broker
 ) -> None:
@@ -204,6 +206,7 @@ def test_a_broker_that_is_silent_kills_no_node(
         systemd.wait_for("consuming")
 
 
+@pytest.mark.long
 def test_a_long_task_of_a_solo_pool_is_waited_for(
     systemd: Systemd, node: Callable[..., Daemon], own_broker: Broker, connect: Callable[..., Any]
 ) -> None:
@@ -218,6 +221,7 @@ def test_a_long_task_of_a_solo_pool_is_waited_for(
         busy.process.kill()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("pool", ["threads", "gevent"])
 def test_a_node_that_stops_waits_for_its_tasks(
     systemd: Systemd, node: Callable[..., Daemon], web: Any, pool: str
