@@ -69,12 +69,11 @@ def child_killed(fleet: Fleet) -> None:
 
 
 def node_killed(fleet: Fleet) -> None:
-    """Kill one node of each kind of pool with SIGKILL."""
-    before = fleet.starts()
-    victims = one_of_each_kind(fleet)
-    for node in victims:
+    """Kill one node of each kind of pool with SIGKILL, one after another."""
+    for node in one_of_each_kind(fleet):
+        before = fleet.starts()
         kill(node)
-    await_restart(fleet, before, victims)
+        await_restart(fleet, before, [node])
 
 
 def nodes_of_host_killed(fleet: Fleet) -> None:

@@ -4,20 +4,29 @@ Importing this module loads the app named by FLEET_APP, lays the fleet's setting
 there is no second one, and no line of the first one changes.
 """
 
+import sys
+
 from fleet_runtime import journal
 
 journal.adopt_streams()  # first, so that whatever fails from here on is seen
 
-from fleet_runtime import laying, loading, probe  # noqa: E402
-from fleet_runtime.errors import FleetError  # noqa: E402
-from fleet_runtime.settings import FleetSettings  # noqa: E402
+if "--detach" in sys.argv:
+    # A process of `celery multi`, which only replaces itself with the node. What the app imports would be
+    # thrown away, and a node that has died would be back so much later.
+    from celery import Celery
 
-try:
-    settings = FleetSettings.from_environment()
-    laying.lay_defaults()
-    app = loading.load(settings.app)
-    laying.lay(app, settings)
-    probe.register(app, settings.release)
-except FleetError as error:
-    # Any other exception would reach the operator as a traceback through Celery's command line.
-    raise SystemExit(f"celery: {error}") from None
+    app = Celery()
+else:
+    from fleet_runtime import laying, loading, probe
+    from fleet_runtime.errors import FleetError
+    from fleet_runtime.settings import FleetSettings
+
+    try:
+        settings = FleetSettings.from_environment()
+        laying.lay_defaults()
+        app = loading.load(settings.app)
+        laying.lay(app, settings)
+        probe.register(app, settings.release)
+    except FleetError as error:
+        # Any other exception would reach the operator as a traceback through Celery's command line.
+        raise SystemExit(f"celery: {error}") from None

@@ -9,10 +9,11 @@ from __future__ import annotations
 import json
 import logging
 import os
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from logging.handlers import WatchedFileHandler
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from celery._state import get_current_task
@@ -128,6 +129,8 @@ class JsonFile(WatchedFileHandler):
     def __init__(self, path: str) -> None:
         """Open it."""
         super().__init__(path, encoding="utf-8", errors="backslashreplace")
+        with suppress(OSError):
+            Path(path).chmod(0o640)  # for what collects logs; the umask of a node leaves nothing to its group
         self.setFormatter(JsonLines())
 
 
