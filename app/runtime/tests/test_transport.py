@@ -9,6 +9,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from fleet_runtime import transport
 from fleet_runtime.recovery import own_keys
 from fleet_runtime.transport import WAIT, Transport
 from kombu import Connection, Consumer, Exchange, Producer, Queue
@@ -179,6 +180,54 @@ def calls(broker: Broker) -> int:
     """Return how often Redis was asked for messages."""
     stats = broker.client("admin").info("commandstats")
     return sum(stats.get(f"cmdstat_{name}", {"calls": 0})["calls"] for name in ("blmove", "brpop", "lindex"))
+
+
+def test_what_goes_back_is_what_is_recorded(
+    broker: Broker, producer: Producer, connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also if the record changes at that moment: behind the others, once, and marked."""
+    admin = broker.client("admin")
+    send(producer, 2, priority=3)
+    channel, got = consume(connection, "default", room=1)
+    while not got:
+        drain(connection)
+    read = transport.QoS._read
+
+    def changed(qos: Any, record: bytes) -> Any:
+        """Change the record after it was read, the first time."""
+        monkeypatch.setattr(transport.QoS, "_read", read)
+        raw, *place = json.loads(record)
+        raw["headers"]["more"] = True
+        admin.hset("unacked:one", got[0].delivery_tag, json.dumps([raw, *place]))
+        return read(qos, record)
+
+    monkeypatch.setattr(transport.QoS, "_read", changed)
+    got[0].requeue()
+    assert not admin.exists("unacked:one", "unacked_index:one")
+    last, first = map(json.loads, admin.lrange("default\x06\x163", 0, -1))
+    assert (last["properties"]["delivery_tag"], last["headers"]["more"]) == (got[0].delivery_tag, True)
+    assert last["headers"]["redelivered"]
+    assert "redelivered" not in first["headers"]
+    assert channel.qos.can_consume()
+
+
+@pytest.mark.parametrize(
+    "record",
+    ["no JSON", "[1, 2]", '[{"headers": {}, "properties": {"delivery_info": {}}}, "nowhere", "key"]'],
+)
+def test_what_can_go_nowhere_stays(
+    broker: Broker, producer: Producer, connection: Connection, record: str
+) -> None:
+    """Among what the node holds, where recovery finds it; kombu would drop it."""
+    admin = broker.client("admin")
+    send(producer, 1)
+    _, got = consume(connection, "default")
+    while not got:
+        drain(connection)
+    admin.hset("unacked:one", got[0].delivery_tag, record)
+    got[0].requeue()
+    assert admin.hvals("unacked:one") == [record]
+    assert not admin.exists("default")
 
 
 def test_what_cannot_be_recorded_stays_in_its_queue(
