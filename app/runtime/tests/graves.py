@@ -28,8 +28,10 @@ def mortuary(broker: Broker, **environment: str) -> Fleet:
 def letters(broker: Broker) -> dict[str, Any]:
     """Return all letters by their ids."""
     client = broker.client("admin")
-    found = {name: json.loads(text) for name, text in client.hgetall("fleet:dead:letters").items()}
-    assert set(client.zrange("fleet:dead", 0, -1)) == set(found)
+    with client.pipeline(transaction=True) as both:
+        texts, ids = both.hgetall("fleet:dead:letters").zrange("fleet:dead", 0, -1).execute()
+    found = {name: json.loads(text) for name, text in texts.items()}
+    assert set(ids) == set(found)
     return found
 
 
