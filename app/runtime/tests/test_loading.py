@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from pathlib import Path
 
@@ -99,3 +100,16 @@ def test_the_command_line_says_it_like_that(modules: Path, name: str, last: str,
     assert traceback in words
     assert "fleet_runtime" not in words
     assert "Usage" not in words
+
+
+@pytest.mark.parametrize(("words", "is_imported"), [(["--detach"], False), ([], True)])
+def test_what_only_starts_a_node_imports_no_app(modules: Path, words: list[str], is_imported: bool) -> None:
+    """The node does so itself, a moment later."""
+    ran = subprocess.run(
+        [sys.executable, "-c", "import fleet_runtime.app, sys; print('fine' in sys.modules)", *words],
+        env={"FLEET_APP": "fine:app", "FLEET_COMPONENT": "ops", "PYTHONPATH": str(modules)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert ran.stdout.strip() == str(is_imported)
