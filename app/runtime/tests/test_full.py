@@ -27,7 +27,7 @@ def test_nodes_empty_the_queues_of_a_full_redis(
 ) -> None:
     """Who starts and has nothing to do waits, keeps its lease, and then takes what is there, once each."""
     admin, web, runs = broker.client("admin"), connect(broker), tmp_path / "runs"
-    admin.delete("default", "heavy")
+    admin.flushall()
     for _ in range(TASKS):
         web.send_task("mortuary.note", (str(runs),), queue="heavy", ignore_result=True)
     fleet = mortuary(broker, FLEET_LEASE=str(LEASE))

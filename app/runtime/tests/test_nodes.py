@@ -92,6 +92,17 @@ def test_every_type_of_pool_runs_a_task(web: Any, queue: str) -> None:
     assert web.send_task("shop.add", (40, 2), queue=queue).get(timeout=PATIENCE) == 42
 
 
+@pytest.mark.usefixtures("nodes")
+@pytest.mark.parametrize("queue", POOLS)
+def test_a_node_that_runs_all_it_may_goes_on_at_once(web: Any, queue: str) -> None:
+    """With kombu's transport, a gevent pool would look for the next tasks every two seconds."""
+    started = time.monotonic()
+    results = [web.send_task("shop.sleep", (0.1,), queue=queue) for _ in range(20)]
+    for result in results:
+        result.get(timeout=PATIENCE)
+    assert time.monotonic() - started < 10
+
+
 @pytest.mark.usefixtures("nodes", "broker")
 def test_probes_say_which_node_consumes(fleet: Fleet) -> None:
     """One for each queue, and what it says is that of the node, not of the asker."""

@@ -13,12 +13,14 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
 from math import inf
 from queue import Empty
 from time import monotonic
 from typing import Any
+from weakref import finalize
 
 from kombu.transport import redis as stock
 from kombu.transport import virtual
@@ -37,6 +39,9 @@ logger = logging.getLogger(__name__)
 WAIT = 10
 # Seconds between two looks at a Redis that is too full to be waited for, and between two words about it.
 LOOK, WORD = 1, 60
+# Seconds between two searches for what is held for longer than the visibility timeout. A node without a loop
+# of its own would search as often as it waits.
+RESTORE = 60
 
 # Takes the oldest message of the first list that has one. It is recorded before it leaves the list, so that
 # a Redis that refuses to write leaves it there. What is no message is recorded by a
@@ -128,7 +133,7 @@ class QoS(stock.QoS):  # type: ignore[misc]  # kombu ships no types
         """Acknowledge a message."""
         with self.channel.conn_or_acquire() as client:
             settle(client, [self.unacked_key, self.unacked_index_key], [delivery_tag])
-        virtual.QoS.ack(self, delivery_tag)
+        self._make_room(delivery_tag)
 
     def reject(self, delivery_tag: str, requeue: bool = False) -> None:
         """Reject a message, which goes behind all others of its queue if it is to come back."""
@@ -136,7 +141,15 @@ class QoS(stock.QoS):  # type: ignore[misc]  # kombu ships no types
             self.ack(delivery_tag)
             return
         self.restore_by_tag(delivery_tag, leftmost=True)
+        self._make_room(delivery_tag)
+
+    def _make_room(self, delivery_tag: str) -> None:
+        """Count a message as settled, and let a node that had no room for another one know."""
+        had_none = not self.can_consume()
         virtual.QoS.ack(self, delivery_tag)
+        connection = self.channel.connection
+        if had_none and isinstance(connection, Transport):  # not a closed one, nor kombu's own
+            connection.cycle.wake()
 
     def restore_by_tag(self, tag: str, client: Any = None, leftmost: bool = False) -> None:
         """Put a message back; one for which there is no place stays among what the node holds."""
@@ -426,6 +439,45 @@ class Poller(stock.MultiChannelPoller):  # type: ignore[misc]  # kombu ships no 
     """
 
     loop: Any = None
+
+    def __init__(self) -> None:
+        """Begin."""
+        super().__init__()
+        self._alarm: int | None = None
+        self._restored_at = -inf
+
+    def wake(self) -> None:
+        """Let who waits look again.
+
+        kombu's poller would do so when something else happens, or its time is over: after two seconds, if
+        tasks end in greenlets and the node runs as many as it may.
+        """
+        if self.loop is not None:
+            self.loop.call_soon(int)
+        elif self._alarm is not None:
+            os.eventfd_write(self._alarm, 1)
+
+    def get(self, callback: Any, timeout: float | None = None) -> Any:
+        """Wait for an event, without a loop."""
+        if self._alarm is None:
+            self._alarm = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+            finalize(self, os.close, self._alarm)
+            self.poller.register(self._alarm, stock.READ)
+        return super().get(callback, timeout)
+
+    def handle_event(self, fileno: int, event: int) -> Any:
+        """Handle what has come."""
+        if fileno == self._alarm:
+            os.eventfd_read(fileno)
+            return None
+        return super().handle_event(fileno, event)
+
+    def maybe_restore_messages(self) -> None:
+        """Hand out again what was held for longer than the visibility timeout, now and then."""
+        now = monotonic()
+        if now > self._restored_at + RESTORE:
+            self._restored_at = now
+            super().maybe_restore_messages()
 
     def on_poll_start(self) -> None:
         """Ask whatever is to be asked."""
