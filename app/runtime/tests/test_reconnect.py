@@ -21,7 +21,7 @@ from redis.exceptions import RedisError, ResponseError
 
 from app.runtime.tests.conftest import shop
 from app.runtime.tests.test_recovery import noted, wait_until
-from app.tests.broker import Broker
+from app.tests.broker import HOST, Broker, make_certificates
 from app.tests.commands import PATIENCE, Daemon
 
 if TYPE_CHECKING:
@@ -31,6 +31,10 @@ if TYPE_CHECKING:
 # A queue for each type of pool.
 POOLS = {"default": "prefork", "email": "gevent", "heavy": "solo", "io": "threads"}
 FLAGS = ("--concurrency=2", "--without-gossip", "--without-mingle", "--heartbeat-interval=10")
+LOSSES = [
+    "killed",
+    *(pytest.param(loss, marks=pytest.mark.long) for loss in ("away", "cut", "rotated", "demoted")),
+]
 LEASE = 10  # long enough for a machine that does other things, too
 
 
@@ -64,12 +68,19 @@ def sender(server: Broker, connect: Callable[[Broker], Any]) -> Any:
 
 
 @pytest.mark.parametrize(
-    "loss", ["killed", *(pytest.param(loss, marks=pytest.mark.long) for loss in ("away", "cut"))]
+    "loss",
+    [
+        "killed",
+        *(pytest.param(loss, marks=pytest.mark.long) for loss in ("away", "cut", "rotated", "demoted")),
+    ],
 )
 def test_nothing_is_stuck_or_run_twice_after_a_loss(
     server: Broker, nodes: dict[str, Daemon], sender: Celery, tmp_path: Path, loss: str
 ) -> None:
-    """Redis is killed; or it is away for longer than a lease; or it closes the connections, and goes on.
+    """Redis is killed; or away for longer than a lease; or it closes the connections, and goes on.
+
+    Or it gets other certificates, from another authority, and refuses the password for a while; or it is made
+    a replica, which refuses to write, and then a master again.
 
     What runs meanwhile is acknowledged afterwards, whether it ends before Redis is back or after that.
     """
@@ -83,7 +94,7 @@ def test_nothing_is_stuck_or_run_twice_after_a_loss(
     wait_until(lambda: len(noted(tmp_path, "starts")) == len(running))
     accepted: list[str] = []
     stop = threading.Event()
-    load = threading.Thread(target=send, args=(sender, file, accepted, stop))
+    load = threading.Thread(target=send, args=(sender, file, accepted, stop), daemon=True)
     load.start()
     time.sleep(0.5)
     lose(server, loss, early)
@@ -91,6 +102,8 @@ def test_nothing_is_stuck_or_run_twice_after_a_loss(
     stop.set()
     load.join()
     time.sleep(4)  # so that the nodes are connected again; if not, it ends a little too early
+    for node in nodes.values():
+        assert node.process.poll() is None, "\n".join(["a node has ended:", *node.lines("")])
     late.unlink()
     admin = server.client("admin")
     wait_until(lambda: not any(admin.exists(keys.unacked(f"{pool}@test")) for pool in POOLS.values()))
@@ -98,9 +111,7 @@ def test_nothing_is_stuck_or_run_twice_after_a_loss(
     wait_until(lambda: not any(admin.exists(keys.unacked(f"{pool}@test")) for pool in POOLS.values()))
     begun = [name for name in noted(tmp_path, "starts") if "-" in name]
     assert len(begun) == len(running), "what ran as Redis was lost has run again"
-    # What Redis has taken from a queue for kombu, whose connection ends before it gets that, is gone: one
-    # message of a node at most.
-    wait_until(lambda: len(set(accepted) - set(noted(tmp_path, "ends"))) <= len(POOLS))
+    wait_until(lambda: not set(accepted) - set(noted(tmp_path, "ends")))
     names = [f"{pool}@test" for pool in POOLS.values()]
     ping = ["inspect", "ping", "--json", f"--timeout={PATIENCE}", f"--destination={','.join(names)}"]
     result = shop(server).run("ops", *ping)
@@ -113,9 +124,29 @@ def test_nothing_is_stuck_or_run_twice_after_a_loss(
 
 def lose(server: Broker, how: str, early: Path) -> None:
     """Let nodes lose their connections; what waits for the gate ends while they have none."""
+    admin = server.client("admin")
     if how == "cut":
-        server.client("admin").execute_command("CLIENT", "KILL", "USER", "worker")
+        admin.execute_command("CLIENT", "KILL", "USER", "worker")
         early.unlink()
+        return
+    if how == "rotated":
+        admin.ping()  # on a connection that stays
+        make_certificates(server.folder)
+        files = {"tls-ca-cert-file": "ca.crt", "tls-cert-file": "host.crt", "tls-key-file": "host.key"}
+        words = [word for name, file in files.items() for word in (name, str(server.folder / file))]
+        admin.config_set(*words)
+        admin.execute_command("ACL", "SETUSER", "worker", "resetpass", ">another one")
+        admin.execute_command("CLIENT", "KILL", "USER", "worker")
+        early.unlink()
+        time.sleep(3)
+        admin.execute_command("ACL", "SETUSER", "worker", f">{server.passwords['worker']}")
+        admin.acl_log_reset()
+        return
+    if how == "demoted":
+        admin.replicaof(HOST, 1)
+        early.unlink()
+        time.sleep(3)
+        admin.replicaof("NO", "ONE")
         return
     server.process.send_signal(signal.SIGKILL)
     server.process.wait()

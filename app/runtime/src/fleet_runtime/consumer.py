@@ -6,12 +6,15 @@ Celery logs them and drops them. Some it cannot even read, and ends.
 from __future__ import annotations
 
 import logging
+import time
+import warnings
 from functools import partial, wraps
 from typing import TYPE_CHECKING, Any
 
-from celery.exceptions import InvalidTaskError
+from celery.exceptions import CPendingDeprecationWarning, InvalidTaskError
 from celery.worker.consumer import Consumer
 from kombu.exceptions import ContentDisallowed
+from redis.exceptions import ResponseError
 
 from fleet_runtime import dead_letters, reading
 from fleet_runtime.dead_letters import End, Reason
@@ -23,6 +26,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+PAUSE = 1.0  # seconds until the next attempt, if Redis has refused something
+
 
 class FleetConsumer(Consumer):  # type: ignore[misc]  # celery ships no types
     """Celery's consumer, which drops nothing."""
@@ -31,6 +36,19 @@ class FleetConsumer(Consumer):  # type: ignore[misc]  # celery ships no types
         """Stand between what the node takes from its queues and its pool."""
         super().__init__(partial(_hand_over, on_task_request), *args, **kwargs)
         reading.guard()
+
+    def on_connection_error_after_connected(self, exc: Exception) -> None:
+        """Prepare for another connection."""
+        with warnings.catch_warnings():
+            # That what runs should be cancelled then: it need not be, since it is acknowledged later.
+            warnings.simplefilter("ignore", CPendingDeprecationWarning)
+            super().on_connection_error_after_connected(exc)
+        _pause_if_refused(exc)
+
+    def on_connection_error_before_connected(self, exc: Exception) -> None:
+        """Say that there is no connection, and prepare for another one in the same way."""
+        super().on_connection_error_before_connected(exc)
+        _pause_if_refused(exc)
 
     def update_strategies(self) -> None:
         """Prepare for each task that there is."""
@@ -103,6 +121,15 @@ class FleetConsumer(Consumer):  # type: ignore[misc]  # celery ships no types
             release(message)
             return False
         return True
+
+
+def _pause_if_refused(error: Exception) -> None:
+    """Wait, if Redis has refused something: it would refuse it again.
+
+    A master that has become a replica does so until it is a master once more.
+    """
+    if isinstance(error, ResponseError):
+        time.sleep(PAUSE)
 
 
 def _hand_over(hand_over: Callable[[Any], Any], request: Any) -> None:

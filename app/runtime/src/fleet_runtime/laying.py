@@ -163,6 +163,7 @@ def _connections(settings: FleetSettings) -> dict[str, Any]:
         "broker_connection_retry": True,
         "broker_connection_retry_on_startup": True,
         "broker_connection_max_retries": None,
+        "broker_channel_error_retry": True,
         "redis_socket_timeout": settings.socket_timeout,
         "redis_socket_connect_timeout": settings.socket_connect_timeout,
         "redis_socket_keepalive": True,

@@ -63,9 +63,9 @@ class HeldQoS(QoS):
             return
         try:
             super().ack(delivery_tag)
-        except Exception:
+        except Exception as error:
             self.held.settled_late.add(delivery_tag)
-            raise
+            raise as_lost(error) from error
 
     def reject(self, delivery_tag: str, requeue: bool = False) -> None:
         """Reject a message; what is to come back does so anyhow, if that cannot be said now."""
@@ -74,10 +74,10 @@ class HeldQoS(QoS):
             return
         try:
             super().reject(delivery_tag, requeue)
-        except Exception:
+        except Exception as error:
             if not requeue:
                 self.held.settled_late.add(delivery_tag)
-            raise
+            raise as_lost(error) from error
 
     def restore_unacked_once(self, stderr: Any = None) -> None:
         """Put back what was not acknowledged, as the channel is closed, unless the node goes on.
@@ -88,6 +88,11 @@ class HeldQoS(QoS):
             self._on_collect.cancel()
             return
         super().restore_unacked_once(stderr)
+
+
+def as_lost(error: Exception) -> Exception:
+    """Return what Redis refuses as the loss of the connection, which is what Celery bears."""
+    return NoConnectionError(f"Redis refuses: {error}") if isinstance(error, ResponseError) else error
 
 
 class Held:
@@ -245,7 +250,7 @@ def mend_green_pidbox() -> None:
             try:
                 original(pidbox, c)
                 return
-            except c.connection_errors as error:
+            except (*c.connection_errors, *c.channel_errors) as error:
                 logger.warning("The mailbox has lost its connection, and makes a new one: %s", error)
             mine = pidbox._node_shutdown
             time.sleep(PAUSE)
