@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
+import socket
 import statistics
+import subprocess
+import sys
 import threading
 import time
 from contextlib import ExitStack
@@ -16,11 +20,12 @@ import pytest
 from celery import Celery
 from fleet_runtime import keys, recovery
 from fleet_runtime.errors import FleetError
-from fleet_runtime.recovery import GiveBack, Pulse
+from fleet_runtime.give_back import GiveBack
+from fleet_runtime.recovery import Pulse
 from kombu import Exchange, Queue
 
 from app.runtime.tests.conftest import shop
-from app.tests.broker import Broker
+from app.tests.broker import HOST, Broker
 from app.tests.commands import PATIENCE, Daemon, Fleet
 
 if TYPE_CHECKING:
@@ -87,7 +92,7 @@ def hold(admin: Any) -> Callable[..., None]:
 
 def give_back(channel: Any, **options: Any) -> int:
     """Give back what the dead node held."""
-    return GiveBack(channel, DEAD, "finder@test", **{"step": 100, **options}).run()
+    return recovery.give_back(channel, DEAD, "finder@test", **{"step": 100, **options})
 
 
 def test_two_who_give_back_at_once_move_each_message_once(
@@ -255,6 +260,38 @@ def test_who_was_cut_off_itself_counts_nobody_as_dead(
     assert not admin.exists(keys.unacked_index(DEAD))
 
 
+def test_the_unit_of_a_dead_node_gives_back_what_it_held(
+    fleet: Fleet, channel: Any, hold: Callable[..., None], admin: Any
+) -> None:
+    """At once, though its lease goes on, and without the app; what cannot be read is left to the node."""
+    admin.zadd(keys.LEASES, {DEAD: admin.time()[0] + 60})
+    admin.hset(keys.NODES, DEAD, json.dumps({"exchanges": {"topics": "topic"}}))
+    hold(1, priority=9)
+    hold(2, "topics", "mail.new")
+    admin.hset(keys.unacked(DEAD), "tag", "not JSON")
+    result = end_of_unit(fleet)
+    assert result.stdout == f"<4>Given back what {DEAD} held when it ended: 3 messages.\n", result
+    assert (admin.llen("default\x06\x169"), admin.llen("email")) == (1, 2)
+    assert json.loads(admin.lindex("email", 0))["headers"]["fleet_recovered"]
+    assert admin.hkeys(keys.unacked(DEAD)) == ["tag"]
+    assert not admin.exists(keys.DEAD_LETTERS)
+    assert "celery" not in result.stderr, "it imports Celery, and takes as long as a node"
+
+
+def test_the_unit_of_a_dead_node_waits_for_nobody(fleet: Fleet) -> None:
+    """The node is to start, whether Redis answers or not."""
+    url, port = fleet.broker.url("worker"), fleet.broker.port
+    with socket.create_server((HOST, 0)) as silent:
+        began = time.monotonic()
+        result = end_of_unit(
+            fleet, CELERY_BROKER_URL=url.replace(f":{port}/", f":{silent.getsockname()[1]}/")
+        )
+        assert time.monotonic() - began < 10
+    assert result.stdout.startswith("<4>What this node held goes back to its queues when it starts: ")
+    assert "Traceback" not in result.stderr
+    assert not re.search("p(@|%40)ss", result.stdout + result.stderr), "a password is printed"
+
+
 @pytest.mark.parametrize("pool", POOLS)
 def test_a_killed_node_that_starts_again_runs_at_once_what_it_held(
     fleet: Fleet, web: Celery, admin: Any, tmp_path: Path, pool: str
@@ -295,8 +332,8 @@ def test_what_a_killed_node_held_comes_back_by_its_lease(
         fleet.worker("two", "--queues=email", *words[1:], FLEET_LEASE=str(LEASE)) as two,
     ):
         assert set(json.loads(admin.hget(keys.NODES, "one@test"))) == {
-            "pid", "host", "pool", "concurrency", "running", "queues", "release", "started", "lapses",
-            "recovered",
+            "pid", "host", "pool", "concurrency", "running", "queues", "exchanges", "release", "started",
+            "lapses", "recovered",
         }  # fmt: skip
         web.send_task("shop.note", (str(tmp_path / "notes"), "2"), queue="default", countdown=1000)
         for name in ("0", "1"):
@@ -342,7 +379,7 @@ def test_a_node_that_stood_still_leaves_to_others_what_it_had_not_begun(
     gate.touch()
     words = ("--pool=threads", *FLAGS)
     with fleet.worker("one", "--queues=default", *words, FLEET_LEASE=str(LEASE)) as one:
-        web.send_task("shop.note", (str(tmp_path / "notes"), "waits"), queue="default", countdown=15)
+        web.send_task("shop.note", (str(tmp_path / "notes"), "waits"), queue="default", countdown=30)
         web.send_task("shop.note", (str(tmp_path / "notes"), "runs", str(gate)), queue="default")
         wait_until(lambda: admin.hlen("unacked:one@test") == 2)
         with fleet.worker("two", "--queues=default", *words, FLEET_LEASE=str(LEASE)) as two:
@@ -388,6 +425,32 @@ def test_a_node_without_a_right_does_not_start(tmp_path: Path) -> None:
     assert "Traceback" not in result.stderr
 
 
+def test_a_node_with_the_name_of_another_one_does_not_start(fleet: Fleet, admin: Any) -> None:
+    """It would give back what the other one runs. One that is gone has left a lease, which ends."""
+    words = ("worker", "--hostname=one@test", "--pool=solo", "--queues=default", *FLAGS)
+    admin.hset(keys.NODES, "one@test", json.dumps({"host": "elsewhere"}))
+    gone = threading.Event()
+
+    def renew() -> None:
+        while not gone.wait(0.5):
+            admin.zadd(keys.LEASES, {"one@test": admin.time()[0] + 5})
+
+    renewing = threading.Thread(target=renew)
+    renewing.start()
+    try:
+        result = fleet.run("worker", *words)
+    finally:
+        gone.set()
+        renewing.join()
+    assert result.returncode == 1
+    sentence = result.stderr.splitlines()[-1]
+    assert sentence.startswith("celery: the host elsewhere has a node one@test, too.")
+    assert "Traceback" not in result.stderr
+    with fleet.worker("one", *words[2:]) as node:
+        assert node.lines("There is a node one@test on the host elsewhere. Waiting for the end of its lease.")
+        assert json.loads(admin.hget(keys.NODES, "one@test"))["host"] == socket.gethostname()
+
+
 def test_an_old_redis_is_refused() -> None:
     """It lacks what the scripts need."""
 
@@ -397,6 +460,18 @@ def test_an_old_redis_is_refused() -> None:
 
     with pytest.raises(FleetError, match=r"this Redis is 6.0.16, and a node needs 7.0 or newer."):
         recovery._require_version(Old())
+
+
+def end_of_unit(fleet: Fleet, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run what systemd runs when a node's processes are gone."""
+    return subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "fleet_runtime.give_back"],
+        env={**fleet.component("worker"), "FLEET_NODE": DEAD, **environment},
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=True,
+    )
 
 
 def kill(daemon: Daemon) -> None:

@@ -24,6 +24,7 @@ from redis.exceptions import RedisError
 
 from fleet_runtime import fullness, keys
 from fleet_runtime.errors import FleetError
+from fleet_runtime.give_back import RECOVERED
 from fleet_runtime.settings import FleetSettings
 
 if TYPE_CHECKING:
@@ -31,8 +32,6 @@ if TYPE_CHECKING:
 
     from celery import Celery
 
-# Header of a message that was given back by others than who held it, which had died.
-RECOVERED = "fleet_recovered"
 LOSSES_TTL = 7 * 86400  # seconds that deaths are remembered: as long as messages are held at most
 PAGE = 200  # letters in one answer of Redis
 LONGEST = 20_000  # characters of an error or a traceback; the message itself is kept whole

@@ -2,9 +2,8 @@
 
 With kombu's Redis transport, what a node has reserved is in one hash for all, and comes back after the
 visibility timeout, whoever died. Here each node has a hash of its own and a lease, which it renews. What is
-in the hash goes back to its queues when the node starts again, or when its lease has ended, by whichever
-node notices first. Each message moves in one step of Redis, from the hash to its queue, so it does so once,
-whoever else tries, and wherever this is interrupted. Redis's clock counts, and not those of the hosts.
+in the hash goes back to its queues (`give_back`) when the node starts again, or when its lease has ended, by
+whichever node notices first. Redis's clock counts, and not those of the hosts.
 """
 
 from __future__ import annotations
@@ -18,7 +17,6 @@ import socket
 import threading
 import time
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
 
@@ -26,17 +24,17 @@ from celery import bootsteps
 from celery.worker import state
 from kombu.exceptions import OperationalError
 from kombu.utils.encoding import bytes_to_str
-from kombu.utils.json import dumps, loads
 from redis.exceptions import NoPermissionError, RedisError, ResponseError
 
 from fleet_runtime import dead_letters, fullness, keys, reconnect
-from fleet_runtime.dead_letters import RECOVERED, End, Reason
+from fleet_runtime.dead_letters import End, Reason
 from fleet_runtime.errors import FleetError
+from fleet_runtime.give_back import GiveBack, forget
 from fleet_runtime.reconnect import Held
 from fleet_runtime.settings import FleetSettings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from celery import Celery
 
@@ -46,8 +44,8 @@ REDIS_NEEDED = (7, 0)  # flags of scripts
 PULSES = 3  # in one lease
 SHORT = 1.0  # seconds until the next try, after one that failed
 LOOKED_AT = 10  # leases, in one pulse: those that end first
+NAME_WAITS = 45.0  # seconds until a name counts as taken: less than systemd grants a start
 SPREAD = 0.5  # seconds: the nodes that notice a dead one do not all begin at once
-MOST_BYTES = 1_000_000  # in one step, or one of large messages would keep Redis from all else
 
 # Renews a lease, and returns for how long it still was, how it is with those that end first, and the time.
 # KEYS: leases, nodes. ARGV: node, seconds, what the node says of itself, how many to return
@@ -68,68 +66,6 @@ return {
 }
 """
 )
-
-# Whether a node's lease goes on: the beginning of both scripts that take something from a dead one.
-ALIVE = """
-local function alive(leases, node)
-  local time = redis.call('TIME')
-  local ends = redis.call('ZSCORE', leases, node)
-  return ends and tonumber(ends) > time[1] + time[2] / 1000000
-end
-"""
-
-# Moves messages, and returns how many; -1 if their node lives. The queue comes first: whatever Redis refuses
-# there, the message is still held.
-# KEYS: leases, unacked, unacked_index, queues. ARGV: node, whether it must be dead, and for each message its
-# tag, its text, how many queues it goes to, and the places of these among the keys
-GIVE_BACK = (
-    fullness.ALLOWED
-    + ALIVE
-    + """
-local leases, unacked, index = unpack(KEYS)
-if ARGV[2] == '1' and alive(leases, ARGV[1]) then
-  return -1
-end
-local moved, at = 0, 3
-while at <= #ARGV do
-  local tag, message, count = ARGV[at], ARGV[at + 1], tonumber(ARGV[at + 2])
-  if redis.call('HEXISTS', unacked, tag) == 1 then
-    for place = at + 3, at + 2 + count do
-      redis.call('RPUSH', KEYS[tonumber(ARGV[place])], message)
-    end
-    redis.call('HDEL', unacked, tag)
-    redis.call('ZREM', index, tag)
-    moved = moved + 1
-  end
-  at = at + 3 + count
-end
-return moved
-"""
-)
-
-# Forgets a node that holds nothing, and returns whether it did.
-# KEYS: leases, nodes, unacked, unacked_index, unacked_mutex. ARGV: node, whether it must be dead
-FORGET = (
-    ALIVE
-    + """
-local leases, nodes, unacked, index, mutex = unpack(KEYS)
-if ARGV[2] == '1' and alive(leases, ARGV[1]) or redis.call('HLEN', unacked) > 0 then
-  return 0
-end
-redis.call('DEL', index, mutex)
-redis.call('HDEL', nodes, ARGV[1])
-redis.call('ZREM', leases, ARGV[1])
-return 1
-"""
-)
-
-
-class Message(NamedTuple):
-    """A message that goes back to its queues."""
-
-    tag: str
-    text: str
-    queues: list[str]
 
 
 class Renewal(NamedTuple):
@@ -159,121 +95,29 @@ def renew(client: Any, node: str, lease: float, facts: str) -> Renewal:
     return Renewal(float(left) if left else None, over, 0 if len(over) >= LOOKED_AT - 1 else soonest)
 
 
-def forget(client: Any, node: str, *, if_dead: bool) -> bool:
-    """Remove all keys of a node that holds nothing; return whether that is so."""
-    names = [keys.LEASES, keys.NODES]
-    names += [keys.unacked(node), keys.unacked_index(node), keys.unacked_mutex(node)]
-    return bool(client.register_script(FORGET)(keys=names, args=[node, int(if_dead)]))
+def give_back(channel: Any, node: str, finder: str, step: int, **options: Any) -> int:
+    """Give back what a node held, and return how many messages; what can go nowhere goes to the dead letters.
 
-
-@dataclass
-class GiveBack:
-    """Gives back what a node held.
-
-    Attributes:
-        channel: A channel of kombu's, which knows the queues.
+    Args:
+        channel: A channel that knows the app's exchanges.
         node: Whose messages.
-        finder: Who does it.
+        finder: The node that does it.
         step: How many at a time.
-        keep: Delivery tags of those that stay.
-        if_dead: Stop as soon as the node has a lease.
-        died: Say so in the messages, for the count of losses.
-        until: When to stop, by the monotonic clock; the rest is for the next time.
+        options: What else `GiveBack` takes.
     """
 
-    channel: Any
-    node: str
-    finder: str
-    step: int
-    keep: Collection[str] = ()
-    if_dead: bool = True
-    died: bool = True
-    until: float = float("inf")
-
-    def run(self) -> int:
-        """Move the messages, and return how many."""
-        moved = 0
-        for messages in _steps(self._messages(), self.step):
-            now = self._move(messages)
-            if now < 0:
-                logger.info("%s lives again, and keeps the rest of what it holds.", self.node)
-                break
-            moved += now
-            if time.monotonic() > self.until:
-                break
-        return moved
-
-    def _messages(self) -> Iterator[Message]:
-        """Yield what can go back, as it will."""
-        with self.channel.conn_or_acquire() as client:
-            cursor = -1
-            while cursor:
-                cursor, records = client.hscan(keys.unacked(self.node), max(cursor, 0), count=self.step)
-                for tag, record in records.items():
-                    name = bytes_to_str(tag)
-                    if name not in self.keep and (message := self._read(name, record)):
-                        yield message
-
-    def _read(self, tag: str, record: bytes) -> Message | None:
-        """Return a message; None if it cannot be read, and so is moved to the dead letters."""
+    def bury(tag: str, record: bytes, error: Exception) -> None:
+        """Move a message to the dead letters."""
+        logger.error("What %s held as %s goes to the dead letters: %s", node, tag, error)
+        held = dead_letters.Held(keys.unacked(node), keys.unacked_index(node), tag)
         try:
-            message, exchange, routing_key = loads(bytes_to_str(record))
-            message["headers"]["redelivered"] = True
-            message["properties"]["delivery_info"]["redelivered"] = True
-            if self.died:
-                message["headers"][RECOVERED] = True
-            queues = self._queues(message, exchange, routing_key)
-            if not queues:
-                raise LookupError(f"no queue is bound to {exchange!r} with the routing key {routing_key!r}")
-            return Message(tag, dumps(message), queues)
-        except (OSError, RedisError):
-            raise
-        except Exception as error:
-            self._bury(tag, record, error)
-            return None
+            with channel.conn_or_acquire() as client:
+                end = End.of(Reason.UNDECODABLE, error)
+                dead_letters.bury_raw(client, record, end, node=finder, held=held)
+        except ResponseError as refusal:
+            logger.error("It cannot be moved there, and stays where it is: %s", refusal)
 
-    def _queues(self, message: Any, exchange: str, routing_key: str) -> list[str]:
-        """Return the keys of the lists in Redis to which a message belongs, as kombu finds them."""
-        channel = self.channel
-        if exchange and channel.typeof(exchange).type == "fanout":
-            return []  # it was for this node only, and not in a list
-        priority = channel._get_message_priority(message, reverse=False)
-        return [channel._q_for_pri(queue, priority) for queue in channel._lookup(exchange, routing_key)]
-
-    def _bury(self, tag: str, record: bytes, error: Exception) -> None:
-        """Move what can go nowhere to the dead letters."""
-        logger.error("What %s held as %s goes to the dead letters: %s", self.node, tag, error)
-        held = dead_letters.Held(keys.unacked(self.node), keys.unacked_index(self.node), tag)
-        end = End.of(Reason.UNDECODABLE, error)
-        try:
-            with self.channel.conn_or_acquire() as client:
-                dead_letters.bury_raw(client, record, end, node=self.finder, held=held)
-        except ResponseError:
-            logger.exception("It cannot be moved there, and stays where it is.")
-
-    def _move(self, messages: list[Message]) -> int:
-        """Move messages in one step, or one by one if Redis refuses one of them."""
-        names = [keys.LEASES, keys.unacked(self.node), keys.unacked_index(self.node)]
-        words: list[Any] = [self.node, int(self.if_dead)]
-        for message in messages:
-            names += [queue for queue in message.queues if queue not in names]
-            places = [names.index(queue) + 1 for queue in message.queues]
-            words += [message.tag, message.text, len(places), *places]
-        try:
-            with self.channel.conn_or_acquire() as client:
-                return int(client.register_script(GIVE_BACK)(keys=names, args=words))
-        except ResponseError as error:
-            if len(messages) == 1:
-                logger.error("What %s held for %s cannot be given back: %s",
-                             self.node, ", ".join(messages[0].queues), error)  # fmt: skip
-                return 0
-        moved = 0
-        for message in messages:
-            one = self._move([message])
-            if one < 0:
-                return one
-            moved += one
-        return moved
+    return GiveBack(channel, node, step, unreadable=bury, **options).run()
 
 
 class Pulse:
@@ -364,7 +208,7 @@ class Pulse:
         _declare_exchanges(self._app, channel)
         for node in nodes:
             step = self._settings.give_back_step
-            moved = GiveBack(channel, node, self.node, step, until=until).run()
+            moved = give_back(channel, node, self.node, step, until=until)
             self.recovered += moved
             with channel.conn_or_acquire() as client:
                 gone = forget(client, node, if_dead=True)
@@ -413,6 +257,7 @@ class Ownership(bootsteps.Step):  # type: ignore[misc]  # celery ships no types
         worker.app.conf.broker_transport_options.update(own_keys(node))
         reconnect.mend()
         try:
+            require_name(worker.app, node)  # first: what tries the rights writes under the name
             require_rights(worker.app, node)
         except FleetError as error:
             raise SystemExit(f"celery: {error}") from None
@@ -443,7 +288,7 @@ class Recovery(bootsteps.StartStopStep):  # type: ignore[misc]  # celery ships n
         # Who lives has not died: what it had only reserved is no loss.
         _declare_exchanges(consumer.app, channel)
         step, died = self._settings.give_back_step, not self._again
-        moved = GiveBack(channel, self.node, self.node, step, keep, if_dead=False, died=died).run()
+        moved = give_back(channel, self.node, self.node, step, keep=keep, if_dead=False, died=died)
         if moved:
             logger.warning("Given back what this node held before it %s: %d messages.",
                            "was cut off" if self._again else "started", moved)  # fmt: skip
@@ -463,6 +308,7 @@ class Recovery(bootsteps.StartStopStep):  # type: ignore[misc]  # celery ships n
             "concurrency": consumer.pool.num_processes,
             "running": len(state.active_requests),
             "queues": sorted(consumer.app.amqp.queues.consume_from),
+            "exchanges": _exchanges(consumer.app),
             "release": self._settings.release,
             "started": self._started,
         }
@@ -529,6 +375,45 @@ def require_rights(app: Celery, node: str) -> None:
         raise FleetError(f"Redis does not let its user {user} connect as a node does: {error}.") from None
     except (OperationalError, OSError, RedisError) as error:
         logger.warning("Redis cannot be asked what this node may do: %s", error)
+
+
+def require_name(app: Celery, node: str) -> None:
+    """Make sure that no other host has a node of this name: each would give away what the other runs.
+
+    A host that was replaced has left a lease behind, which ends; one that lives renews it. Not noticed is a
+    host of the same name.
+
+    Raises:
+        FleetError: There is one.
+    """
+    until, first = time.monotonic() + NAME_WAITS, None
+    try:
+        with _client(app, FleetSettings.from_environment().socket_timeout) as client:
+            while other := _elsewhere(client, node):
+                host, ends = other
+                if first is None:
+                    first = ends
+                    logger.warning("There is a node %s on the host %s. Waiting for the end of its lease.",
+                                   node, host)  # fmt: skip
+                if ends > first or time.monotonic() > until:
+                    raise FleetError(
+                        f"the host {host} has a node {node}, too. Of two that have one name, each would give "
+                        "away what the other runs. Rename one of them."
+                    )
+                time.sleep(SHORT)
+    except (OperationalError, OSError, RedisError) as error:
+        logger.warning("Redis cannot be asked who has this node's name: %s", error)
+
+
+def _elsewhere(client: Any, node: str) -> tuple[str, float] | None:
+    """Return the other host that has a node of this name, and when its lease ends; None if there is none."""
+    with client.pipeline(transaction=False) as pipeline:
+        pipeline.hget(keys.NODES, node).zscore(keys.LEASES, node).time()
+        facts, ends, (seconds, _) = pipeline.execute()
+    host = json.loads(facts or "{}").get("host", "")
+    if not host or host == socket.gethostname() or ends is None or ends <= seconds:
+        return None
+    return host, ends
 
 
 def _try(client: Any, user: str, command: tuple[Any, ...]) -> None:
@@ -608,6 +493,12 @@ def _client(app: Celery, timeout: float) -> Iterator[Any]:
         yield client
 
 
+def _exchanges(app: Celery) -> dict[str, str]:
+    """Return the types of an app's exchanges that are not direct, for who has no app to ask."""
+    exchanges = [queue.exchange for queue in app.amqp.queues.values() if queue.exchange is not None]
+    return {one.name: one.type for one in exchanges if one.name and one.type != "direct"}
+
+
 def _declare_exchanges(app: Celery, channel: Any) -> None:
     """Tell a channel of what types the app's exchanges are, which decides who gets a message.
 
@@ -616,17 +507,3 @@ def _declare_exchanges(app: Celery, channel: Any) -> None:
     for queue in app.amqp.queues.values():
         if queue.exchange is not None and queue.exchange.name:
             queue.exchange(channel).declare()
-
-
-def _steps(messages: Iterable[Message], most: int) -> Iterator[list[Message]]:
-    """Yield messages in lists of so many, or of fewer large ones."""
-    step: list[Message] = []
-    size = 0
-    for message in messages:
-        if step and (len(step) >= most or size + len(message.text) > MOST_BYTES):
-            yield step
-            step, size = [], 0
-        step.append(message)
-        size += len(message.text)
-    if step:
-        yield step

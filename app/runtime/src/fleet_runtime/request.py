@@ -30,7 +30,8 @@ from kombu.exceptions import ContentDisallowed, DecodeError
 from kombu.transport import virtual
 
 from fleet_runtime import dead_letters, probe
-from fleet_runtime.dead_letters import RECOVERED, End, Reason
+from fleet_runtime.dead_letters import End, Reason
+from fleet_runtime.give_back import RECOVERED
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
