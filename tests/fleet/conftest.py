@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 MARKERS = (
     "group(name): needs a host of this group; `host` is each of them",
     "faults: breaks something on purpose, and runs when the quiet tests are done",
+    "setting(name): needs a host on which this variable is neither 0 nor empty",
     "load: counts tasks while something breaks; needs two hosts of workers, for one may be gone",
     "afterwards: looks back at what the others left behind",
 )
@@ -113,8 +114,16 @@ def turn(item: pytest.Item) -> int:
 def exists(item: pytest.Item) -> bool:
     """Whether the inventory has hosts for a test."""
     groups = [mark.args[0] for mark in item.iter_markers("group")]
+    settings = [mark.args[0] for mark in item.iter_markers("setting")]
+    if not all(is_set(name) for name in settings):
+        return False
     enough = not item.get_closest_marker("load") or len(the_fleet().group("workers")) > 1
     return enough and all(the_fleet().group(group) for group in groups)
+
+
+def is_set(name: str) -> bool:
+    """Whether a host has such a variable, and a value in it."""
+    return any(host.variables.get(name) for host in the_fleet().hosts.values())
 
 
 @pytest.fixture(autouse=True)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from cryptography import x509
 
 from tests.fleet.support import canaries, scan
 from tests.fleet.support.inventory import ROOT
@@ -134,6 +135,15 @@ def test_authority_stays_on_the_controller(host: Host) -> None:
     assert key.stat().st_mode & 0o777 == 0o600
     places = ["/etc", "/home", "/opt", "/root", "/run", "/srv", "/usr/local", "/var"]
     assert host.sh('grep -rslF -D skip -f - -- "$@" || true', *places, text=second) == ""
+
+
+def test_certificates_suit_a_clock_that_is_behind(host: Host) -> None:
+    """That of the host, and that of the authority."""
+    folder = host.variables["fleet_tls_dir"]
+    for name in ("host.crt", "ca.crt"):
+        certificate = x509.load_pem_x509_certificate(host.sh('cat "$1"', f"{folder}/{name}").encode())
+        written = float(host.sh('stat -c %Y "$1"', f"{folder}/{name}"))
+        assert certificate.not_valid_before_utc.timestamp() < written - 12 * 3600, name
 
 
 def test_play_shows_no_secret(fleet: Fleet, plays: Plays) -> None:

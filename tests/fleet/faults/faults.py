@@ -1,8 +1,4 @@
-"""What is done to a fleet: every fault, and how long a task may wait because of it.
-
-What is not here: a step of the clock, since the hosts of the lab are containers, which have the clock of
-the machine; and whatever else would need a kernel of one's own.
-"""
+"""What is done to a fleet: every fault, and how long a task may wait because of it."""
 
 from __future__ import annotations
 
@@ -118,19 +114,27 @@ def memory_outgrown(fleet: Fleet) -> None:
 def celery_restarted(fleet: Fleet) -> None:
     """Restart all that is Celery on one host of workers after another, as an operator would."""
     for host in fleet.group("workers"):
-        before = fleet.starts()
-        host.sh("systemctl restart celery.target", timeout=300)
-        await_restart(fleet, before, nodes_of(fleet, host))
+        restart_nodes(fleet, host)
 
 
 # --- hosts ---
 
 
 def host_powered_off(fleet: Fleet) -> None:
-    """Take the power from a host of workers for longer than its lease; then it returns."""
+    """Take the power from a host of workers for a moment; it is back before its lease is over."""
     host = fleet.group("workers")[-1]
+    before = fleet.starts()
     with powered_off(host):
-        time.sleep(LEASE + 2 * SOON)
+        time.sleep(1)
+    await_restart(fleet, before, nodes_of(fleet, host), timeout=WATCHDOG)
+
+
+def host_gone(fleet: Fleet) -> None:
+    """Take the power from a host of workers, until others have all that it held and nothing tells of it."""
+    host = fleet.group("workers")[-1]
+    nodes = [node.celery_name for node in nodes_of(fleet, host)]
+    with powered_off(host):
+        eventually(lambda: not traces(fleet, nodes), timeout=LEASE + 2 * SOON)
 
 
 def redis_powered_off(fleet: Fleet) -> None:
@@ -144,6 +148,37 @@ def host_cut_off(fleet: Fleet) -> None:
     """Cut a host of workers off from Redis for longer than its lease; its nodes run on."""
     with cut_off(fleet.group("workers")[0], fleet):
         time.sleep(LEASE + 2 * SOON)
+
+
+def clock_stepped(fleet: Fleet) -> None:
+    """Step the clock of a host's nodes an hour ahead, and an hour back, while they run.
+
+    The hosts of the lab share the machine's clock, so a library tells these processes another time.
+    """
+    host = fleet.group("workers")[0]
+    host.sh("apt-get -qq update && apt-get -qq install libfaketime >/dev/null", timeout=300)
+    host.sh('mkdir -p "${1%/*}" && cat >"$1" && echo +0 >"$2"', CLOCK_DROPIN, CLOCK, text=CLOCK_DROPIN_TEXT)
+    try:
+        restart_nodes(fleet, host)
+        for node in nodes_of(fleet, host):
+            host.sh('grep -q libfaketime "/proc/$1/maps"', str(host.unit(node.unit).main_pid))
+        for step in ("+3600", "-3600", "+0"):
+            host.sh('echo "$1" >"$2"', step, CLOCK)
+            time.sleep(SOON)
+    finally:
+        host.sh('rm -f "$1" "$2"', CLOCK_DROPIN, CLOCK)
+        restart_nodes(fleet, host)
+
+
+CLOCK = "/run/fleet-clock"
+CLOCK_DROPIN = "/run/systemd/system/celery-worker@.service.d/clock.conf"
+# The monotonic clock goes on as ever, which is what the ledger's times are taken from.
+CLOCK_DROPIN_TEXT = f"""\
+[Service]
+Environment=LD_PRELOAD=/usr/$LIB/faketime/libfaketime.so.1
+Environment=FAKETIME_TIMESTAMP_FILE={CLOCK} FAKETIME_NO_CACHE=1 FAKETIME_DISABLE_SHM=1
+Environment=FAKETIME_DONT_FAKE_MONOTONIC=1 NO_FAKE_STAT=1
+"""
 
 
 # --- Redis ---
@@ -209,13 +244,15 @@ RUNS_ON = "what it runs is given to others when its lease is over, and it cannot
 FAULTS = [
     Fault(node_killed, wait=SOON, twice=UNACKNOWLEDGED),
     Fault(nodes_of_host_killed, wait=LEASE + SOON, twice=UNACKNOWLEDGED),
-    Fault(node_stopped, wait=LEASE + SOON, twice=RUNS_ON),
+    Fault(node_stopped, wait=LEASE + SOON, twice=RUNS_ON, long=True),
     Fault(redis_killed, wait=3 * SOON, twice=UNACKNOWLEDGED),
     Fault(child_killed, wait=SOON, twice=UNACKNOWLEDGED, long=True),
     Fault(memory_outgrown, wait=SOON, twice=UNACKNOWLEDGED, long=True),
     Fault(nodes_killed_again_and_again, wait=LEASE + SOON, twice=UNACKNOWLEDGED, long=True),
     Fault(celery_restarted, wait=LEASE, long=True),
     Fault(host_powered_off, wait=LEASE + SOON, twice=UNACKNOWLEDGED, long=True),
+    Fault(host_gone, wait=LEASE + SOON, twice=UNACKNOWLEDGED, long=True),
+    Fault(clock_stepped, wait=LEASE, long=True),
     Fault(host_cut_off, wait=LEASE + SOON, twice=RUNS_ON, long=True),
     Fault(redis_restarted, wait=3 * SOON, twice=UNACKNOWLEDGED, long=True),
     Fault(redis_powered_off, wait=6 * SOON, twice=UNACKNOWLEDGED, long=True),
@@ -235,6 +272,20 @@ def one_of_each_kind(fleet: Fleet) -> list[Node]:
 def nodes_of(fleet: Fleet, host: Host) -> list[Node]:
     """Return the nodes of a host."""
     return [node for node in fleet.nodes if node.host is host]
+
+
+def restart_nodes(fleet: Fleet, host: Host) -> None:
+    """Restart the nodes of a host, as its operator would."""
+    before = fleet.starts()
+    host.sh("systemctl daemon-reload && systemctl restart celery.target", timeout=300)
+    await_restart(fleet, before, nodes_of(fleet, host))
+
+
+def traces(fleet: Fleet, nodes: list[str]) -> list[str]:
+    """Return what Redis has of nodes: messages that they hold, and leases."""
+    with fleet.broker.connect("admin") as client:
+        held = [f"unacked:{node}" for node in nodes if client.exists(f"unacked:{node}")]
+        return held + [node for node in nodes if client.zscore("fleet:leases", node) is not None]
 
 
 def children(node: Node) -> list[str]:

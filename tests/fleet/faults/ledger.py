@@ -17,11 +17,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from tests.fleet.support.fleet import Fleet
+    from tests.fleet.support.hosts import Host
 
 TASK = "demo.tasks.record"
 FILE = "/var/lib/demo/ledger.jsonl"
 # The sandbox of a node lets it write nowhere; this is the way that systemd has for it.
 DROPIN = "/etc/systemd/system/celery-worker@.service.d/ledger.conf"
+# Prints when the host was started, in seconds since the epoch by its clock as it is now.
+BOOT = "python3 -c 'import time; print(time.time() - time.monotonic())'"
 DROPIN_TEXT = f"[Service]\nStateDirectory=demo\nEnvironment=DEMO_LEDGER={FILE}\n"
 
 
@@ -60,11 +63,12 @@ class Ledger:
 
     def runs(self, trial: str) -> list[Run]:
         """Return every run of a trial's tasks so far."""
-        return [
-            run
-            for host in self._hosts
-            for run in paired(host.sh('grep -F "$1" "$2" || true', f'"{trial}:', FILE).splitlines())
-        ]
+        return [run for host in self._hosts for run in self._noted_by(host, trial)]
+
+    def _noted_by(self, host: Host, trial: str) -> list[Run]:
+        """Return the runs on one host."""
+        boot, *lines = host.sh(f'{BOOT}; grep -F "$1" "$2" || true', f'"{trial}:', FILE).splitlines()
+        return paired(lines, float(boot))
 
     def _restart(self) -> None:
         """Restart the nodes, and wait until the fleet is whole."""
@@ -73,8 +77,12 @@ class Ledger:
         eventually(self._fleet.is_whole, timeout=120)
 
 
-def paired(lines: Iterable[str]) -> list[Run]:
+def paired(lines: Iterable[str], boot: float = 0) -> list[Run]:
     """Return the runs that the lines of one host tell of, oldest first.
+
+    Args:
+        lines: The lines.
+        boot: When the host was started, which is where their times begin.
 
     >>> line = {"name": "a", "node": "n", "delivery": "d", "redelivered": False}
     >>> [died, done] = paired(json.dumps({**line, "event": event, "at": at})
@@ -86,7 +94,7 @@ def paired(lines: Iterable[str]) -> list[Run]:
     under_way: dict[tuple[str, ...], list[Run]] = defaultdict(list)
     for line in lines:
         noted: dict[str, Any] = json.loads(line)
-        event, at = noted.pop("event"), noted.pop("at")
+        event, at = noted.pop("event"), boot + noted.pop("at")
         started = under_way[noted["name"], noted["node"], noted["delivery"]]
         if event == "end":
             started.pop().end = at  # what started before, on this node, died with it

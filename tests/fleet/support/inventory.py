@@ -37,6 +37,10 @@ class Variables:
         """Return a variable's value as a play would use it."""
         return self._templar.template(self._values[name])
 
+    def get(self, name: str) -> Any:
+        """Return a variable's value; None if there is no such variable."""
+        return self[name] if name in self._values else None
+
 
 class Inventory:
     """The hosts, their groups and their variables."""

@@ -87,12 +87,15 @@ def record(self: Task, name: str, seconds: float = 0) -> None:
 
 
 def note(task: Task, name: str, event: str) -> None:
-    """Add a line to the ledger, on the disk when this returns: one write, so that no two ever mix."""
+    """Add a line to the ledger, on the disk when this returns: one write, so that no two ever mix.
+
+    Its time is the one since the host was started, which nobody can set.
+    """
     request = task.request
     line = {
         "name": name,
         "event": event,
-        "at": time.time(),
+        "at": time.monotonic(),
         "node": request.hostname,
         "delivery": request.properties["delivery_tag"],
         "redelivered": bool(request.delivery_info["redelivered"]),
