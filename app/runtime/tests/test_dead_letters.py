@@ -270,19 +270,25 @@ def test_errbacks_and_chords_are_as_without(broker: Broker, web: Any, queue: str
     wait_until(lambda: len(letters(broker)) == 3)
 
 
-def test_a_letter_that_cannot_be_written_leaves_the_message(broker: Broker, web: Any) -> None:
-    """A Redis that is full refuses it: the node keeps the message, and takes others."""
+def test_a_letter_that_cannot_be_written_waits(broker: Broker, web: Any) -> None:
+    """A Redis that is full refuses it: the node keeps the message, takes others, and tries again."""
     admin = broker.client("admin")
-    with mortuary(broker).worker("full", "--queues=email", "--pool=solo", *FLAGS) as node:
+    before = set(letters(broker))
+    with mortuary(broker, FLEET_LEASE="6").worker("full", "--queues=email", "--pool=solo", *FLAGS) as node:
+        refused = []
         for _ in range(3):  # more than it may reserve
             sent = web.send_task("mortuary.fail_quietly", queue="email", countdown=2)
+            refused.append(sent.id)
             node.wait_for(f"{sent.id}] received")
             admin.config_set("maxmemory", "1")
-            node.wait_for(f"{sent.id}] failed for good, and cannot be moved")
-            admin.config_set("maxmemory", "0")
-            assert len(places(broker, sent.id)) == 1
-            assert letters(broker) == {}
-        letter_of(broker, web.send_task("mortuary.fail_quietly", queue="email").id)
+            try:
+                node.wait_for(f"{sent.id}] failed for good, and cannot be moved")
+                assert len(places(broker, sent.id)) == 1
+            finally:
+                admin.config_set("maxmemory", "0")
+        wait_until(lambda: set(letters(broker)) - before == set(refused))
+        assert not any(places(broker, one) for one in refused)
+        assert len(node.lines("] failed for good, and cannot be moved")) == 3, "it ran again"
 
 
 @QUEUES

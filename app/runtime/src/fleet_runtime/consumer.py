@@ -16,10 +16,10 @@ from celery.worker.consumer import Consumer
 from kombu.exceptions import ContentDisallowed
 from redis.exceptions import ResponseError
 
-from fleet_runtime import dead_letters, reading
+from fleet_runtime import reading
 from fleet_runtime.dead_letters import End, Reason
 from fleet_runtime.logs import about
-from fleet_runtime.request import Mortal, adopt, release
+from fleet_runtime.request import Burial, Mortal, adopt, bury
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -110,17 +110,8 @@ class FleetConsumer(Consumer):  # type: ignore[misc]  # celery ships no types
             raise InvalidTaskError("Its body has no arguments.")
 
     def _bury(self, message: Any, end: End) -> bool:
-        """Move a message to the dead letters; return whether Celery may drop it now.
-
-        If it cannot be moved, it stays among what the node holds, and comes back from there.
-        """
-        try:
-            dead_letters.bury(message, end, node=self.hostname)
-        except Exception:
-            logger.critical("A message cannot be moved to the dead letters: %r", message, exc_info=True)
-            release(message)
-            return False
-        return True
+        """Move a message to the dead letters; return whether Celery may drop it now."""
+        return bury(f"A message ({end.reason})", Burial(message, end, self.hostname))
 
 
 def _pause_if_refused(error: Exception) -> None:

@@ -31,6 +31,7 @@ from fleet_runtime.dead_letters import End, Reason
 from fleet_runtime.errors import FleetError
 from fleet_runtime.give_back import GiveBack, forget
 from fleet_runtime.reconnect import Held
+from fleet_runtime.request import bury_postponed, postponed
 from fleet_runtime.settings import FleetSettings
 
 if TYPE_CHECKING:
@@ -134,7 +135,7 @@ class Pulse:
         node: str,
         facts: Callable[[], dict[str, Any]],
         on_lapse: Callable[[Any], None],
-        on_beat: Callable[[], None] = lambda: None,
+        on_beat: Callable[[Any], None] = lambda channel: None,
     ) -> None:
         """Prepare.
 
@@ -143,7 +144,7 @@ class Pulse:
             node: The node's name.
             facts: Returns what the node says of itself.
             on_lapse: Is called with a client if the lease had ended while the node lived.
-            on_beat: Is called each time that Redis has answered.
+            on_beat: Is called with a channel each time that Redis has answered.
         """
         self.node = node
         self.lapses = self.recovered = 0
@@ -185,7 +186,7 @@ class Pulse:
                 self.lapses += 1
                 self._on_lapse(client)
         self._renewed = True
-        self._on_beat()
+        self._on_beat(channel)
         soonest = found.soonest
         trusting = self._trusting_until - time.monotonic()
         if found.over and trusting > 0:
@@ -284,7 +285,7 @@ class Recovery(bootsteps.StartStopStep):  # type: ignore[misc]  # celery ships n
         channel = consumer.connection.default_channel
         if not self._again:
             self._pulse.beat(channel)
-        keep = self._held.adopt(channel)
+        keep = self._held.adopt(channel) | postponed.keys()
         # Who lives has not died: what it had only reserved is no loss.
         _declare_exchanges(consumer.app, channel)
         step, died = self._settings.give_back_step, not self._again
@@ -313,8 +314,9 @@ class Recovery(bootsteps.StartStopStep):  # type: ignore[misc]  # celery ships n
             "started": self._started,
         }
 
-    def _on_beat(self) -> None:
-        """Acknowledge what could not be acknowledged, though the node has not found its connection lost."""
+    def _on_beat(self, channel: Any) -> None:
+        """Acknowledge and bury what could not be, though the node has not found its connection lost."""
+        bury_postponed(channel)
         if self._held.settled_late and self._consumer.connection:
             self._consumer.call_soon(self._held.settle)
 

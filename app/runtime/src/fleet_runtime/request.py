@@ -11,7 +11,7 @@ import logging
 import sys
 from contextlib import contextmanager
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from billiard.einfo import ExceptionInfo, ExceptionWithTraceback
 from celery.exceptions import (
@@ -40,6 +40,20 @@ logger = logging.getLogger(__name__)
 
 # What is raised for a message that Celery itself knows what to do with.
 KNOWN_FAULTS = (InvalidTaskError, ContentDisallowed, DecodeError)
+
+
+class Burial(NamedTuple):
+    """A message on its way to the dead letters, as `dead_letters.bury` wants it."""
+
+    message: Any
+    end: End
+    node: str
+    started: float | None = None
+    held: bool = True
+
+
+# What Redis has refused so far, by delivery tag. It is held still.
+postponed: dict[str, Burial] = {}
 
 
 class Mortal(Request):  # type: ignore[misc]  # celery ships no types
@@ -184,29 +198,18 @@ class Mortal(Request):  # type: ignore[misc]  # celery ships no types
     def _bury(self) -> bool:
         """Move the message to the dead letters; return whether Celery may acknowledge it now.
 
-        If it cannot be moved, it stays among what the node holds, and comes back from there: it runs again
-        rather than being lost. So what goes wrong here must not go on to Celery, which would then drop it.
+        If it cannot be moved, it stays among what the node holds. So what goes wrong here must not go on to
+        Celery, which would then drop it.
         """
         if self._buried or not self._end:
             return True
         self._buried = True
-        try:
-            dead_letters.bury(
-                self._message,
-                self._end,
-                node=self.hostname,
-                started=self.time_start,
-                held=self.task.acks_late or not self.acknowledged,
-            )
-        except Exception:
-            logger.critical(
-                "Task %s[%s] failed for good, and cannot be moved to the dead letters. This node keeps it, "
-                "and it runs again when that starts anew.", self.name, self.id, exc_info=True
-            )  # fmt: skip
-            release(self._message)
-            self.acknowledged = True
-            return False
-        return True
+        what = f"Task {self.name}[{self.id}] failed for good, and"
+        held = self.task.acks_late or not self.acknowledged
+        if bury(what, Burial(self._message, self._end, self.hostname, self.time_start, held)):
+            return True
+        self.acknowledged = True
+        return False
 
     def _keep_hard_limit(self) -> None:
         """Let the hard time limit of a task without a soft one hold.
@@ -237,9 +240,44 @@ def adopt(task: Any) -> None:
         task.Request = FleetRequest if given is Request else _mixed(given)
 
 
-def release(message: Any) -> None:
-    """Stop counting a message among what this node has reserved; Redis still has it there."""
-    virtual.QoS.ack(message.channel.qos, message.delivery_tag)
+def bury(what: str, burial: Burial) -> bool:
+    """Move a message to the dead letters; return whether it is there, so that Celery may drop it.
+
+    If it cannot be moved, because Redis is full or away, this node keeps it, and tries again with each beat.
+    Should it end before, the message runs again, rather than being lost.
+
+    Args:
+        what: What it is, and that it is dead: the beginning of a sentence.
+        burial: The message.
+    """
+    try:
+        _bury(burial)
+    except Exception:
+        logger.critical("%s cannot be moved to the dead letters. This node keeps it, and tries again.",
+                        what, exc_info=True)  # fmt: skip
+        postponed[burial.message.delivery_tag] = burial
+        # It is no more among what this node has reserved, or no other message would find room.
+        virtual.QoS.ack(burial.message.channel.qos, burial.message.delivery_tag)
+        return False
+    return True
+
+
+def bury_postponed(channel: Any) -> None:
+    """Move to the dead letters what could not be moved there before."""
+    for tag, burial in tuple(postponed.items()):
+        burial.message.channel = channel
+        try:
+            _bury(burial)
+        except Exception as error:
+            logger.warning("Messages that wait for the dead letters: %d. %s", len(postponed), error)
+            return
+        del postponed[tag]
+
+
+def _bury(burial: Burial) -> None:
+    """Move a message to the dead letters."""
+    message, end, node, started, held = burial
+    dead_letters.bury(message, end, node=node, started=started, held=held)
 
 
 @cache
