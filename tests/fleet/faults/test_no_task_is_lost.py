@@ -17,10 +17,6 @@ if TYPE_CHECKING:
     from tests.fleet.faults.faults import Fault
     from tests.fleet.support.fleet import Fleet
 
-# Seconds more for a task where another scenario runs beside this one: a node takes as much longer to start.
-# It is still less than a lease, without which nobody would have given back what a killed node held.
-BESIDE = 10
-
 pytestmark = [
     pytest.mark.faults,
     pytest.mark.load,
@@ -52,12 +48,10 @@ def report() -> Iterator[Report]:
     "fault",
     [pytest.param(fault, id=fault.name, marks=[pytest.mark.long] if fault.long else []) for fault in FAULTS],
 )
-def test_no_task_is_lost(
-    fleet: Fleet, ledger: Ledger, report: Report, fault: Fault, pytestconfig: pytest.Config
-) -> None:
+def test_no_task_is_lost(fleet: Fleet, ledger: Ledger, report: Report, fault: Fault) -> None:
     """Tasks are sent at a steady rate, a fault happens, and each task is found in the ledger."""
     fleet.broker.keep_denials()
     found = trial.run(fleet, ledger, fault)
     report.add(found)
-    broken = found.broken(fault, slack=0 if pytestconfig.getoption("long") else BESIDE)
+    broken = found.broken(fault)
     assert not broken, "\n".join([*broken, report.table()])

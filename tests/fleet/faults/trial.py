@@ -119,8 +119,8 @@ class Trial:
             "longest wait, s": round(self.wait, 1),
         }
 
-    def broken(self, fault: Fault, slack: float = 0) -> list[str]:
-        """Return what the fleet promises, and did not keep; a task may take seconds longer than promised."""
+    def broken(self, fault: Fault) -> list[str]:
+        """Return what the fleet promises, and did not keep."""
         found = [self.problem] if self.problem else []
         if self.lost:
             found.append(f"{len(self.lost)} tasks are lost: {self.lost[:10]}")
@@ -128,7 +128,7 @@ class Trial:
             found.append(f"{len(self.stuck)} tasks have not run: {self.stuck[:10]}")
         if self.done_twice and not fault.twice:
             found.append(f"{len(self.done_twice)} tasks were done twice: {self.done_twice[:10]}")
-        if self.wait > fault.wait + slack:
+        if self.wait > fault.wait:
             found.append(f"a task took {self.wait:.1f} s, and no more than {fault.wait:g} s are promised")
         return found
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import os
 from typing import Any
 
 from celery import bootsteps
@@ -9,6 +11,8 @@ from celery import bootsteps
 from fleet_runtime import children
 from fleet_runtime.errors import FleetError
 from fleet_runtime.settings import FleetSettings
+
+logger = logging.getLogger(__name__)
 
 
 class Guard(bootsteps.Step):  # type: ignore[misc]  # celery ships no types
@@ -20,6 +24,7 @@ class Guard(bootsteps.Step):  # type: ignore[misc]  # celery ships no types
             settings = FleetSettings.from_environment()
             _require_component(settings)
             _limit(parent, settings)
+            _require_time_to_stop(parent)
         except FleetError as error:
             raise SystemExit(f"celery: {error}") from None
         children.mend()
@@ -45,3 +50,22 @@ def _limit(worker: Any, settings: FleetSettings) -> None:
             f"the time limit ({worker.time_limit:g}) must be less than FLEET_VISIBILITY_TIMEOUT "
             f"({settings.visibility_timeout}), or a long task is handed out again while it runs."
         )
+
+
+def _require_time_to_stop(worker: Any) -> None:
+    """Refuse a worker whose tasks may take longer than its unit lets them when it stops.
+
+    What a task says of itself is no reason to refuse: it goes back to its queue then, and is not lost.
+    """
+    granted = float(os.environ.get("FLEET_NODE_TIME_LIMIT") or "inf")
+    if worker.time_limit > granted:
+        raise FleetError(
+            f"the time limit ({worker.time_limit:g}) must not exceed FLEET_NODE_TIME_LIMIT ({granted:g}), "
+            "for which its unit waits as it stops (TimeoutStopSec)."
+        )
+    longer = sorted(name for name, task in worker.app.tasks.items() if (task.time_limit or 0) > granted)
+    if longer:
+        logger.warning(
+            "Tasks that may take more than %g s are interrupted as this node stops, and run again: %s",
+            granted, ", ".join(longer),
+        )  # fmt: skip

@@ -1,0 +1,64 @@
+"""A node that would lose tasks, or interrupt them, is refused or says so."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from fleet_runtime import children
+from fleet_runtime.guard import Guard
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+@pytest.fixture(autouse=True)
+def _no_changes(lay: Callable[..., Any], web: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give the process a node's settings, and leave Celery as it is."""
+    lay(web)
+    monkeypatch.setattr(children, "mend", lambda: None)
+
+
+def worker(time_limit: float | None, **limits: float) -> Any:
+    """Return a worker, and tasks with limits of their own."""
+    tasks = {name: SimpleNamespace(time_limit=limit) for name, limit in limits.items()}
+    return SimpleNamespace(time_limit=time_limit, soft_time_limit=None, app=SimpleNamespace(tasks=tasks))
+
+
+def test_a_time_limit_that_the_unit_does_not_wait_for_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The default, too."""
+    monkeypatch.setenv("FLEET_NODE_TIME_LIMIT", "600")
+    Guard(worker(600))
+    for limit in (601, None):
+        with pytest.raises(SystemExit, match=r"the time limit \(.*\) must not exceed FLEET_NODE_TIME"):
+            Guard(worker(limit))
+
+
+def test_a_task_that_the_unit_does_not_wait_for_is_named(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is no reason to refuse the node: the task goes back to its queue."""
+    monkeypatch.setenv("FLEET_NODE_TIME_LIMIT", "600")
+    Guard(worker(600, short=600, longer=601, none=0))
+    assert "Tasks that may take more than 600 s are interrupted as this node stops" in caplog.text
+    assert caplog.text.rstrip().endswith("and run again: longer")
+
+
+def test_without_a_unit_nothing_is_refused(caplog: pytest.LogCaptureFixture) -> None:
+    """As with a node that somebody starts by hand."""
+    Guard(worker(700, longer=5000))
+    assert not caplog.text
+
+
+def test_a_time_limit_that_hands_out_again_what_runs_is_refused() -> None:
+    """That of the visibility timeout."""
+    with pytest.raises(SystemExit, match="must be less than FLEET_VISIBILITY_TIMEOUT"):
+        Guard(worker(604800))
+
+
+def test_a_process_of_another_kind_runs_no_task(lay: Callable[..., Any], web: Any) -> None:
+    """It would not hold what it takes."""
+    lay(web, "web")
+    with pytest.raises(SystemExit, match="only a process with FLEET_COMPONENT=worker may run tasks"):
+        Guard(worker(600))
