@@ -56,9 +56,10 @@ molecule-%: ## Run one Molecule scenario
 	@lab/bootstrap lab
 	@lab/test.py $*
 
-bench: ## Measure what nodes cost, with and without the runtime (.cache/bench)
+bench: ## Measure what nodes cost, and what kills lose, with and without the runtime (.cache/bench)
 	@lab/bootstrap tools
 	@python3 -m bench
+	@python3 -m bench.kills
 
 # --- upkeep ---
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
-import random
 import threading
 import time
 from typing import TYPE_CHECKING, Any
@@ -16,6 +14,7 @@ from fleet_runtime.transport import WAIT, Transport
 from kombu import Connection, Consumer, Exchange, Producer, Queue
 
 from app.tests.commands import PATIENCE
+from bench import kills
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -295,33 +294,8 @@ def test_a_full_redis_is_emptied(
     assert numbers(got) == [0, 1, 2, 0]
 
 
-def take(url: str, ready: Any) -> None:
-    """Take messages as fast as possible, and settle none."""
-    with Connection(url, transport=Transport, transport_options=OPTIONS) as connection:
-        consume(connection, "default", "email")
-        drain(connection, 0.01)
-        ready.set()
-        while True:
-            connection.drain_events()
-
-
-def test_who_is_killed_loses_nothing(broker: Broker, url: str, producer: Producer) -> None:
+def test_who_is_killed_loses_nothing(broker: Broker) -> None:
     """At whatever instant: each message is in its queue, or recorded as held, and never both."""
-    admin, processes = broker.client("admin"), multiprocessing.get_context("fork")
-    generator = random.Random(3)  # noqa: S311 - no secret
-    for _ in range(KILLS):
-        ready = processes.Event()
-        node = processes.Process(target=take, args=(url, ready))
-        node.start()
-        ready.wait(PATIENCE)
-        send(producer, 3, generator.choice(["default", "email"]), generator.choice(PRIORITIES))
-        time.sleep(generator.uniform(0.0, 0.004))
-        node.kill()
-        send(producer, 2, generator.choice(["default", "email"]))
-        node.join()
-    waiting = [record for key in [*lists("default"), *lists("email")] for record in admin.lrange(key, 0, -1)]
-    queued = [json.loads(record)["properties"]["delivery_tag"] for record in waiting]
-    held = text(admin.hkeys("unacked:one"))
-    assert held, "nothing was taken"
-    assert len({*queued, *held}) == len(queued) + len(held) == 5 * KILLS
-    assert set(text(admin.zrange("unacked_index:one", 0, -1))) == set(held)
+    count = kills.run(broker, "the runtime's", KILLS, seed=3)
+    assert count.held, "nothing was taken"
+    assert (count.lost, count.doubled) == (0, 0)

@@ -1,0 +1,151 @@
+"""Counts what is lost when who takes messages is killed at any instant: `python -m bench.kills --help`.
+
+Small consumers, each a process, take messages as fast as they come, and settle none. Each is killed (SIGKILL)
+within milliseconds of a message. In the end, each message must be in its queue, or recorded as held: in one
+place, and not in both.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import random
+import sys
+import time
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+from fleet_runtime.recovery import own_keys
+from fleet_runtime.transport import Transport
+from kombu import Connection, Consumer, Exchange, Producer, Queue
+
+from app.tests.broker import Broker
+from bench.drain import ROOT
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+REPORT = ROOT / ".cache" / "bench" / "kills.json"
+NODE = "killed@localhost"
+QUEUES = ("default", "email")
+PRIORITIES = (0, 3, 6, 9)
+LISTS = [f"{queue}\x06\x16{step}" if step else queue for queue in QUEUES for step in PRIORITIES]
+BEFORE, AFTER = 3, 2  # messages that are sent as a consumer takes them, and once it was killed
+LATEST = 0.004  # seconds from the messages to the kill
+PATIENCE = 60.0  # seconds for a consumer to begin
+TRANSPORTS: dict[str, Any] = {"kombu's": None, "the runtime's": Transport}  # as Connection wants them
+
+
+@dataclass(frozen=True)
+class Count:
+    """What became of the messages."""
+
+    transport: str
+    kills: int
+    sent: int
+    held: int
+    lost: int
+    doubled: int
+
+
+def run(broker: Broker, name: str, kills: int, seed: int) -> Count:
+    """Kill so many consumers that use a transport, and count.
+
+    Raises:
+        RuntimeError: It cannot be counted.
+    """
+    admin, url = broker.client("admin"), broker.url("worker")
+    admin.flushdb()
+    chance = random.Random(seed)  # noqa: S311 (no secret)
+    processes = multiprocessing.get_context("fork")
+    sent: list[str] = []
+    with Connection(url) as connection:
+        producer = Producer(connection)
+        for queue in queues():
+            queue(connection.default_channel).declare()
+        for _ in range(kills):
+            ready = processes.Event()
+            consumer = processes.Process(target=take, args=(url, TRANSPORTS[name], ready), daemon=True)
+            consumer.start()
+            if not ready.wait(PATIENCE):
+                raise RuntimeError("A consumer does not begin.")
+            sent += publish(producer, chance, BEFORE)
+            time.sleep(chance.uniform(0, LATEST))
+            consumer.kill()
+            sent += publish(producer, chance, AFTER)
+            consumer.join()
+    queued = [number(json.loads(text)) for key in LISTS for text in admin.lrange(key, 0, -1)]
+    held = [number(json.loads(text)[0]) for text in admin.hvals(own_keys(NODE)["unacked_key"])]
+    found = [*queued, *held]
+    if set(found) - set(sent):
+        raise RuntimeError("There are messages that nobody sent.")
+    lost, doubled = len(set(sent) - set(found)), len(found) - len(set(found))
+    return Count(name, kills, len(sent), len(held), lost, doubled)
+
+
+def take(url: str, transport: Any, ready: Any) -> None:
+    """Take messages as fast as possible, and settle none."""
+    with Connection(url, transport=transport, transport_options=own_keys(NODE)) as connection:
+        channel = connection.channel()
+        Consumer(channel, list(queues()), on_message=lambda message: None).consume()
+        with suppress(OSError):  # there is none, and it waits
+            connection.drain_events(timeout=0.01)
+        ready.set()
+        while True:
+            connection.drain_events()
+
+
+def queues() -> Iterator[Queue]:
+    """Yield the queues."""
+    for name in QUEUES:
+        yield Queue(name, Exchange(name), name)
+
+
+def publish(producer: Producer, chance: random.Random, count: int) -> list[str]:
+    """Send messages to any queue, with any priority; return what they are known by."""
+    queue, names = chance.choice(QUEUES), []
+    for _ in range(count):
+        names.append(f"{chance.getrandbits(64):016x}")
+        producer.publish(
+            {},
+            exchange=queue,
+            routing_key=queue,
+            priority=chance.choice(PRIORITIES),
+            correlation_id=names[-1],
+        )
+    return names
+
+
+def number(message: Any) -> str:
+    """Return what a message is known by."""
+    return str(message["properties"]["correlation_id"])
+
+
+def main() -> None:
+    """Count for each transport, and print a table."""
+    parser = argparse.ArgumentParser(prog="python -m bench.kills", description=__doc__)
+    parser.add_argument("--kills", type=int, default=1000, help="for each transport (default: 1000)")
+    parser.add_argument("--seed", type=int, default=0, help="of the instants (default: 0)")
+    options = parser.parse_args()
+    counts = []
+    with TemporaryDirectory() as folder:
+        broker = Broker(Path(folder))
+        try:
+            for name in TRANSPORTS:
+                print(f"{options.kills} kills with {name} transport", file=sys.stderr)
+                counts.append(run(broker, name, options.kills, options.seed))
+        finally:
+            broker.stop()
+    REPORT.parent.mkdir(parents=True, exist_ok=True)
+    REPORT.write_text(json.dumps([asdict(count) for count in counts], indent=1))
+    print("| transport | kills | messages | held | lost | doubled |\n|---|---:|---:|---:|---:|---:|")
+    for count in counts:
+        print(f"| {' | '.join(str(value) for value in asdict(count).values())} |")
+
+
+if __name__ == "__main__":
+    main()
