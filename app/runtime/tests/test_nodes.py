@@ -127,6 +127,20 @@ def test_operators_ask_nodes(fleet: Fleet) -> None:
     assert set(json.loads(result.stdout)) == set(names)
 
 
+@pytest.mark.parametrize("pool", ["threads", "gevent"])
+def test_a_node_that_is_to_leave_a_queue_keeps_its_connection(fleet: Fleet, web: Any, pool: str) -> None:
+    """And the other queues."""
+    words = ("--queues=default,email", f"--pool={pool}", *FLAGS)
+    with fleet.worker(f"leaving-{pool}", *words) as node:
+        target = ["--timeout=10", f"--destination=leaving-{pool}@test"]
+        assert fleet.run("ops", "control", *target, "cancel_consumer", "email").returncode == 0
+        for _ in range(3):
+            assert web.send_task("shop.add", (40, 2), queue="default").get(timeout=PATIENCE) == 42
+        assert fleet.run("ops", "control", *target, "add_consumer", "email").returncode == 0
+        assert web.send_task("shop.add", (40, 2), queue="email").get(timeout=PATIENCE) == 42
+        assert not node.lines("Connection to broker lost")
+
+
 @pytest.mark.usefixtures("broker")
 def test_operators_leave_the_messages_of_nodes_alone(fleet: Fleet) -> None:
     """With kombu's defaults, who waits for replies less than a BRPOP takes restores messages meanwhile."""

@@ -117,6 +117,24 @@ def test_what_was_recovered_too_often_does_not_start(
     assert web.send_task("mortuary.note", (str(tmp_path / "runs"),), queue=queue).get(PATIENCE) == 1
 
 
+def test_what_was_recovered_too_often_leaves_nothing_behind(broker: Broker, web: Any) -> None:
+    """Also one that Celery takes to be acknowledged already."""
+    message = caught(web, broker, "mortuary.fail_early")
+    mark(message, recovered=True)
+    lose(broker, message, 2)
+    assert letter_of(broker, put(broker, "default", message))["reason"] == "poison"
+
+
+def test_what_the_message_says_does_not_matter(broker: Broker, web: Any, tmp_path: Path) -> None:
+    """Whatever JSON its headers hold: kombu reads some of it as objects."""
+    message = caught(web, broker, "mortuary.note", str(tmp_path / "runs"))
+    message["headers"]["of-the-app"] = {"__type__": "uuid", "__value__": {"hex": 32 * "0"}}
+    mark(message, recovered=True)
+    lose(broker, message, 2)
+    assert letter_of(broker, put(broker, "default", message))["reason"] == "poison"
+    assert not (tmp_path / "runs").exists()
+
+
 @QUEUES
 def test_what_was_recovered_less_often_runs(broker: Broker, web: Any, queue: str, tmp_path: Path) -> None:
     """And what was only handed back is not blamed at all."""

@@ -278,6 +278,16 @@ def test_the_unit_of_a_dead_node_gives_back_what_it_held(
     assert "celery" not in result.stderr, "it imports Celery, and takes as long as a node"
 
 
+def test_the_unit_of_a_node_that_was_refused_gives_nothing_back(
+    fleet: Fleet, channel: Any, hold: Callable[..., None], admin: Any
+) -> None:
+    """What it would find is what the other node of its name runs."""
+    hold(1)
+    admin.hset(keys.NODES, DEAD, json.dumps({"host": "elsewhere"}))
+    assert end_of_unit(fleet).stdout == ""
+    assert admin.hlen(keys.unacked(DEAD)) == 1
+
+
 def test_the_unit_of_a_dead_node_waits_for_nobody(fleet: Fleet) -> None:
     """The node is to start, whether Redis answers or not."""
     url, port = fleet.broker.url("worker"), fleet.broker.port

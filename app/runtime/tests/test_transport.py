@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -12,6 +13,7 @@ from fleet_runtime import transport
 from fleet_runtime.recovery import own_keys
 from fleet_runtime.transport import WAIT, Transport
 from kombu import Connection, Consumer, Exchange, Producer, Queue
+from redis.exceptions import ConnectionError as NoConnectionError
 
 from app.tests.commands import PATIENCE
 from bench import kills
@@ -113,13 +115,46 @@ def test_what_is_taken_is_recorded(broker: Broker, producer: Producer, connectio
     receive(connection, got, 3)
     assert numbers(got) == [0, 1, 2]
     held = {tag: json.loads(record) for tag, record in text(admin.hgetall("unacked:one")).items()}
-    assert held == {one.delivery_tag: [one._raw, "default", "default"] for one in got}
+    assert held == {one.delivery_tag: [one._raw, "", "default"] for one in got}
     assert set(text(admin.zrange("unacked_index:one", 0, -1))) == set(held)
     got[0].ack()
     got[1].requeue()
     got[2].reject()
     assert admin.hlen("unacked:one") == admin.zcard("unacked_index:one") == 0
     assert admin.llen("default") == 1
+
+
+def test_a_message_that_is_in_two_queues_is_taken_twice(
+    broker: Broker, producer: Producer, connection: Connection
+) -> None:
+    """By one node, which settles each by itself."""
+    admin = broker.client("admin")
+    send(producer, 1)
+    admin.copy("default", "email")
+    _, got = consume(connection, "default", "email")
+    receive(connection, got, 2)
+    records = [json.loads(record)[1:] for record in admin.hvals("unacked:one")]
+    assert sorted(records) == [["", "default"], ["", "email"]]
+    got[0].ack()
+    assert admin.hkeys("unacked:one") == admin.zrange("unacked_index:one", 0, -1) == [got[1].delivery_tag]
+    got[1].requeue()
+    assert admin.llen("default") + admin.llen("email") == 1
+    assert not admin.exists("unacked:one")
+
+
+@pytest.mark.parametrize(("pending", "raises"), [("fetch", True), ("wait", False)])
+@pytest.mark.usefixtures("producer")
+def test_a_message_that_may_be_under_way_is_not_forgotten(
+    connection: Connection, monkeypatch: pytest.MonkeyPatch, pending: str, raises: bool
+) -> None:
+    """Where Redis does not answer, it may have handed one out: as the node connects anew, it comes back."""
+    channel, _ = consume(connection, "default")
+    drain(connection)
+    for lane in channel.lanes.values():
+        lane.pending = pending
+    monkeypatch.setattr(transport.Lane, "is_overdue", lambda lane, grace: True)
+    with pytest.raises(NoConnectionError) if raises else nullcontext():
+        connection.transport.cycle.maybe_check_brpop_health()
 
 
 def test_what_is_not_to_be_settled_is_not_recorded(

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from celery.worker import state
 from fleet_runtime.watchdog import is_deaf
 
 from app.runtime.tests.conftest import APPS, FIRST_OF_POOLS
@@ -266,19 +267,26 @@ def test_a_time_in_which_a_node_may_rightly_wait_is_refused(
 
 
 @pytest.mark.parametrize(
-    ("sent", "queues", "has_room", "expected"),
+    ("sent", "queues", "has_room", "reserved", "expected"),
     [
-        (-100, {"default"}, True, True),
-        (-15, {"default"}, True, False),
-        (-100, set(), True, False),
-        (-100, {"default"}, False, False),
-        (None, {"default"}, True, False),
+        (-100, {"default"}, True, [], True),
+        (-15, {"default"}, True, [], False),
+        (-100, set(), True, [], False),
+        (-100, {"default"}, False, ["a request"], False),
+        (-100, {"default"}, False, [], True),
+        (None, {"default"}, True, [], False),
     ],
 )
 def test_a_node_that_asks_for_nothing_is_deaf(
-    sent: float | None, queues: set[str], has_room: bool, expected: bool
+    monkeypatch: pytest.MonkeyPatch,
+    sent: float | None,
+    queues: set[str],
+    has_room: bool,
+    reserved: list[str],
+    expected: bool,
 ) -> None:
-    """Unless it has no queue to ask for, or no room."""
+    """Unless it has no queue to ask for, or no room because of what it has taken."""
+    monkeypatch.setattr(state, "reserved_requests", reserved)
     channel = SimpleNamespace(
         _brpop_sent_at=None if sent is None else time.monotonic() + sent,
         active_queues=queues,

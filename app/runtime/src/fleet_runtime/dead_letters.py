@@ -20,6 +20,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, Self
 
 from kombu.exceptions import OperationalError
+from kombu.utils.json import dumps
 from redis.exceptions import RedisError
 
 from fleet_runtime import fullness, keys
@@ -357,7 +358,7 @@ def bury(message: Any, end: End, *, node: str, started: float | None = None, hel
         "retries": headers.get("retries"),
         **asdict(end),
     }
-    record = "" if held else json.dumps([message._raw, exchange, routing_key])
+    record = "" if held else dumps([message._raw, exchange, routing_key])
     channel = message.channel
     hold = Held(channel.unacked_key, channel.unacked_index_key, message.delivery_tag)
     with channel.conn_or_acquire() as client:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import socket
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -237,6 +238,8 @@ def _give_back(node: str, settings: FleetSettings) -> int:
         channel = connection.default_channel
         with channel.conn_or_acquire() as client:
             facts = json.loads(client.hget(keys.NODES, node) or "{}")
+        if facts.get("host", "") not in ("", socket.gethostname()):
+            return 0  # this unit was refused because another host has a node of its name, which may live
         for exchange, kind in facts.get("exchanges", {}).items():
             channel.exchange_declare(exchange, kind)
         until = time.monotonic() + UNIT_TAKES

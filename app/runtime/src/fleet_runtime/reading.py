@@ -74,6 +74,8 @@ def deliver(channel: Any, item: bytes, queue: str, *, held: Held | None = None) 
     except Exception as error:
         _bury(channel, item, queue, held, error)
         return
+    if held and isinstance(message, dict) and isinstance(message.get("properties"), dict):
+        message["properties"]["delivery_tag"] = held.tag  # by which it is settled
     try:
         channel.connection._deliver(message, queue)
     except Exception:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import time
+from contextlib import suppress
 from functools import wraps
 from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
@@ -64,19 +65,18 @@ class HeldQoS(QoS):
         try:
             super().ack(delivery_tag)
         except Exception as error:
-            self.held.settled_late.add(delivery_tag)
+            self.held.settled_late[delivery_tag] = "ack"
             raise as_lost(error) from error
 
     def reject(self, delivery_tag: str, requeue: bool = False) -> None:
-        """Reject a message; what is to come back does so anyhow, if that cannot be said now."""
+        """Reject a message; if that cannot be said now, say it by the next channel."""
         if self.held.qos is not self:
             self.held.qos.reject(delivery_tag, requeue)
             return
         try:
             super().reject(delivery_tag, requeue)
         except Exception as error:
-            if not requeue:
-                self.held.settled_late.add(delivery_tag)
+            self.held.settled_late[delivery_tag] = "requeue" if requeue else "ack"
             raise as_lost(error) from error
 
     def restore_unacked_once(self, stderr: Any = None) -> None:
@@ -95,6 +95,13 @@ def as_lost(error: Exception) -> Exception:
     return NoConnectionError(f"Redis refuses: {error}") if isinstance(error, ResponseError) else error
 
 
+def copied(requests: Any) -> list[Any]:
+    """Return what a set of requests has, though other threads may change it meanwhile."""
+    while True:
+        with suppress(RuntimeError):
+            return list(requests)
+
+
 class Held:
     """What this node has taken from its queues, and not acknowledged."""
 
@@ -102,7 +109,7 @@ class Held:
 
     def __init__(self, consumer: Any) -> None:
         """Watch what a consumer takes."""
-        self.settled_late: set[str] = set()
+        self.settled_late: dict[str, str] = {}  # by delivery tag: ack or requeue
         self.unrecorded: dict[str, Any] = {}
         self._consumer = consumer
         self._received: WeakValueDictionary[str, Any] = WeakValueDictionary()
@@ -153,21 +160,24 @@ class Held:
             self.unrecorded.pop(tag, None)
 
     def settle(self) -> None:
-        """Acknowledge what could not be acknowledged when it ended."""
-        for tag in tuple(self.settled_late):
-            self.settled_late.discard(tag)
-            self.qos.ack(tag)  # which remembers it, if that fails again
+        """Settle what could not be settled when it ended."""
+        for tag, how in tuple(self.settled_late.items()):
+            self.settled_late.pop(tag, None)
+            if how == "ack":
+                self.qos.ack(tag)  # which remembers it, if that fails again
+            else:
+                self.qos.reject(tag, requeue=True)
 
     def unstarted(self) -> Iterator[Any]:
         """Yield what waits here for its time or for its turn."""
         running = set(self.active())
-        for request in {*tuple(state.scheduled_requests), *tuple(state.reserved_requests)}:
+        for request in {*copied(state.scheduled_requests), *copied(state.reserved_requests)}:
             if request not in running and not request.acknowledged:
                 yield request
 
     def active(self) -> list[Any]:
         """Return what runs, and is to be acknowledged."""
-        return [request for request in tuple(state.active_requests) if not request.acknowledged]
+        return [request for request in copied(state.active_requests) if not request.acknowledged]
 
     def let_go(self, requests: list[Any]) -> None:
         """Forget what waits here, because it has gone back to its queue."""
@@ -192,7 +202,7 @@ class Held:
         """
         requests = set(self.active())
         if getattr(self._consumer.pool.flush, "__func__", None) is BasePool.flush:
-            handed = [one for one in tuple(self._received.values()) if one._apply_result is not None]
+            handed = [one for one in copied(self._received.values()) if one._apply_result is not None]
             requests.update(one for one in handed if not one.acknowledged)
         return list(requests)
 

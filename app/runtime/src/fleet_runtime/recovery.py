@@ -157,6 +157,7 @@ class Pulse:
         self._pause = self._interval
         self._trusting_until = 0.0
         self._renewed = False
+        self._one_at_a_time = threading.Lock()
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
         self._connection: Any = None
@@ -175,25 +176,31 @@ class Pulse:
         self._disconnect()
 
     def beat(self, channel: Any) -> None:
-        """Renew the lease once, and give back what is to be."""
-        lease = self._settings.lease
-        facts = {**self._facts(), "lapses": self.lapses, "recovered": self.recovered}
-        with channel.conn_or_acquire() as client:
-            found = renew(client, self.node, lease, json.dumps(facts))
-            if self._is_unsure(found.left):
-                self._trusting_until = time.monotonic() + self._settings.grace
-            if self._renewed and (found.left is None or found.left < 0):
-                self.lapses += 1
-                self._on_lapse(client)
-        self._renewed = True
+        """Renew the lease, and give back what is to be."""
+        found = self.renew(channel)
         self._on_beat(channel)
         soonest = found.soonest
         trusting = self._trusting_until - time.monotonic()
         if found.over and trusting > 0:
             soonest = min(soonest, trusting)
         elif found.over:
-            soonest = self._give_back(channel, found.over) or soonest
+            again = self._give_back(channel, found.over)
+            soonest = soonest if again is None else again
         self._pause = min(self._interval, soonest + random.uniform(0, SPREAD))  # noqa: S311 - no secret
+
+    def renew(self, channel: Any) -> Renewal:
+        """Renew the lease once, and see whether it had ended."""
+        lease = self._settings.lease
+        facts = {**self._facts(), "lapses": self.lapses, "recovered": self.recovered}
+        with self._one_at_a_time, channel.conn_or_acquire() as client:
+            found = renew(client, self.node, lease, json.dumps(facts))
+            if self._is_unsure(found.left):
+                self._trusting_until = time.monotonic() + self._settings.grace
+            if self._renewed and (found.left is None or found.left < 0):
+                self.lapses += 1
+                self._on_lapse(client)
+            self._renewed = True
+        return found
 
     def _is_unsure(self, left: float | None) -> bool:
         """Return whether others may have had no chance to renew their leases, as this node had not.
@@ -206,7 +213,6 @@ class Pulse:
     def _give_back(self, channel: Any, nodes: Iterable[str]) -> float | None:
         """Give back what dead nodes held, for as long as there is time; return when to go on, if not done."""
         until = time.monotonic() + self._interval / 2
-        _declare_exchanges(self._app, channel)
         for node in nodes:
             step = self._settings.give_back_step
             moved = give_back(channel, node, self.node, step, until=until)
@@ -237,6 +243,7 @@ class Pulse:
         """Return a channel that works."""
         if self._connection is None:
             self._connection = _connect(self._app, self._interval)
+            _declare_exchanges(self._app, self._connection.default_channel)
         return self._connection.default_channel
 
     def _disconnect(self) -> None:
@@ -283,7 +290,11 @@ class Recovery(bootsteps.StartStopStep):  # type: ignore[misc]  # celery ships n
     def start(self, consumer: Any) -> None:
         """Begin on a new connection."""
         channel = consumer.connection.default_channel
-        if not self._again:
+        if self._again:
+            self._pulse.renew(
+                channel
+            )  # or what it takes would be nobody's, should it die before the next beat
+        else:
             self._pulse.beat(channel)
         keep = self._held.adopt(channel) | postponed.keys()
         # Who lives has not died: what it had only reserved is no loss.

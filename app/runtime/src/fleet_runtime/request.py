@@ -6,7 +6,6 @@ acknowledges it. What it puts back into the queue, or retries, is not touched.
 
 from __future__ import annotations
 
-import json
 import logging
 import sys
 from contextlib import contextmanager
@@ -28,6 +27,7 @@ from celery.worker import state
 from celery.worker.request import Request
 from kombu.exceptions import ContentDisallowed, DecodeError
 from kombu.transport import virtual
+from kombu.utils.json import dumps
 
 from fleet_runtime import dead_letters, probe
 from fleet_runtime.dead_letters import End, Reason
@@ -136,6 +136,8 @@ class Mortal(Request):  # type: ignore[misc]  # celery ships no types
             info = ExceptionInfo()
         with self._unless_poison():
             super().on_failure(info)
+        if not self.acknowledged:  # Celery takes a task without late acknowledgement to be so already
+            self.acknowledge()
 
     def _announce_revoked(self, reason: str, terminated: bool, signum: Any, expired: bool) -> None:
         """Drop the message of a task that was revoked, or that expired."""
@@ -226,7 +228,7 @@ class Mortal(Request):  # type: ignore[misc]  # celery ships no types
         """Return the message's record without the mark of a recovered one."""
         raw, delivery = self._message._raw, self._message.delivery_info
         headers = {name: value for name, value in raw["headers"].items() if name != RECOVERED}
-        return json.dumps([{**raw, "headers": headers}, delivery["exchange"], delivery["routing_key"]])
+        return str(dumps([{**raw, "headers": headers}, delivery["exchange"], delivery["routing_key"]]))
 
 
 class FleetRequest(Mortal):
@@ -270,7 +272,7 @@ def bury_postponed(channel: Any) -> None:
             _bury(burial)
         except Exception as error:
             logger.warning("Messages that wait for the dead letters: %d. %s", len(postponed), error)
-            return
+            continue
         del postponed[tag]
 
 

@@ -15,7 +15,7 @@ import hashlib
 import logging
 import os
 from collections.abc import Hashable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from math import inf
 from queue import Empty
 from time import monotonic
@@ -44,9 +44,10 @@ LOOK, WORD = 1, 60
 RESTORE = 60
 
 # Takes the oldest message of the first list that has one. It is recorded before it leaves the list, so that
-# a Redis that refuses to write leaves it there. What is no message is recorded by a
-# tag of its own. Returns the place of the list, the tag and the message.
-# KEYS: unacked, unacked_index, lists. ARGV: for each list, whether to record
+# a Redis that refuses to write leaves it there; with the queue that it came from, and not the exchange: that
+# may have put it into other queues, too. Another one of them that is taken by the same node, and what is no
+# message, gets a tag of its own. Returns the place of the list, the tag and the message.
+# KEYS: unacked, unacked_index, lists. ARGV: for each list, its queue; nothing if it is not to be recorded
 FETCH = (
     fullness.ALLOWED
     + """
@@ -62,10 +63,12 @@ for at = 3, #KEYS do
     if type(info) == 'table' and type(properties.delivery_tag) == 'string'
         and type(info.exchange) == 'string' and type(info.routing_key) == 'string' then
       tag = properties.delivery_tag
-      record = '[' .. item .. ', ' .. cjson.encode(info.exchange)
-        .. ', ' .. cjson.encode(info.routing_key) .. ']'
+      if redis.call('HEXISTS', KEYS[1], tag) == 1 then
+        tag = tag .. '+' .. ARGV[at - 2]
+      end
+      record = '[' .. item .. ', "", ' .. cjson.encode(ARGV[at - 2]) .. ']'
     end
-    if ARGV[at - 2] == '1' then
+    if ARGV[at - 2] ~= '' then
       redis.call('HSET', KEYS[1], tag, record)
       redis.call('ZADD', KEYS[2], time[1] + time[2] / 1000000, tag)
     end
@@ -196,6 +199,7 @@ class Lane(Hashable):
     Attributes:
         client: Its client.
         pending: What was asked and not answered: `wait`, `fetch` or nothing.
+        fileno: Of the connection that a poller watches.
     """
 
     def __init__(self, channel: Channel, key: str) -> None:
@@ -205,7 +209,8 @@ class Lane(Hashable):
         self.client = channel._create_client(asynchronous=True)
         self.pending = ""
         self.asked_at = 0.0
-        self._fetched: list[tuple[str, bool]] = []
+        self.fileno: int | None = None
+        self._fetched: list[tuple[str, str, bool]] = []
 
     def __hash__(self) -> int:
         """Each is one of its own."""
@@ -224,8 +229,8 @@ class Lane(Hashable):
         """Ask for the next message of any list."""
         channel = self.channel
         self._fetched = channel.lists()
-        names = [channel.unacked_key, channel.unacked_index_key, *(key for key, _ in self._fetched)]
-        records = [int(record) for _, record in self._fetched]
+        names = [channel.unacked_key, channel.unacked_index_key, *(key for key, _, _ in self._fetched)]
+        records = [queue if record else "" for _, queue, record in self._fetched]
         self._ask("fetch", "EVALSHA", fetch.name, len(names), *names, *records)
 
     def read(self) -> bool:
@@ -264,8 +269,8 @@ class Lane(Hashable):
         if not answer:
             raise Empty
         place, tag, item = answer
-        key, recorded = self._fetched[int(place)]
-        self.channel.deliver(key, bytes_to_str(tag), item, recorded=recorded)
+        _, queue, recorded = self._fetched[int(place)]
+        self.channel.deliver(queue, bytes_to_str(tag), item, recorded=recorded)
         return True
 
     def is_overdue(self, grace: float) -> bool:
@@ -277,9 +282,9 @@ class Lane(Hashable):
 
     def close(self) -> None:
         """End."""
-        connection, self.client.connection = self.connection, None
-        if connection is not None:
-            connection.disconnect()
+        if self.connection is not None:
+            self.connection.disconnect()
+            self.client.connection = None
 
     def _ask(self, pending: str, *command: Any) -> None:
         """Send a command."""
@@ -320,18 +325,17 @@ class Channel(stock.Channel):  # type: ignore[misc]  # kombu ships no types
         self.has_more = True
         return super().basic_consume(queue, no_ack, *args, **kwargs)
 
-    def lists(self) -> list[tuple[str, bool]]:
-        """Return the lists of the queues in the order in which they are looked at, and whether to record."""
+    def lists(self) -> list[tuple[str, str, bool]]:
+        """Return the lists in their order, each with its queue and whether to record what is in it."""
         queues = self._queue_cycle.consume(len(self.active_queues))
         return [
-            (self._q_for_pri(queue, priority), queue not in self._no_ack)
+            (self._q_for_pri(queue, priority), queue, queue not in self._no_ack)
             for priority in self.priority_steps
             for queue in queues
         ]
 
-    def deliver(self, key: str, tag: str, item: bytes, *, recorded: bool) -> None:
-        """Hand over what was fetched from a list."""
-        queue = key.rsplit(self.sep, 1)[0]
+    def deliver(self, queue: str, tag: str, item: bytes, *, recorded: bool) -> None:
+        """Hand over what was fetched from a queue."""
         self._queue_cycle.rotate(queue)
         held = Held(self.unacked_key, self.unacked_index_key, tag) if recorded else None
         if recorded:
@@ -396,9 +400,10 @@ class Channel(stock.Channel):  # type: ignore[misc]  # kombu ships no types
 
     def _match_lanes(self) -> None:
         """Have a lane for each list, and none for others."""
-        wanted = [key for key, _ in self.lists()]
+        wanted = [key for key, _, _ in self.lists()]
         for key in [key for key, lane in self.lanes.items() if key not in wanted and lane.pending != "fetch"]:
-            self.lanes.pop(key).close()
+            self.lanes[key].close()
+            del self.lanes[key]
         for key in wanted:
             if key not in self.lanes:
                 self.lanes[key] = Lane(self, key)
@@ -428,6 +433,8 @@ class Channel(stock.Channel):  # type: ignore[misc]  # kombu ships no types
             if lane.connection is connection:
                 lane.pending = ""
                 self.has_more = True
+                if self.connection is not None:
+                    self.connection.cycle.forget(lane)
         super()._on_connection_disconnect(connection)
 
 
@@ -495,18 +502,36 @@ class Poller(stock.MultiChannelPoller):  # type: ignore[misc]  # kombu ships no 
         return super().on_readable(fileno)
 
     def maybe_check_brpop_health(self) -> None:
-        """Drop connections that do not answer."""
+        """Drop connections that do not answer.
+
+        Raises:
+            NoConnectionError: A message may have been under way. Then it is held, and comes back as the node
+                connects anew.
+        """
         for channel in self._channels:
             for lane in list(channel.lanes.values()):
                 if channel.health_check_interval and lane.is_overdue(channel.health_check_interval):
                     logger.warning("Redis does not answer on a connection, which is dropped.")
+                    fetched = lane.pending == "fetch"
                     lane.connection.disconnect()
+                    if fetched:
+                        raise NoConnectionError("Redis did not say whether it handed out a message.")
+
+    def forget(self, lane: Lane) -> None:
+        """Watch a lane's connection no more: the number of its file may soon be another's."""
+        self._chan_to_sock.pop((lane.channel, lane.client, lane), None)
+        fileno, lane.fileno = lane.fileno, None
+        if fileno is not None and self._fd_to_chan.get(fileno) == (lane.channel, lane):
+            del self._fd_to_chan[fileno]
+            with suppress(OSError):  # epoll has forgotten a closed file by itself
+                (self.loop.remove if self.loop is not None else self.poller.unregister)(fileno)
 
     def _register_lane(self, lane: Lane) -> None:
         """Watch a lane's connection."""
         if not self._client_registered(lane.channel, lane.client, lane):
             lane.pending = ""
             self._register(lane.channel, lane.client, lane)
+            lane.fileno = lane.connection._sock.fileno()
 
 
 class Transport(stock.Transport):  # type: ignore[misc]  # kombu ships no types

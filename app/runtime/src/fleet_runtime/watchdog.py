@@ -28,6 +28,7 @@ from celery.worker import state
 
 from fleet_runtime import transport
 from fleet_runtime.errors import FleetError
+from fleet_runtime.reconnect import copied
 from fleet_runtime.settings import FleetSettings
 
 if TYPE_CHECKING:
@@ -124,7 +125,7 @@ class Watchdog(bootsteps.Step):  # type: ignore[misc]  # celery ships no types
 
         Their time is counted from when they were first seen here, as no change of the clock can alter it.
         """
-        running = _running()
+        running = copied(state.active_requests)
         pool = self.worker.pool
         is_full = isinstance(pool, solo.TaskPool) or (
             getattr(pool, "is_green", False) and len(running) >= pool.num_processes
@@ -186,16 +187,12 @@ def is_deaf(channel: Any, seconds: float) -> bool:
     anew, so that the last time is never old. A connection on which the answer is overdue is dropped.
     """
     sent = getattr(channel, "_brpop_sent_at", None)
-    if sent is None or not channel.active_queues or not channel.qos.can_consume():
+    if sent is None or not channel.active_queues:
+        return False
+    taken = (state.active_requests, state.reserved_requests, state.scheduled_requests)
+    if not channel.qos.can_consume() and any(copied(requests) for requests in taken):
         return False
     return bool(time.monotonic() - sent > transport.WAIT + seconds)
-
-
-def _running() -> list[Any]:
-    """Return the tasks that run; the loop may change the set meanwhile."""
-    while True:
-        with suppress(RuntimeError):
-            return list(state.active_requests)
 
 
 def _require_patience(seconds: float) -> None:
