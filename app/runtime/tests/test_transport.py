@@ -150,11 +150,24 @@ def test_a_message_that_may_be_under_way_is_not_forgotten(
     """Where Redis does not answer, it may have handed one out: as the node connects anew, it comes back."""
     channel, _ = consume(connection, "default")
     drain(connection)
-    for lane in channel.lanes.values():
-        lane.pending = pending
-    monkeypatch.setattr(transport.Lane, "is_overdue", lambda lane, grace: True)
+    late = channel.lanes["default"]
+    late.pending = pending
+    monkeypatch.setattr(transport.Lane, "is_overdue", lambda lane, grace: lane is late)
     with pytest.raises(NoConnectionError) if raises else nullcontext():
         connection.transport.cycle.maybe_check_brpop_health()
+    assert late.connection._sock is None
+
+
+@pytest.mark.usefixtures("producer")
+def test_who_closes_does_not_wait_for_ever(connection: Connection, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Redis that stands still may have a message under way, and does not say so."""
+    monkeypatch.setattr(transport, "LAST", 0.5)
+    channel, _ = consume(connection, "default")
+    drain(connection, 1)
+    channel.lanes["default"].pending = "fetch"  # of which no answer comes
+    started = time.monotonic()
+    channel.close()
+    assert time.monotonic() - started < WAIT / 2
 
 
 def test_what_is_not_to_be_settled_is_not_recorded(

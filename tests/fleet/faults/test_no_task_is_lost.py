@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 pytestmark = [
     pytest.mark.faults,
     pytest.mark.load,
+    pytest.mark.timeout(2400),  # seconds: one of them kills a hundred nodes
     pytest.mark.group("redis"),
     pytest.mark.group("workers"),
 ]

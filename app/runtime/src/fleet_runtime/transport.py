@@ -39,6 +39,8 @@ logger = logging.getLogger(__name__)
 WAIT = 10
 # Seconds between two looks at a Redis that is too full to be waited for, and between two words about it.
 LOOK, WORD = 1, 60
+# Seconds for a last answer, as a channel is closed.
+LAST = 5
 # Seconds between two searches for what is held for longer than the visibility timeout. A node without a loop
 # of its own would search as often as it waits.
 RESTORE = 60
@@ -419,6 +421,7 @@ class Channel(stock.Channel):  # type: ignore[misc]  # kombu ships no types
         """Close; a message that is under way is still delivered, and goes back to its queue."""
         for lane in self.lanes.values():
             if lane.pending == "fetch" and lane.connection and lane.connection._sock is not None:
+                lane.connection._sock.settimeout(LAST)
                 try:
                     lane.read()
                 except Empty:
