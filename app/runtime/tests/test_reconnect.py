@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import kombu
 import pytest
 from celery import Celery, bootsteps
-from fleet_runtime import keys, reconnect, recovery, transport
+from fleet_runtime import keys, reconnect, recovery
 from kombu.exceptions import OperationalError
 from kombu.transport.redis import Channel, QoS
 from redis.exceptions import ConnectionError as NoConnectionError
@@ -214,40 +214,6 @@ def test_what_was_taken_and_not_recorded_is_recorded_on_the_next_connection(
     assert admin.zscore(keys.unacked_index("full@test"), "tag")
     assert not held.unrecorded
     admin.delete(keys.unacked("full@test"), keys.unacked_index("full@test"))
-
-
-@pytest.mark.parametrize("requeue", [False, True])
-def test_what_could_not_be_settled_is_settled_later(
-    server: Broker, lay: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, requeue: bool
-) -> None:
-    """Also by the same channel: a Redis that refuses to write ends no connection."""
-    app = Celery("node", set_as_current=False)
-    lay(app, "worker", server.url("worker"))
-    app.conf.broker_transport_options.update(recovery.own_keys("late@test"))
-    consumer: Any = SimpleNamespace(
-        blueprint=SimpleNamespace(state=bootsteps.RUN), hub=None, pool=SimpleNamespace(flush=None)
-    )
-    held, admin = reconnect.Held(consumer), server.client("admin")
-    message = {"headers": {}, "properties": {"delivery_tag": "tag", "delivery_info": {}}}
-    admin.hset(keys.unacked("late@test"), "tag", json.dumps([message, "", "default"]))
-    admin.delete("default")
-
-    def refuse(*_: Any, **__: Any) -> None:
-        """Fail as Redis does."""
-        raise ResponseError("MISCONF")
-
-    with app.connection_for_read() as connection:
-        channel = connection.channel()
-        held.adopt(channel)
-        channel.qos._quick_append("tag", None)
-        with monkeypatch.context() as patch, pytest.raises(NoConnectionError):
-            patch.setattr(transport.QoS, "reject", refuse)
-            channel.qos.reject("tag", requeue)
-        assert admin.hlen(keys.unacked("late@test")) == 1
-        held.settle()
-    assert not admin.exists(keys.unacked("late@test"))
-    assert admin.llen("default") == int(requeue)
-    admin.delete("default")
 
 
 def test_another_kombu_is_left_alone(

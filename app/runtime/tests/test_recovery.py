@@ -14,15 +14,18 @@ import threading
 import time
 from contextlib import ExitStack
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from celery import Celery
-from fleet_runtime import keys, recovery
+from celery import Celery, bootsteps
+from fleet_runtime import keys, reconnect, recovery, transport
 from fleet_runtime.errors import FleetError
 from fleet_runtime.give_back import GiveBack
 from fleet_runtime.recovery import Pulse
 from kombu import Exchange, Queue
+from redis.exceptions import ConnectionError as NoConnectionError
+from redis.exceptions import ResponseError
 
 from app.runtime.tests.conftest import shop
 from app.tests.broker import HOST, Broker
@@ -215,6 +218,35 @@ def test_what_redis_refuses_stays(
     assert admin.hkeys(keys.unacked(DEAD)) == ["tag"]
     assert broker.denied() == ["worker key of-another-fleet"]
     admin.acl_log_reset()
+
+
+@pytest.mark.parametrize("requeue", [False, True])
+def test_what_could_not_be_settled_is_settled_later(
+    node: Celery, admin: Any, monkeypatch: pytest.MonkeyPatch, requeue: bool
+) -> None:
+    """Also by the same channel: a Redis that refuses to write ends no connection."""
+    consumer: Any = SimpleNamespace(
+        blueprint=SimpleNamespace(state=bootsteps.RUN), hub=None, pool=SimpleNamespace(flush=None)
+    )
+    held = reconnect.Held(consumer)
+    message = {"headers": {}, "properties": {"delivery_tag": "tag", "delivery_info": {}}}
+    admin.hset(keys.unacked(DEAD), "tag", json.dumps([message, "", "default"]))
+
+    def refuse(*_: Any, **__: Any) -> None:
+        """Fail as Redis does."""
+        raise ResponseError("MISCONF")
+
+    with node.connection_for_read() as connection:
+        channel = connection.channel()
+        held.adopt(channel)
+        channel.qos._quick_append("tag", None)
+        with monkeypatch.context() as patch, pytest.raises(NoConnectionError):
+            patch.setattr(transport.QoS, "reject", refuse)
+            channel.qos.reject("tag", requeue)
+        assert admin.hlen(keys.unacked(DEAD)) == 1
+        held.settle()
+    assert not admin.exists(keys.unacked(DEAD))
+    assert admin.llen("default") == int(requeue)
 
 
 def test_many_leases_do_not_slow_a_pulse(node: Celery, channel: Any, admin: Any) -> None:

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+# The end of the tag of a message that its node holds already, because it was put into several queues.
+AGAIN = "+"
+
 
 def node() -> str:
     """Return the name of this node."""
@@ -74,8 +77,8 @@ def deliver(channel: Any, item: bytes, queue: str, *, held: Held | None = None) 
     except Exception as error:
         _bury(channel, item, queue, held, error)
         return
-    if held and isinstance(message, dict) and isinstance(message.get("properties"), dict):
-        message["properties"]["delivery_tag"] = held.tag  # by which it is settled
+    if held and held.tag.endswith(AGAIN):  # by which it is settled; the script has looked at it
+        message["properties"]["delivery_tag"] = held.tag
     try:
         channel.connection._deliver(message, queue)
     except Exception:

@@ -65,8 +65,8 @@ for at = 3, #KEYS do
     if type(info) == 'table' and type(properties.delivery_tag) == 'string'
         and type(info.exchange) == 'string' and type(info.routing_key) == 'string' then
       tag = properties.delivery_tag
-      if redis.call('HEXISTS', KEYS[1], tag) == 1 then
-        tag = tag .. '+' .. ARGV[at - 2]
+      while redis.call('HEXISTS', KEYS[1], tag) == 1 do
+        tag = tag .. '+'
       end
       record = '[' .. item .. ', "", ' .. cjson.encode(ARGV[at - 2]) .. ']'
     end
