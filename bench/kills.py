@@ -128,7 +128,7 @@ def number(message: Any) -> str:
 def main() -> None:
     """Count for each transport, and print a table."""
     parser = argparse.ArgumentParser(prog="python -m bench.kills", description=__doc__)
-    parser.add_argument("--kills", type=int, default=1000, help="for each transport (default: 1000)")
+    parser.add_argument("--kills", type=int, default=400, help="for each transport (default: 400)")
     parser.add_argument("--seed", type=int, default=0, help="of the instants (default: 0)")
     options = parser.parse_args()
     counts = []
