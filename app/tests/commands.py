@@ -6,16 +6,19 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from app.tests.broker import Broker
 
 CELERY = Path(sys.executable).with_name("celery")
 ENTRY = ("-A", "fleet_runtime.app")
+# How a node is run in tests: nothing that others would have to answer.
+FLAGS = ("--concurrency=2", "--without-gossip", "--without-mingle", "--heartbeat-interval=10")
 PATIENCE = 40  # seconds; a machine that does other things needs some just to import Celery
 
 
@@ -107,3 +110,20 @@ def run(*words: str, environment: Mapping[str, str]) -> subprocess.CompletedProc
         timeout=PATIENCE,
         check=False,
     )
+
+
+@contextmanager
+def together(daemons: Mapping[str, Daemon]) -> Iterator[dict[str, Daemon]]:
+    """Yield daemons when all are ready; end them all at once, and only then wait for each."""
+    with ExitStack() as stack:
+        yield {name: stack.enter_context(daemon) for name, daemon in daemons.items()}
+        for daemon in daemons.values():
+            daemon.process.terminate()
+
+
+def wait_until(happened: Callable[[], Any]) -> None:
+    """Wait until a function says so."""
+    deadline = time.monotonic() + PATIENCE
+    while not happened():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.05)

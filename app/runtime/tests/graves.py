@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import json
-import time
 from typing import TYPE_CHECKING, Any
 
+import pytest
+
 from app.runtime.tests.conftest import APPS
-from app.tests.commands import PATIENCE, Fleet
+from app.tests.commands import Fleet, wait_until
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from app.tests.broker import Broker
 
 # A queue for each type of pool that is looked at, and one that nobody consumes.
 POOLS = {"default": "prefork", "io": "threads"}
 UNCONSUMED = "heavy"
-FLAGS = ("--concurrency=2", "--without-gossip", "--without-mingle", "--heartbeat-interval=10")
+QUEUES = pytest.mark.parametrize("queue", POOLS)
 
 
 def mortuary(broker: Broker, **environment: str) -> Fleet:
@@ -70,11 +69,3 @@ def put(broker: Broker, queue: str, message: dict[str, Any]) -> str:
     delivery["exchange"], delivery["routing_key"] = "", queue
     broker.client("admin").lpush(queue, json.dumps(message))
     return str(message["headers"]["id"])
-
-
-def wait_until(happened: Callable[[], bool]) -> None:
-    """Wait until a function says so."""
-    deadline = time.monotonic() + PATIENCE
-    while not happened():
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.05)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import json
 import time
-from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -16,8 +15,8 @@ from fleet_runtime import dead_letters
 from fleet_runtime.dead_letters import End, Filter, Letter, Reason
 
 from app.runtime.tests.graves import (
-    FLAGS,
     POOLS,
+    QUEUES,
     UNCONSUMED,
     caught,
     letter_of,
@@ -25,16 +24,13 @@ from app.runtime.tests.graves import (
     mortuary,
     places,
     put,
-    wait_until,
 )
 from app.tests.broker import Broker
-from app.tests.commands import PATIENCE, Daemon, Fleet
+from app.tests.commands import FLAGS, PATIENCE, Daemon, Fleet, together, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
-
-QUEUES = pytest.mark.parametrize("queue", POOLS)
 
 
 @pytest.fixture(scope="module")
@@ -50,10 +46,8 @@ def nodes(fleet: Fleet) -> Iterator[dict[str, Daemon]]:
         queue: fleet.worker(f"dead-{pool}", f"--queues={queue}", f"--pool={pool}", *FLAGS)
         for queue, pool in POOLS.items()
     }
-    with ExitStack() as stack:
-        yield {queue: stack.enter_context(node) for queue, node in started.items()}
-        for node in started.values():
-            node.process.terminate()
+    with together(started) as nodes:
+        yield nodes
 
 
 @pytest.fixture(autouse=True)

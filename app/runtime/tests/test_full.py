@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from app.runtime.tests.conftest import FIRST_OF_POOLS
-from app.runtime.tests.graves import mortuary, wait_until
+from app.runtime.tests.graves import mortuary
+from app.tests.commands import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -10,7 +10,6 @@ import os
 import signal
 import subprocess
 import time
-from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,14 +18,13 @@ from billiard.exceptions import TimeLimitExceeded
 
 from app.runtime.tests.conftest import shop
 from app.tests.broker import Broker
-from app.tests.commands import CELERY, PATIENCE, Daemon, Fleet
+from app.tests.commands import CELERY, FLAGS, PATIENCE, Daemon, Fleet, together, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 # A queue for each type of pool.
 POOLS = {"default": "prefork", "email": "gevent", "heavy": "solo", "io": "threads"}
-FLAGS = ("--concurrency=2", "--without-gossip", "--without-mingle", "--heartbeat-interval=10")
 
 
 def test_multi_starts_a_node_that_logs_to_no_file(fleet: Fleet, web: Any, tmp_path: Path) -> None:
@@ -79,10 +77,8 @@ def nodes(fleet: Fleet) -> Iterator[dict[str, Daemon]]:
         queue: fleet.worker(pool, f"--queues={queue}", f"--pool={pool}", "--time-limit=4", *FLAGS)
         for queue, pool in POOLS.items()
     }
-    with ExitStack() as stack:
-        yield {queue: stack.enter_context(node) for queue, node in started.items()}
-        for node in started.values():
-            node.process.terminate()  # all at once, and only then wait for each
+    with together(started) as nodes:
+        yield nodes
 
 
 @pytest.mark.usefixtures("nodes")
@@ -215,11 +211,3 @@ def test_a_broker_that_is_away_is_told(tmp_path: Path) -> None:
     assert result.returncode == 1
     assert result.stderr.startswith("Error: The broker cannot be reached: Error 111 connecting to ")
     assert result.stderr.count("\n") == 1
-
-
-def wait_until(happened: Callable[[], bool]) -> None:
-    """Wait until a function says so."""
-    deadline = time.monotonic() + PATIENCE
-    while not happened():
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.05)

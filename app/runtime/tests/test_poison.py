@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from billiard.exceptions import WorkerLostError
 
 from app.runtime.tests.graves import (
-    FLAGS,
     POOLS,
+    QUEUES,
     UNCONSUMED,
     caught,
     letter_of,
@@ -18,17 +17,14 @@ from app.runtime.tests.graves import (
     mortuary,
     places,
     put,
-    wait_until,
 )
-from app.tests.commands import PATIENCE, Daemon, Fleet
+from app.tests.commands import FLAGS, PATIENCE, Daemon, Fleet, together, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
     from app.tests.broker import Broker
-
-QUEUES = pytest.mark.parametrize("queue", POOLS)
 
 
 @pytest.fixture(scope="module")
@@ -44,10 +40,8 @@ def nodes(fleet: Fleet) -> Iterator[dict[str, Daemon]]:
         queue: fleet.worker(f"poison-{pool}", f"--queues={queue}", f"--pool={pool}", *FLAGS)
         for queue, pool in POOLS.items()
     }
-    with ExitStack() as stack:
-        yield {queue: stack.enter_context(node) for queue, node in started.items()}
-        for node in started.values():
-            node.process.terminate()
+    with together(started) as nodes:
+        yield nodes
 
 
 @pytest.fixture(autouse=True)

@@ -6,7 +6,6 @@ import json
 import signal
 import threading
 import time
-from contextlib import ExitStack
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -20,9 +19,9 @@ from redis.exceptions import ConnectionError as NoConnectionError
 from redis.exceptions import RedisError, ResponseError
 
 from app.runtime.tests.conftest import shop
-from app.runtime.tests.test_recovery import noted, wait_until
+from app.runtime.tests.test_recovery import noted
 from app.tests.broker import HOST, Broker, make_certificates
-from app.tests.commands import PATIENCE, Daemon
+from app.tests.commands import FLAGS, PATIENCE, Daemon, together, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -30,7 +29,6 @@ if TYPE_CHECKING:
 
 # A queue for each type of pool.
 POOLS = {"default": "prefork", "email": "gevent", "heavy": "solo", "io": "threads"}
-FLAGS = ("--concurrency=2", "--without-gossip", "--without-mingle", "--heartbeat-interval=10")
 LOSSES = [
     "killed",
     *(pytest.param(loss, marks=pytest.mark.long) for loss in ("away", "cut", "rotated", "demoted")),
@@ -55,10 +53,8 @@ def nodes(server: Broker) -> Iterator[dict[str, Daemon]]:
         )
         for queue, pool in POOLS.items()
     }
-    with ExitStack() as stack:
-        yield {queue: stack.enter_context(node) for queue, node in started.items()}
-        for node in started.values():
-            node.process.terminate()
+    with together(started) as nodes:
+        yield nodes
 
 
 @pytest.fixture

@@ -29,13 +29,12 @@ from redis.exceptions import ResponseError
 
 from app.runtime.tests.conftest import shop
 from app.tests.broker import HOST, Broker
-from app.tests.commands import PATIENCE, Daemon, Fleet
+from app.tests.commands import FLAGS, PATIENCE, Daemon, Fleet, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 POOLS = ["prefork", "gevent", "threads", "solo"]
-FLAGS = ("--concurrency=2", "--without-gossip", "--without-mingle", "--heartbeat-interval=10")
 DEAD = "dead@test"
 LEASE = 3
 
@@ -535,11 +534,3 @@ def noted(folder: Path, what: str) -> list[str]:
 def tag(text: str) -> str:
     """Return the delivery tag of a message."""
     return str(json.loads(text)["properties"]["delivery_tag"])
-
-
-def wait_until(happened: Callable[[], Any]) -> None:
-    """Wait until a function says so."""
-    deadline = time.monotonic() + PATIENCE
-    while not happened():
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.05)

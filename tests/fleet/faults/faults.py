@@ -9,6 +9,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from fleet_runtime import keys
+from fleet_runtime.settings import FleetSettings
+
 from tests.fleet.support.clients import Producer
 from tests.fleet.support.hosts import eventually
 from tests.fleet.support.inventory import ROOT
@@ -21,8 +24,8 @@ if TYPE_CHECKING:
 
 REDIS = "redis-server.service"
 KILLS = 100  # of a node, in the trial that is about nothing else
-LEASE = 30  # seconds after which what a node held is given to the others
-WATCHDOG = 60  # seconds after which systemd restarts a node that hangs
+# Seconds after which what a node held is given to the others; no inventory here says otherwise.
+LEASE = int(FleetSettings.model_fields["lease"].default)
 TOO_MUCH = ("demo.tasks.count_primes", 2**31)  # 2 GB
 DATA = "/var/lib/redis"
 SPARE = 8192  # KB of disk that Redis has left, before somebody takes them
@@ -96,7 +99,8 @@ def node_stopped(fleet: Fleet) -> None:
     try:
         for node in victims:
             node.host.sh('systemctl kill --kill-who=main --signal=STOP "$1"', node.unit)
-        await_restart(fleet, before, victims, timeout=WATCHDOG + 60)
+        watchdog = fleet.group("workers")[0].variables["celery_worker_watchdog"]
+        await_restart(fleet, before, victims, timeout=watchdog + 60)
     finally:
         for node in victims:
             node.host.sh('systemctl kill --kill-who=main --signal=CONT "$1" || true', node.unit)
@@ -126,7 +130,7 @@ def host_powered_off(fleet: Fleet) -> None:
     before = fleet.starts()
     with powered_off(host):
         time.sleep(1)
-    await_restart(fleet, before, nodes_of(fleet, host), timeout=WATCHDOG)
+    await_restart(fleet, before, nodes_of(fleet, host))
 
 
 def host_gone(fleet: Fleet) -> None:
@@ -284,8 +288,8 @@ def restart_nodes(fleet: Fleet, host: Host) -> None:
 def traces(fleet: Fleet, nodes: list[str]) -> list[str]:
     """Return what Redis has of nodes: messages that they hold, and leases."""
     with fleet.broker.connect("admin") as client:
-        held = [f"unacked:{node}" for node in nodes if client.exists(f"unacked:{node}")]
-        return held + [node for node in nodes if client.zscore("fleet:leases", node) is not None]
+        held = [keys.unacked(node) for node in nodes if client.exists(keys.unacked(node))]
+        return held + [node for node in nodes if client.zscore(keys.LEASES, node) is not None]
 
 
 def children(node: Node) -> list[str]:

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
+from fleet_runtime import keys
+
 from tests.fleet.faults.load import Load
 from tests.fleet.support.hosts import eventually
 
@@ -26,9 +28,8 @@ MOST = 8  # tasks at a time, of which a queue's share is made: pools that can ru
 CALM = 5  # seconds of load before a fault, and after it
 PATIENCE = 60  # seconds beyond what a fault allows, until what has not run counts as lost
 
-# The keys in which messages are kept: of a queue, one for each priority; of a node; of the dead letters.
+# The ends of the keys in which the messages of a queue are, one for each priority.
 PRIORITIES = ("", "\x06\x163", "\x06\x166", "\x06\x169")
-HELD, DEAD = "unacked", "fleet:dead:letters"
 
 
 @dataclass
@@ -182,7 +183,7 @@ def whereabouts(fleet: Fleet, trial: str) -> dict[str, str]:
     All at one moment: a message that moves meanwhile would be seen nowhere.
     """
     queues = [f"{queue}{step}" for queue in fleet.queues for step in PRIORITIES]
-    hashes = [HELD, *(f"{HELD}:{node.celery_name}" for node in fleet.nodes), DEAD]
+    hashes = [keys.UNACKED, *(keys.unacked(node.celery_name) for node in fleet.nodes), keys.DEAD_LETTERS]
     with fleet.broker.connect("admin") as client:
         transaction = client.pipeline(transaction=True)
         for key in queues:
