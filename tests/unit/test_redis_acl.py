@@ -20,7 +20,9 @@ PERMITTED = {
     "worker": """
         BRPOP default 1
         BRPOP default\x06\x163 default\x06\x169 1
-        BLMOVE default default RIGHT RIGHT 1
+        CLIENT TRACKING OFF
+        CLIENT CACHING YES
+        EXISTS default default\x06\x163
         LINDEX default -1
         RPOP default
         LPUSH email message

@@ -345,10 +345,11 @@ def test_a_killed_node_that_starts_again_runs_at_once_what_it_held(
         for name in names:
             web.send_task("shop.note", (str(tmp_path / "notes"), name, str(gate)), queue="default")
         begun = 1 if pool == "solo" else 2
-        held = {"solo": 1, "gevent": 3}.get(pool, 4)  # gevent waits for room with the third in its hands
+        # At least: solo and gevent take no more while they wait with a task in their hands.
+        held = {"solo": 1, "gevent": 3}.get(pool, 4)
         wait_until(lambda: len(noted(tmp_path, "starts")) == begun)
         # All that it takes: one that dies between a pop and its record loses that message.
-        wait_until(lambda: admin.hlen("unacked:one@test") == held)
+        wait_until(lambda: admin.hlen("unacked:one@test") >= held)
         kill(worker)
     gate.unlink()
     with fleet.worker("one", *words):

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import signal
 import threading
 import time
-from contextlib import nullcontext
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -118,8 +119,9 @@ def test_what_is_taken_is_recorded(broker: Broker, producer: Producer, connectio
     assert held == {one.delivery_tag: [one._raw, "", "default"] for one in got}
     assert set(text(admin.zrange("unacked_index:one", 0, -1))) == set(held)
     got[0].ack()
-    got[1].requeue()
     got[2].reject()
+    drain(connection)
+    got[1].requeue()
     assert admin.hlen("unacked:one") == admin.zcard("unacked_index:one") == 0
     assert admin.llen("default") == 1
 
@@ -136,38 +138,55 @@ def test_a_message_that_is_in_two_queues_is_taken_twice(
     records = [json.loads(record)[1:] for record in admin.hvals("unacked:one")]
     assert sorted(records) == [["", "default"], ["", "email"]]
     got[0].ack()
+    drain(connection)
     assert admin.hkeys("unacked:one") == admin.zrange("unacked_index:one", 0, -1) == [got[1].delivery_tag]
     got[1].requeue()
     assert admin.llen("default") + admin.llen("email") == 1
     assert not admin.exists("unacked:one")
 
 
-@pytest.mark.parametrize(("pending", "raises"), [("fetch", True), ("wait", False)])
 @pytest.mark.usefixtures("producer")
-def test_a_message_that_may_be_under_way_is_not_forgotten(
-    connection: Connection, monkeypatch: pytest.MonkeyPatch, pending: str, raises: bool
+def test_a_redis_that_does_not_answer_is_left(
+    broker: Broker, connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where Redis does not answer, it may have handed one out: as the node connects anew, it comes back."""
+    """It may have handed out a message: as the node connects anew, that comes back."""
+    cycle = connection.transport.cycle
     channel, _ = consume(connection, "default")
     drain(connection)
-    late = channel.lanes["default"]
-    late.pending = pending
-    monkeypatch.setattr(transport.Lane, "is_overdue", lambda lane, grace: lane is late)
-    with pytest.raises(NoConnectionError) if raises else nullcontext():
-        connection.transport.cycle.maybe_check_brpop_health()
-    assert late.connection._sock is None
+    cycle.maybe_check_brpop_health()
+    with stopped(broker):
+        channel.lane.ask(*channel._watch())
+        cycle.maybe_check_brpop_health()
+        monkeypatch.setattr(channel, "health_check_interval", 0.1)
+        time.sleep(0.2)
+        with pytest.raises(NoConnectionError):
+            cycle.maybe_check_brpop_health()
+    assert not channel.lane.is_open
 
 
 @pytest.mark.usefixtures("producer")
-def test_who_closes_does_not_wait_for_ever(connection: Connection, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_who_closes_does_not_wait_for_ever(
+    broker: Broker, connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A Redis that stands still may have a message under way, and does not say so."""
     monkeypatch.setattr(transport, "LAST", 0.5)
     channel, _ = consume(connection, "default")
     drain(connection, 1)
-    channel.lanes["default"].pending = "fetch"  # of which no answer comes
-    started = time.monotonic()
-    channel.close()
+    with stopped(broker):
+        channel.lane.ask(*channel._watch())
+        started = time.monotonic()
+        channel.close()
     assert time.monotonic() - started < WAIT / 2
+
+
+@contextmanager
+def stopped(broker: Broker) -> Iterator[None]:
+    """Let Redis stand still."""
+    broker.process.send_signal(signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        broker.process.send_signal(signal.SIGCONT)
 
 
 def test_what_is_not_to_be_settled_is_not_recorded(
@@ -248,7 +267,8 @@ def test_who_waits_asks_little(broker: Broker, connection: Connection) -> None:
 def calls(broker: Broker) -> int:
     """Return how often Redis was asked for messages."""
     stats = broker.client("admin").info("commandstats")
-    return sum(stats.get(f"cmdstat_{name}", {"calls": 0})["calls"] for name in ("blmove", "brpop", "lindex"))
+    of_nodes = [stats.get(f"cmdstat_{name}", {}) for name in ("evalsha", "exists", "brpop")]
+    return sum(one.get("calls", 0) + one.get("rejected_calls", 0) for one in of_nodes)
 
 
 def test_what_goes_back_is_what_is_recorded(
@@ -306,7 +326,7 @@ def test_what_cannot_be_recorded_stays_in_its_queue(
     drain(connection)
     admin.set("unacked:one", "no hash")
     send(producer, 1)
-    with pytest.raises(connection.connection_errors, match="Redis refuses to hand out messages: WRONGTYPE"):
+    with pytest.raises(connection.connection_errors, match="it refuses: WRONGTYPE"):
         connection.drain_events(timeout=PATIENCE)
     assert (got, admin.llen("default")) == ([], 1)
     admin.delete("unacked:one")
@@ -314,32 +334,63 @@ def test_what_cannot_be_recorded_stays_in_its_queue(
     assert numbers(got) == [0]
 
 
-def test_a_full_redis_is_emptied(
-    broker: Broker, producer: Producer, connection: Connection, caplog: pytest.LogCaptureFixture
-) -> None:
-    """It lets nobody wait, so it is asked again and again; and it lets take what is there."""
+def test_a_full_redis_is_emptied(broker: Broker, producer: Producer, connection: Connection) -> None:
+    """It tells who waits, and lets take what is there."""
     admin = broker.client("admin")
     _, got = consume(connection, "default")
+    drain(connection)
     send(producer, 3, "email")
     admin.config_set("maxmemory", 1)
     try:
-        drain(connection, WAIT + 1)  # until what waits asks anew
-        before = calls(broker)
-        drain(connection, 3)
-        assert 1 <= calls(broker) - before < 20
         admin.rename("email", "default")
         receive(connection, got, 3)
         assert numbers(got) == [0, 1, 2]
         assert admin.hlen("unacked:one") == 3
         for message in got:
             message.ack()
+        drain(connection)
         assert not admin.exists("unacked:one", "default")
     finally:
         admin.config_set("maxmemory", 0)
+
+
+def test_a_redis_that_cannot_write_is_asked_again(
+    broker: Broker, producer: Producer, connection: Connection, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Now and then, and what is done is acknowledged when it can."""
+    admin = broker.client("admin")
+    _, got = consume(connection, "default", room=1)
+    send(producer, 2)
+    receive(connection, got, 1)
+    with unwritable(broker):
+        got[0].ack()
+        before = calls(broker)
+        drain(connection, 3)
+        assert 1 <= calls(broker) - before < 20
+        assert (len(got), admin.hlen("unacked:one"), admin.llen("default")) == (1, 1, 1)
+    receive(connection, got, 2)
+    assert text(admin.hkeys("unacked:one")) == [got[1].delivery_tag]
     assert len([line for line in caplog.messages if "Redis is full" in line]) == 1
-    send(producer, 1)
-    receive(connection, got, 4)
-    assert numbers(got) == [0, 1, 2, 0]
+
+
+@contextmanager
+def unwritable(broker: Broker) -> Iterator[None]:
+    """Let Redis fail to save, after which it takes no writes."""
+    admin = broker.client("admin")
+    admin.config_set("save", "3600 100000000")
+    (broker.folder / "dump.rdb").unlink(missing_ok=True)
+    (broker.folder / "dump.rdb").mkdir()
+    try:
+        admin.bgsave()
+        while admin.info("persistence")["rdb_last_bgsave_status"] == "ok":
+            time.sleep(0.05)
+        yield
+    finally:
+        (broker.folder / "dump.rdb").rmdir()
+        admin.bgsave()
+        while admin.info("persistence")["rdb_last_bgsave_status"] != "ok":
+            time.sleep(0.05)
+        admin.config_set("save", "")
 
 
 def test_who_is_killed_loses_nothing(broker: Broker) -> None:

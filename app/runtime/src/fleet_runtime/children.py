@@ -1,11 +1,13 @@
-"""Lets a node see at once that a process of its pool has died."""
+"""What the processes of a pool share with the node, and when it sees that one has died."""
 
 from __future__ import annotations
 
-from functools import wraps
+import gc
+from functools import cache, wraps
 from typing import Any
 
 import celery
+from celery import signals
 from celery.concurrency.asynpool import AsynPool
 
 from fleet_runtime.tested import may_change
@@ -13,6 +15,27 @@ from fleet_runtime.tested import may_change
 AGAIN = 0.02  # seconds until the first other look; each further one waits twice as long
 LOOKS = 8  # the pool looks by itself every 5 seconds
 OTHERWISE = "This node may see the death of one of its processes 5 seconds late."
+
+
+def share_memory() -> None:
+    """Let processes share what is in memory as the first one is made: the app with all that it imports.
+
+    Python's garbage collector writes to each object that it looks at, and so each process would soon have a
+    copy of its own: 44 MB of an app of 60, where it takes 6 without.
+    """
+    signals.worker_before_create_process.connect(_freeze, weak=False, dispatch_uid="fleet.freeze")
+
+
+@cache  # later it would keep what is garbage by then
+def _keep() -> None:
+    """Let the garbage collector look at nothing that there is now."""
+    gc.collect()
+    gc.freeze()
+
+
+def _freeze(**_: Any) -> None:
+    """Handle the signal."""
+    _keep()
 
 
 def mend() -> None:

@@ -28,6 +28,7 @@ class Guard(bootsteps.Step):  # type: ignore[misc]  # celery ships no types
         except FleetError as error:
             raise SystemExit(f"celery: {error}") from None
         children.mend()
+        children.share_memory()
 
 
 def _require_component(settings: FleetSettings) -> None:

@@ -12,19 +12,17 @@ import os
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-import kombu
 from celery.app.defaults import _OLD_DEFAULTS, _TO_OLD_KEY, DEFAULTS
 from celery.utils.text import match_case
 from kombu.exceptions import SerializerNotInstalled
 from kombu.serialization import prepare_accept_content, registry
 
-from fleet_runtime import greenlets
+from fleet_runtime import greenlets, selection
 from fleet_runtime.errors import FleetError
 from fleet_runtime.guard import Guard
 from fleet_runtime.loading import blaming
 from fleet_runtime.logs import FleetLogging, lay_messages
 from fleet_runtime.stamp import stamp_messages
-from fleet_runtime.tested import is_known
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -46,9 +44,7 @@ REDBEAT_LOCK = "redbeat::lock"
 # What takes messages in a node: by its name, because only a node is to import it.
 CONSUMER = "fleet_runtime.consumer:FleetConsumer"
 OWNERSHIP, RECOVERY = "fleet_runtime.recovery:Ownership", "fleet_runtime.recovery:Recovery"
-WATCHDOG = "fleet_runtime.watchdog:Watchdog"
-# What takes messages out of queues.
-TRANSPORT = "fleet_runtime.transport:Transport"
+WATCHDOG, EVENTS = "fleet_runtime.watchdog:Watchdog", "fleet_runtime.events:Together"
 
 # Of one channel: a bound that only a leak meets. With kombu's 10, greenlets that end at the same time cannot
 # all acknowledge.
@@ -101,6 +97,9 @@ def lay(app: Celery, settings: FleetSettings) -> None:
     app.steps["worker"].add(OWNERSHIP)
     app.steps["worker"].add(WATCHDOG)
     app.steps["consumer"].add(RECOVERY)
+    app.steps["consumer"].add(EVENTS)
+    if settings.component == "worker":
+        selection.select_backend(app)
 
 
 def _pin(conf: Any, settings: FleetSettings) -> None:
@@ -110,12 +109,18 @@ def _pin(conf: Any, settings: FleetSettings) -> None:
     the app sets later, too.
     """
     if settings.broker_url:
-        os.environ["CELERY_BROKER_READ_URL"] = settings.broker_url
+        os.environ["CELERY_BROKER_READ_URL"] = _read_url(settings)
         os.environ["CELERY_BROKER_WRITE_URL"] = settings.broker_url
     # These are what `inspect conf` and Flower show. Celery hides their passwords under these names only.
     for name in ("broker_url", "result_backend"):
         if url := getattr(settings, name):
             conf[name] = url
+
+
+def _read_url(settings: FleetSettings) -> str:
+    """Return the URL by which messages are taken."""
+    takes_atomically = settings.component == "worker" and settings.atomic_fetch
+    return selection.select_transport(settings.broker_url) if takes_atomically else settings.broker_url
 
 
 def _prevail(conf: Any, values: dict[str, Any]) -> None:
@@ -159,7 +164,7 @@ def _delivery(settings: FleetSettings) -> dict[str, Any]:
 def _connections(settings: FleetSettings) -> dict[str, Any]:
     """Return how connections to the broker and the result backend live and die."""
     return {
-        "broker_transport": _transport_class(settings),
+        "broker_transport": None,
         "broker_connection_retry": True,
         "broker_connection_retry_on_startup": True,
         "broker_connection_max_retries": None,
@@ -173,14 +178,6 @@ def _connections(settings: FleetSettings) -> dict[str, Any]:
         "event_exchange": DEFAULTS["event_exchange"],
         "event_queue_prefix": DEFAULTS["event_queue_prefix"],
     }
-
-
-def _transport_class(settings: FleetSettings) -> str | None:
-    """Return the runtime's own transport, for nodes and for a kombu that it is known to work with."""
-    if settings.component != "worker" or not settings.atomic_fetch:
-        return None
-    otherwise = "This node takes messages by kombu's own transport, and may lose one when it dies."
-    return TRANSPORT if is_known(kombu, otherwise) else None
 
 
 def _transport(settings: FleetSettings) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from kombu.utils.json import dumps
 from redis.exceptions import ConnectionError as NoConnectionError
 from redis.exceptions import ResponseError
 
+from fleet_runtime import transport
 from fleet_runtime.tested import may_change
 from fleet_runtime.transport import QoS
 
@@ -125,6 +126,8 @@ class Held:
         Returns:
             The delivery tags of what this process runs. Nobody else is to get that.
         """
+        if isinstance(lost := getattr(self.qos, "channel", None), transport.Channel):
+            self.settled_late.update(dict.fromkeys(lost.unacknowledged(), "ack"))
         qos = channel.qos
         # Not an object of its own: with worker_disable_prefetch, Celery has changed this one.
         qos.__class__ = HeldQoS

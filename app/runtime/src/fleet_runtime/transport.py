@@ -1,10 +1,10 @@
-"""A Redis transport that takes a message and records who holds it in one step.
+"""A Redis transport that takes messages and records who holds them in one step.
 
 kombu's takes a message out of its queue by one command (BRPOP), and records by the next that the node has
 it. A node that dies between the two loses the message, and so does a Redis that refuses the second one. Here
-a script does both. A script cannot wait, so what waits is a command that changes nothing: a move of the
-oldest message of a list to where it is (BLMOVE), on a connection of its own for each list. It tells that
-there is something, and the script takes it.
+a script does both, for as many messages as there is room for, and forgets those that are done. A script
+cannot wait. A node that has found nothing lets Redis tell it of the next change (CLIENT TRACKING), on the
+same connection and for all its lists at once, and asks nothing meanwhile.
 
 Messages and queues stay kombu's own: producers, and nodes without this transport, work on the same queues.
 """
@@ -14,7 +14,10 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Hashable, Iterator
+import random
+import threading
+from collections import deque
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from math import inf
 from queue import Empty
@@ -26,71 +29,112 @@ from kombu.transport import redis as stock
 from kombu.transport import virtual
 from kombu.utils.encoding import bytes_to_str
 from kombu.utils.json import dumps, loads
+from kombu.utils.scheduling import priority_cycle, round_robin_cycle
 from redis.exceptions import ConnectionError as NoConnectionError
 from redis.exceptions import NoScriptError, ResponseError
 
 from fleet_runtime import fullness, reading
 from fleet_runtime.dead_letters import Held
 from fleet_runtime.fullness import is_full
+from fleet_runtime.lane import TRACK_NEXT, Asked, Lane
+from fleet_runtime.selection import without_prefix
 
 logger = logging.getLogger(__name__)
 
-# Seconds that a connection waits for a list. Until then nobody notices that the other end is gone.
+# Seconds after which a node that waits looks by itself. Until then nobody notices that the other end is gone.
 WAIT = 10
-# Seconds between two looks at a Redis that is too full to be waited for, and between two words about it.
+# Seconds between two looks at a Redis that writes nothing, and between two words about it.
 LOOK, WORD = 1, 60
 # Seconds for a last answer, as a channel is closed.
 LAST = 5
 # Seconds between two searches for what is held for longer than the visibility timeout. A node without a loop
 # of its own would search as often as it waits.
 RESTORE = 60
+# Messages that are taken at a time, at most, and acknowledged.
+BATCH, ACKS = 100, 1000
+# Seconds that an acknowledgement waits for others to go with, while a task holds up the loop.
+LINGER = 0.01
+# Seconds that a node does not look after it was told of messages, and others had taken them: up to the first
+# figure, twice as long after each further time, up to the last. Redis tells all nodes that wait of each
+# message, and with hundreds of them it would do little else.
+FIRST, MOST = 0.001, 0.25
 
-# Takes the oldest message of the first list that has one. It is recorded before it leaves the list, so that
-# a Redis that refuses to write leaves it there; with the queue that it came from, and not the exchange: that
-# may have put it into other queues, too. Another one of them that is taken by the same node, and what is no
-# message, gets a tag of its own. Returns the place of the list, the tag and the message.
-# KEYS: unacked, unacked_index, lists. ARGV: for each list, its queue; nothing if it is not to be recorded
-FETCH = (
+# Forgets messages that are done, and takes others: each time the oldest of the first list that has one. A
+# message is recorded before it leaves its list, so that a Redis that refuses to write leaves it there; with
+# the queue that it came from, and not the exchange: that may have put it into other queues, too. Another one
+# of them that is taken by the same node, and what is no message, gets a tag of its own. Returns the place of
+# the queue, the tag and the message, for each.
+# KEYS: unacked, unacked_index, then for each priority the list of each queue.
+# ARGV: how many to take, whether the queues take turns, how many queues, the name of each (nothing if what is
+# in it is not to be recorded), then the tags of what is done.
+TURN = (
     fullness.ALLOWED
     + """
-local time = redis.call('TIME')
-for at = 3, #KEYS do
-  local item = redis.call('LINDEX', KEYS[at], -1)
-  if item then
-    local tag = 'malformed:' .. redis.sha1hex(item)
-    local record = item
-    local good, message = pcall(cjson.decode, item)
-    local properties = good and type(message) == 'table' and message.properties
-    local info = type(properties) == 'table' and properties.delivery_info
-    if type(info) == 'table' and type(properties.delivery_tag) == 'string'
-        and type(info.exchange) == 'string' and type(info.routing_key) == 'string' then
-      tag = properties.delivery_tag
-      while redis.call('HEXISTS', KEYS[1], tag) == 1 do
-        tag = tag .. '+'
+local room, in_turn, queues = tonumber(ARGV[1]), ARGV[2] == '1', tonumber(ARGV[3])
+if #ARGV > 3 + queues then
+  redis.call('HDEL', KEYS[1], unpack(ARGV, 4 + queues))
+  redis.call('ZREM', KEYS[2], unpack(ARGV, 4 + queues))
+end
+local taken, order, empty = {}, {}, {}
+for at = 1, queues do
+  order[at] = at
+end
+local function find()
+  for first = 2, #KEYS - 1, queues do
+    for at, queue in ipairs(order) do
+      local key = KEYS[first + queue]
+      local item = not empty[key] and redis.call('LINDEX', key, -1)
+      if item then
+        return at, queue, key, item
       end
-      record = '[' .. item .. ', "", ' .. cjson.encode(ARGV[at - 2]) .. ']'
+      empty[key] = true
     end
-    if ARGV[at - 2] ~= '' then
-      redis.call('HSET', KEYS[1], tag, record)
-      redis.call('ZADD', KEYS[2], time[1] + time[2] / 1000000, tag)
-    end
-    redis.call('RPOP', KEYS[at])
-    return {at - 3, tag, item}
   end
 end
-return false
+local time = room > 0 and redis.call('TIME')
+while #taken < 3 * room do
+  local at, queue, key, item = find()
+  if not item then
+    break
+  end
+  local tag = 'malformed:' .. redis.sha1hex(item)
+  local record = item
+  local name = ARGV[3 + queue]
+  local good, message = pcall(cjson.decode, item)
+  local properties = good and type(message) == 'table' and message.properties
+  local info = type(properties) == 'table' and properties.delivery_info
+  if type(info) == 'table' and type(properties.delivery_tag) == 'string'
+      and type(info.exchange) == 'string' and type(info.routing_key) == 'string' then
+    tag = properties.delivery_tag
+    while redis.call('HEXISTS', KEYS[1], tag) == 1 do
+      tag = tag .. '+'
+    end
+    record = '[' .. item .. ', "", ' .. cjson.encode(name) .. ']'
+  end
+  if name ~= '' then
+    redis.call('HSET', KEYS[1], tag, record)
+    redis.call('ZADD', KEYS[2], time[1] + time[2] / 1000000, tag)
+  end
+  redis.call('RPOP', key)
+  taken[#taken + 1] = queue - 1
+  taken[#taken + 1] = tag
+  taken[#taken + 1] = item
+  if in_turn then
+    table.insert(order, table.remove(order, at))
+  end
+end
+return taken
 """
 )
+TURN_NAME = hashlib.sha1(TURN.encode(), usedforsecurity=False).hexdigest()
 
-
-# Forgets a message that is held, and puts it into lists, if any are given and it is still what was read. It
-# is a script because a full Redis refuses all transactions: nothing could be acknowledged.
-# KEYS: unacked, unacked_index, lists. ARGV: tag [, record that was read, message, LPUSH or RPUSH]
-SETTLE = (
+# Puts a message that is held into lists, if it is still what was read.
+# KEYS: unacked, unacked_index, lists. ARGV: tag, record that was read, message, LPUSH or RPUSH
+RETURN = (
     fullness.ALLOWED
     + """
 local tag, record, message, push = unpack(ARGV)
-if record and redis.call('HGET', KEYS[1], tag) ~= record then
+if redis.call('HGET', KEYS[1], tag) ~= record then
   return 0
 end
 for at = 3, #KEYS do
@@ -101,26 +145,6 @@ redis.call('ZREM', KEYS[2], tag)
 return 1
 """
 )
-
-
-class Script:
-    """A script of Redis, which is sent once."""
-
-    def __init__(self, text: str) -> None:
-        """Remember it."""
-        self.text = text
-        self.name = hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
-
-    def __call__(self, client: Any, keys: list[str], words: list[Any]) -> Any:
-        """Run it."""
-        try:
-            return client.evalsha(self.name, len(keys), *keys, *words)
-        except NoScriptError:
-            client.script_load(self.text)
-            return client.evalsha(self.name, len(keys), *keys, *words)
-
-
-fetch, settle = Script(FETCH), Script(SETTLE)
 
 
 class QoS(stock.QoS):  # type: ignore[misc]  # kombu ships no types
@@ -135,9 +159,14 @@ class QoS(stock.QoS):  # type: ignore[misc]  # kombu ships no types
             super().append(message, delivery_tag)
 
     def ack(self, delivery_tag: str) -> None:
-        """Acknowledge a message."""
-        with self.channel.conn_or_acquire() as client:
-            settle(client, [self.unacked_key, self.unacked_index_key], [delivery_tag])
+        """Acknowledge a message: with the next that the channel sends, if it will send anything."""
+        channel = self.channel
+        if isinstance(channel, Channel) and channel.sends:
+            virtual.QoS.ack(self, delivery_tag)
+            channel.acknowledge(delivery_tag)
+            return
+        with channel.conn_or_acquire() as client:
+            acknowledge(client, self.unacked_key, self.unacked_index_key, [delivery_tag])
         self._make_room(delivery_tag)
 
     def reject(self, delivery_tag: str, requeue: bool = False) -> None:
@@ -150,11 +179,9 @@ class QoS(stock.QoS):  # type: ignore[misc]  # kombu ships no types
 
     def _make_room(self, delivery_tag: str) -> None:
         """Count a message as settled, and let a node that had no room for another one know."""
-        had_none = not self.can_consume()
         virtual.QoS.ack(self, delivery_tag)
-        connection = self.channel.connection
-        if had_none and isinstance(connection, Transport):  # not a closed one, nor kombu's own
-            connection.cycle.wake()
+        if isinstance(self.channel.connection, Transport):  # not a closed one, nor kombu's own
+            self.channel.connection.cycle.wake()
 
     def restore_by_tag(self, tag: str, client: Any = None, leftmost: bool = False) -> None:
         """Put a message back; one for which there is no place stays among what the node holds."""
@@ -168,7 +195,8 @@ class QoS(stock.QoS):  # type: ignore[misc]  # kombu ships no types
                     logger.critical("A message cannot go back: %r", record, exc_info=True)
                     return
                 names = [self.unacked_key, self.unacked_index_key, *lists]
-                if settle(redis, names, [tag, record, message, "LPUSH" if leftmost else "RPUSH"]):
+                words = [tag, record, message, "LPUSH" if leftmost else "RPUSH"]
+                if redis.register_script(RETURN)(keys=names, args=words):
                     return
 
     def _read(self, record: bytes) -> tuple[str, list[str]]:
@@ -195,121 +223,43 @@ class QoS(stock.QoS):  # type: ignore[misc]  # kombu ships no types
             logger.debug("What is held for long stays so, since Redis is full: %s", error)
 
 
-class Lane(Hashable):
-    """A connection that waits for one list, or fetches.
-
-    Attributes:
-        client: Its client.
-        pending: What was asked and not answered: `wait`, `fetch` or nothing.
-        fileno: Of the connection that a poller watches.
-    """
-
-    def __init__(self, channel: Channel, key: str) -> None:
-        """Prepare."""
-        self.channel = channel
-        self.key = key
-        self.client = channel._create_client(asynchronous=True)
-        self.pending = ""
-        self.asked_at = 0.0
-        self.fileno: int | None = None
-        self._fetched: list[tuple[str, str, bool]] = []
-
-    def __hash__(self) -> int:
-        """Each is one of its own."""
-        return id(self)
-
-    @property
-    def connection(self) -> Any:
-        """The connection, if it was ever made."""
-        return getattr(self.client, "connection", None)
-
-    def wait(self) -> None:
-        """Ask to be told when there is something in the list."""
-        self._ask("wait", "BLMOVE", self.key, self.key, "RIGHT", "RIGHT", WAIT)
-
-    def fetch(self) -> None:
-        """Ask for the next message of any list."""
-        channel = self.channel
-        self._fetched = channel.lists()
-        names = [channel.unacked_key, channel.unacked_index_key, *(key for key, _, _ in self._fetched)]
-        records = [queue if record else "" for _, queue, record in self._fetched]
-        self._ask("fetch", "EVALSHA", fetch.name, len(names), *names, *records)
-
-    def read(self) -> bool:
-        """Read the answer, and deliver a message if that is what it is.
-
-        Raises:
-            Empty: It is none.
-        """
-        asked, self.pending = self.pending, ""
-        if not asked:  # nothing was asked: the other end is gone
-            self.connection.disconnect()
-            raise Empty
-        try:
-            answer = self.client.parse_response(self.connection, "EVALSHA" if asked == "fetch" else "BLMOVE")
-        except NoScriptError:
-            with self.channel.conn_or_acquire() as client:
-                client.script_load(fetch.text)
-            self.channel.has_more = True
-            raise Empty from None
-        except ResponseError as error:
-            if is_full(error):
-                self.channel.pause(error)
-                raise Empty from None
-            self.connection.disconnect()
-            raise NoConnectionError(f"Redis refuses to hand out messages: {error}") from error
-        except self.channel.connection_errors:
-            self.connection.disconnect()
-            raise
-        if asked == "wait":
-            if answer is not None:
-                self.channel.has_more = True
-                if self.channel.may_fetch():
-                    self.fetch()
-            raise Empty
-        self.channel.has_more = bool(answer)
-        if not answer:
-            raise Empty
-        place, tag, item = answer
-        _, queue, recorded = self._fetched[int(place)]
-        self.channel.deliver(queue, bytes_to_str(tag), item, recorded=recorded)
-        return True
-
-    def is_overdue(self, grace: float) -> bool:
-        """Return whether an answer should have come, so that the connection is dead."""
-        if not self.pending or not self.connection or self.connection._sock is None:
-            return False
-        late = monotonic() - self.asked_at > WAIT + grace
-        return late and not stock._socket_readable(self.connection._sock)
-
-    def close(self) -> None:
-        """End."""
-        if self.connection is not None:
-            self.connection.disconnect()
-            self.client.connection = None
-
-    def _ask(self, pending: str, *command: Any) -> None:
-        """Send a command."""
-        self.pending = pending
-        self.asked_at = self.channel._brpop_sent_at = monotonic()
-        self.connection.send_command(*command)
+def acknowledge(client: Any, unacked: str, index: str, tags: Iterable[str]) -> None:
+    """Acknowledge messages, and wait for the answer."""
+    client.register_script(TURN)(keys=[unacked, index], args=[0, 0, 0, *tags])
 
 
 class Channel(stock.Channel):  # type: ignore[misc]  # kombu ships no types
-    """kombu's channel, which takes messages by the script."""
+    """kombu's channel, which takes messages by the script.
+
+    Attributes:
+        lane: The connection by which it takes them.
+        recorded: Tags of messages that the script has recorded, and that are being delivered.
+    """
 
     QoS = QoS
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         """Begin."""
-        self.lanes: dict[str, Lane] = {}
+        self.lane: Lane | None = None
         self.recorded: set[str] = set()
-        self.has_more = True
+        self._acks: deque[str] = deque()
+        self._acks_since = inf
         self._no_ack: set[str] = set()
+        self._keys: dict[str, list[str]] = {}
         self._pooled: Any = None
-        self._paused_until = 0.0
-        self._said_at = -inf
+        # Whether there may be messages, and whether Redis will tell when there are; since when the lists are
+        # those that they are now, in changes; whether it told, and how often in a row for nothing.
+        self._look, self._watched, self._watched_at = True, False, -inf
+        self._change = 0
+        self._was_short = False
+        self._was_told, self._in_vain = False, 0
+        self._not_before, self._paused_until, self._said_at = -inf, -inf, -inf
         super().__init__(*args, **kwargs)
+
+    @property
+    def sends(self) -> bool:
+        """Whether it sends something soon: it consumes, and has a connection."""
+        return bool(self._active_queues) and self.lane is not None and self.lane.is_open
 
     @contextmanager
     def conn_or_acquire(self, client: Any = None) -> Iterator[Any]:
@@ -324,57 +274,193 @@ class Channel(stock.Channel):  # type: ignore[misc]  # kombu ships no types
     def basic_consume(self, queue: str, no_ack: bool = False, *args: Any, **kwargs: Any) -> Any:
         """Consume from a queue; what is not to be acknowledged is not recorded."""
         (self._no_ack.add if no_ack else self._no_ack.discard)(queue)
-        self.has_more = True
+        self._keys[queue] = [self._q_for_pri(queue, priority) for priority in self.priority_steps]
+        self._look_anew()
         return super().basic_consume(queue, no_ack, *args, **kwargs)
 
-    def lists(self) -> list[tuple[str, str, bool]]:
-        """Return the lists in their order, each with its queue and whether to record what is in it."""
-        queues = self._queue_cycle.consume(len(self.active_queues))
-        return [
-            (self._q_for_pri(queue, priority), queue, queue not in self._no_ack)
-            for priority in self.priority_steps
-            for queue in queues
-        ]
+    def basic_cancel(self, consumer_tag: str) -> Any:
+        """Consume from a queue no more."""
+        cancelled = super().basic_cancel(consumer_tag)
+        self._look_anew()
+        if not self._active_queues:
+            self.flush()
+        return cancelled
 
-    def deliver(self, queue: str, tag: str, item: bytes, *, recorded: bool) -> None:
-        """Hand over what was fetched from a queue."""
-        self._queue_cycle.rotate(queue)
-        held = Held(self.unacked_key, self.unacked_index_key, tag) if recorded else None
-        if recorded:
-            self.recorded.add(tag)
-        try:
-            reading.deliver(self, item, queue, held=held)
-        finally:
-            self.recorded.discard(tag)
+    def acknowledge(self, tag: str) -> None:
+        """Acknowledge a message with what is sent next."""
+        now = monotonic()
+        if not self._acks:
+            self._acks_since = now
+        self._acks.append(tag)
+        cycle = self.connection.cycle
+        if threading.get_ident() != cycle.thread:
+            cycle.wake()
+        elif self.lane is not None and now > max(self._acks_since + LINGER, self._paused_until):
+            self._turn(self.lane, 0)
+
+    def unacknowledged(self) -> list[str]:
+        """Return the tags of what is done, and may not be acknowledged, on a channel that is lost."""
+        if self.lane is not None:
+            self._acks.extendleft(reversed(self.lane.forget()))
+        return list(self._acks)
+
+    def flush(self) -> None:
+        """Acknowledge what has not been, and wait for the answer."""
+        tags = self.unacknowledged()
+        if tags:
+            with self.conn_or_acquire() as client:
+                acknowledge(client, self.unacked_key, self.unacked_index_key, tags)
+            self._acks.clear()
+
+    def due(self) -> float:
+        """Return after how many seconds to advance, whatever happens."""
+        left = self._not_before - monotonic()
+        return left if self._look and left > 0 else WAIT
 
     def advance(self, register: Any) -> None:
-        """Ask for what is to be asked next, and let a poller know of new connections."""
-        self._match_lanes()
-        for lane in self.lanes.values():
-            register(lane)
-        if monotonic() < self._paused_until or not self.may_fetch():
+        """Send what is to be sent next, and let a poller know of a new connection."""
+        if self.lane is None:
+            self.lane = Lane(self._create_client(asynchronous=True), self._on_told)
+        register(self)
+        now = monotonic()
+        if now < self._paused_until:
             return
-        idle = [lane for lane in self.lanes.values() if not lane.pending]
-        if self.has_more and idle:
-            idle[0].fetch()
-        elif not self.has_more:
-            for lane in idle:
-                lane.wait()
+        may_take = self._look and now >= self._not_before and not self.lane.takes
+        room = self.room() if may_take else 0
+        if room or self._acks:
+            self._turn(self.lane, room)
+        elif not (self._look or self._watched) or now > self._watched_at + WAIT:
+            self.lane.ask(*self._watch())
+
+    def room(self) -> int:
+        """Return for how many messages there is room, up to how many are taken at a time."""
+        qos = self.qos
+        if not qos.can_consume():
+            return 0
+        # Celery may have put a condition of its own here (worker_disable_prefetch), or an app an order of its
+        # own for its queues: then it is to be asked before each message.
+        if "can_consume" in vars(qos) or not isinstance(self._queue_cycle, round_robin_cycle):
+            return 1
+        if not qos.prefetch_count:
+            return BATCH
+        free: int = qos.prefetch_count - (len(qos._delivered) - len(qos._dirty))
+        return min(BATCH, free)
 
     def pause(self, error: ResponseError) -> None:
-        """Look again later, since Redis cannot be waited for."""
+        """Look again later, since Redis writes nothing now."""
+        self._look = True
+        self._sit_out(LOOK)
+        self._paused_until = self._not_before
         now = monotonic()
-        self._paused_until = now + LOOK
-        self.has_more = True
         if now > self._said_at + WORD:
             self._said_at = now
             logger.warning("Redis is full, and is asked for messages every %d s: %s", LOOK, error)
-        if self.connection.cycle.loop is not None:
-            self.connection.cycle.loop.call_later(LOOK, int)  # else it may sleep for longer
 
-    def may_fetch(self) -> bool:
-        """Return whether there is room for a message, and none under way."""
-        return self.qos.can_consume() and not any(lane.pending == "fetch" for lane in self.lanes.values())
+    def _turn(self, lane: Lane, room: int) -> None:
+        """Acknowledge what is done, and take as much as there is room for."""
+        tags = tuple(self._acks.popleft() for _ in range(min(len(self._acks), ACKS)))
+        self._acks_since = monotonic()
+        queues = self._queue_cycle.consume(len(self.active_queues)) if room else []
+        names = [self.unacked_key, self.unacked_index_key]
+        for lists in zip(*(self._keys[queue] for queue in queues), strict=True):
+            names += lists
+        in_turn = int(not isinstance(self._queue_cycle, priority_cycle))
+        words = [
+            room,
+            in_turn,
+            len(queues),
+            *("" if queue in self._no_ack else queue for queue in queues),
+            *tags,
+        ]
+        turn = Asked(
+            ("EVALSHA", TURN_NAME, len(names), *names, *words),
+            lambda taken: self._on_taken(taken, queues, room),
+            lambda error: self._on_refused(error, tags),
+            tags,
+            takes=room > 0,
+        )
+        watch = self._watch() if room and self._was_short and not self._watched else []
+        if room:
+            self._look = False
+        lane.ask(turn, *watch)
+
+    def _watch(self) -> list[Asked]:
+        """Return what lets Redis tell of the next message in any list."""
+        self._watched, self._watched_at = True, monotonic()
+        self._brpop_sent_at = self._watched_at  # by which the watchdog sees that messages are asked for
+        change = self._change
+        lists = [key for queue in self.active_queues for key in self._keys[queue]]
+
+        def answered(count: int) -> None:
+            if change == self._change:
+                self._look = count > 0
+
+        return [Asked(TRACK_NEXT), Asked(("EXISTS", *lists), answered)]
+
+    def _on_told(self) -> None:
+        """Look again, since a list has changed."""
+        self._look, self._watched, self._was_told = True, False, True
+
+    def _on_taken(self, taken: list[Any], queues: list[str], room: int) -> None:
+        """Deliver what was taken."""
+        if not room:
+            return
+        count = len(taken) // 3
+        self._was_short = count < room
+        self._look = self._look or not self._was_short
+        self._in_vain = self._in_vain + 1 if self._was_told and not count else 0
+        self._was_told = False
+        if self._in_vain:
+            most = min(MOST, FIRST * 2**self._in_vain)
+            self._sit_out(random.uniform(0, most))  # noqa: S311 (no secret)
+        self._deliver(taken, queues)
+
+    def _sit_out(self, seconds: float) -> None:
+        """Look no earlier than in some seconds."""
+        self._not_before = monotonic() + seconds
+        self.connection.cycle.wake_in(seconds)
+
+    def _deliver(self, taken: list[Any], queues: list[str]) -> None:
+        """Hand over what was taken: all of it, though one has an error, since all of it is held."""
+        errors = []
+        for place, tag, item in zip(taken[::3], taken[1::3], taken[2::3], strict=True):
+            try:
+                self._deliver_one(queues[int(place)], bytes_to_str(tag), item)
+            except Exception as error:
+                errors.append(error)
+        if errors:
+            raise errors[0]
+
+    def _deliver_one(self, queue: str, tag: str, item: bytes) -> None:
+        """Hand over what was taken from a queue."""
+        self.connection.cycle.delivered = True
+        self._queue_cycle.rotate(queue)
+        if queue in self._no_ack:
+            reading.deliver(self, item, queue, held=None)
+            return
+        self.recorded.add(tag)
+        try:
+            reading.deliver(self, item, queue, held=Held(self.unacked_key, self.unacked_index_key, tag))
+        finally:
+            self.recorded.discard(tag)
+
+    def _on_refused(self, error: ResponseError, tags: tuple[str, ...]) -> bool:
+        """Handle an error in place of messages; return whether the connection can be of use still."""
+        if isinstance(error, NoScriptError):
+            with self.conn_or_acquire() as client:
+                client.script_load(TURN)
+            self._look = True
+        elif is_full(error):
+            self.pause(error)
+        else:
+            return False
+        self._acks.extendleft(reversed(tags))
+        return True
+
+    def _look_anew(self) -> None:
+        """Look at the lists, which are others now."""
+        self._change += 1
+        self._look, self._watched = True, False
 
     def _queue_bind(self, *args: Any) -> None:
         """Bind a queue to its exchange, which an earlier start has done already if Redis is full now."""
@@ -400,52 +486,46 @@ class Channel(stock.Channel):  # type: ignore[misc]  # kombu ships no types
             if not is_full(error):
                 raise
 
-    def _match_lanes(self) -> None:
-        """Have a lane for each list, and none for others."""
-        wanted = [key for key, _, _ in self.lists()]
-        for key in [key for key, lane in self.lanes.items() if key not in wanted and lane.pending != "fetch"]:
-            self.lanes[key].close()
-            del self.lanes[key]
-        for key in wanted:
-            if key not in self.lanes:
-                self.lanes[key] = Lane(self, key)
+    def _connparams(self, asynchronous: bool = False) -> dict[str, Any]:
+        """Return the parameters of connections; on those that a poller watches, Redis tells by itself."""
+        parameters: dict[str, Any] = super()._connparams(asynchronous)
+        return {**parameters, "protocol": 3} if asynchronous else parameters
 
     def _close_clients(self) -> None:
         """Close all connections."""
-        for lane in self.lanes.values():
-            lane.close()
-        self.lanes.clear()
+        if self.lane is not None:
+            self.lane.close()
         super()._close_clients()
 
     def close(self) -> None:
-        """Close; a message that is under way is still delivered, and goes back to its queue."""
-        for lane in self.lanes.values():
-            if lane.pending == "fetch" and lane.connection and lane.connection._sock is not None:
-                lane.connection._sock.settimeout(LAST)
-                try:
-                    lane.read()
-                except Empty:
-                    pass
-                except self.connection_errors:
-                    logger.debug("A message may be under way as the channel closes.", exc_info=True)
+        """Close; what is under way is still delivered, and goes back to its queue."""
+        try:
+            if self.lane is not None and self.lane.is_open:
+                self.lane.finish(LAST)
+            if not self.closed:
+                self.flush()
+        except self.connection_errors:
+            logger.debug("Messages may be under way as the channel closes.", exc_info=True)
         super().close()
 
     def _on_connection_disconnect(self, connection: Any) -> None:
         """Forget what was asked on a connection."""
-        for lane in self.lanes.values():
-            if lane.connection is connection:
-                lane.pending = ""
-                self.has_more = True
-                if self.connection is not None:
-                    self.connection.cycle.forget(lane)
+        lane = self.lane
+        if lane is not None and lane.connection is connection:
+            self._acks.extendleft(reversed(lane.forget()))
+            self._look_anew()
+            if self.connection is not None:
+                self.connection.cycle.forget(self)
         super()._on_connection_disconnect(connection)
 
 
 class Poller(stock.MultiChannelPoller):  # type: ignore[misc]  # kombu ships no types
-    """kombu's poller, for channels with several connections.
+    """kombu's poller, for channels that take messages by the script.
 
     Attributes:
         loop: The loop of the node, if it has one.
+        thread: The thread, or greenlet, that polls.
+        delivered: Whether a message was delivered since this was last asked.
     """
 
     loop: Any = None
@@ -453,6 +533,8 @@ class Poller(stock.MultiChannelPoller):  # type: ignore[misc]  # kombu ships no 
     def __init__(self) -> None:
         """Begin."""
         super().__init__()
+        self.thread: int | None = None
+        self.delivered = False
         self._alarm: int | None = None
         self._restored_at = -inf
 
@@ -467,13 +549,19 @@ class Poller(stock.MultiChannelPoller):  # type: ignore[misc]  # kombu ships no 
         elif self._alarm is not None:
             os.eventfd_write(self._alarm, 1)
 
+    def wake_in(self, seconds: float) -> None:
+        """Let the node's loop look again in some seconds; without a loop, what waits asks how long to."""
+        if self.loop is not None:
+            self.loop.call_later(seconds, int)
+
     def get(self, callback: Any, timeout: float | None = None) -> Any:
         """Wait for an event, without a loop."""
         if self._alarm is None:
             self._alarm = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
             finalize(self, os.close, self._alarm)
             self.poller.register(self._alarm, stock.READ)
-        return super().get(callback, timeout)
+        waits = [channel.due() for channel in self._channels if channel.active_queues]
+        return super().get(callback, min(waits if timeout is None else [*waits, timeout], default=WAIT))
 
     def handle_event(self, fileno: int, event: int) -> Any:
         """Handle what has come."""
@@ -491,6 +579,7 @@ class Poller(stock.MultiChannelPoller):  # type: ignore[misc]  # kombu ships no 
 
     def on_poll_start(self) -> None:
         """Ask whatever is to be asked."""
+        self.thread = threading.get_ident()
         for channel in self._channels:
             if channel.active_queues:
                 channel.advance(self._register_lane)
@@ -498,43 +587,67 @@ class Poller(stock.MultiChannelPoller):  # type: ignore[misc]  # kombu ships no 
                 self._register_LISTEN(channel)
 
     def on_readable(self, fileno: int) -> Any:
-        """Read an answer."""
+        """Read what has come.
+
+        Raises:
+            Empty: No message was delivered.
+        """
         _, type_ = self._fd_to_chan.get(fileno, (None, None))
-        if isinstance(type_, Lane):
-            return type_.read()
-        return super().on_readable(fileno)
+        if not isinstance(type_, Lane):
+            return super().on_readable(fileno)
+        self.delivered = False
+        type_.read()
+        if not self.delivered:
+            raise Empty
+        return True
 
     def maybe_check_brpop_health(self) -> None:
         """Drop connections that do not answer.
 
         Raises:
-            NoConnectionError: A message may have been under way. Then it is held, and comes back as the node
-                connects anew.
+            NoConnectionError: There was one. Messages may have been under way: they are held, and come back
+                as the node connects anew.
         """
         for channel in self._channels:
-            for lane in list(channel.lanes.values()):
-                if channel.health_check_interval and lane.is_overdue(channel.health_check_interval):
-                    logger.warning("Redis does not answer on a connection, which is dropped.")
-                    fetched = lane.pending == "fetch"
-                    lane.connection.disconnect()
-                    if fetched:
-                        raise NoConnectionError("Redis did not say whether it handed out a message.")
+            lane = channel.lane
+            if (
+                lane is not None
+                and channel.health_check_interval
+                and lane.is_overdue(channel.health_check_interval)
+            ):
+                lane.drop()
+                raise NoConnectionError("Redis does not answer on a connection, which was dropped.")
 
-    def forget(self, lane: Lane) -> None:
-        """Watch a lane's connection no more: the number of its file may soon be another's."""
-        self._chan_to_sock.pop((lane.channel, lane.client, lane), None)
+    def forget(self, channel: Any) -> None:
+        """Watch a channel's connection no more: the number of its file may soon be another's."""
+        lane = channel.lane
+        self._chan_to_sock.pop((channel, lane.client, lane), None)
         fileno, lane.fileno = lane.fileno, None
-        if fileno is not None and self._fd_to_chan.get(fileno) == (lane.channel, lane):
+        if fileno is not None and self._fd_to_chan.get(fileno) == (channel, lane):
             del self._fd_to_chan[fileno]
             with suppress(OSError):  # epoll has forgotten a closed file by itself
                 (self.loop.remove if self.loop is not None else self.poller.unregister)(fileno)
 
-    def _register_lane(self, lane: Lane) -> None:
-        """Watch a lane's connection."""
-        if not self._client_registered(lane.channel, lane.client, lane):
-            lane.pending = ""
-            self._register(lane.channel, lane.client, lane)
+    def _register_lane(self, channel: Any) -> None:
+        """Watch a channel's connection."""
+        lane = channel.lane
+        if not self._client_registered(channel, lane.client, lane):
+            self._register(channel, lane.client, lane)
             lane.fileno = lane.connection._sock.fileno()
+            lane.begin()
+
+
+class SentinelChannel(Channel, stock.SentinelChannel):  # type: ignore[misc]  # kombu ships no types
+    """kombu's channel to the master that Sentinel names, which takes messages by the script."""
+
+    def _sentinel_managed_pool(self, asynchronous: bool = False) -> Any:
+        """Return a pool of connections to the master; kombu looks for URLs of its own scheme only."""
+        client = self.connection.client
+        urls, client.alt = client.alt, [without_prefix(url) for url in client.alt]
+        try:
+            return super()._sentinel_managed_pool(asynchronous)
+        finally:
+            client.alt = urls
 
 
 class Transport(stock.Transport):  # type: ignore[misc]  # kombu ships no types
@@ -551,3 +664,10 @@ class Transport(stock.Transport):  # type: ignore[misc]  # kombu ships no types
         """Let a node's loop run this."""
         self.cycle.loop = loop
         super().register_with_event_loop(connection, loop)
+
+
+class SentinelTransport(Transport):
+    """kombu's transport for Sentinel, with these channels."""
+
+    default_port = stock.SentinelTransport.default_port
+    Channel = SentinelChannel

@@ -1,0 +1,53 @@
+"""Sends the events of tasks together, four times a second.
+
+Celery's node sends them at each turn of its loop, so that with events each task costs half as much CPU again
+(55 %, celery 5.7); a gevent node even sends each by itself. Sent by time they cost next to nothing.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from celery import bootsteps
+
+EVERY = 0.25  # seconds
+MOST = 500  # events that are sent at once
+
+
+class Together(bootsteps.StartStopStep):  # type: ignore[misc]  # celery ships no types
+    """Lets events wait for others to go with."""
+
+    requires = ("celery.worker.consumer.events:Events",)
+
+    def __init__(self, consumer: Any, **options: Any) -> None:
+        """Prepare."""
+        super().__init__(consumer, **options)
+        self._consumer = consumer
+        self._waits = False
+
+    def start(self, consumer: Any) -> None:
+        """Change how the node's events are sent, on each new connection."""
+        events = consumer.event_dispatcher
+        events.buffer_group, events.buffer_limit = frozenset({"task"}), MOST
+        events.on_send_buffered = self._on_event
+
+    def _on_event(self) -> None:
+        """Send it soon; whatever thread this is, the loop is to begin."""
+        if not self._waits:
+            self._waits = True
+            hub = self._consumer.hub
+            if hub is None:
+                self._begin()
+            else:
+                hub.call_soon(self._begin)
+
+    def _begin(self) -> None:
+        """Begin to wait."""
+        self._consumer.timer.call_after(EVERY, self._send)
+
+    def _send(self) -> None:
+        """Send what there is."""
+        self._waits = False
+        events = self._consumer.event_dispatcher
+        if events is not None:
+            events.flush()

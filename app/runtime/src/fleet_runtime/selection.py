@@ -1,0 +1,117 @@
+"""Puts the runtime's own transport and result backend in the place of Celery's, where they are known to work.
+
+A transport is chosen by the scheme of a URL: those of the runtime are `fleet-redis`, `fleet-rediss` and
+`fleet-sentinel`. A setting that names the transport's class would not do: with several URLs, kombu goes back
+to its own as it tries the next one (kombu 5.7, Connection.switch).
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from typing import TYPE_CHECKING
+
+import celery
+import kombu
+from kombu.transport import TRANSPORT_ALIASES
+from kombu.utils.imports import symbol_by_name
+
+from fleet_runtime.tested import is_known
+
+if TYPE_CHECKING:
+    from celery import Celery
+
+logger = logging.getLogger(__name__)
+
+PREFIX = "fleet-"
+TRANSPORTS = {
+    "redis": "fleet_runtime.transport:Transport",
+    "rediss": "fleet_runtime.transport:Transport",
+    "sentinel": "fleet_runtime.transport:SentinelTransport",
+}
+BACKENDS = {
+    "redis": "fleet_runtime.results:RedisBackend",
+    "rediss": "fleet_runtime.results:RedisBackend",
+    "sentinel": "fleet_runtime.results:SentinelBackend",
+}
+KOMBU_STAYS = "This node takes messages by kombu's own transport, and may lose one when it dies."
+CELERY_STAYS = "This node stores results by Celery's own backend, in two round trips each."
+
+# The parameters of what the transport overrides, or calls where kombu and redis-py do not expect it.
+PARAMETERS = {
+    "kombu.transport.redis:Channel": {
+        "_connparams": "self asynchronous",
+        "conn_or_acquire": "self client",
+        "basic_consume": "self queue args kwargs",
+        "basic_cancel": "self consumer_tag",
+        "_queue_bind": "self exchange routing_key pattern queue",
+        "_size": "self queue",
+        "close": "self",
+        "_close_clients": "self",
+        "_on_connection_disconnect": "self connection",
+        "_create_client": "self asynchronous",
+        "_q_for_pri": "self queue pri",
+        "maybe_refresh_binding_expiry": "self",
+    },
+    "kombu.transport.redis:SentinelChannel": {"_sentinel_managed_pool": "self asynchronous"},
+    "kombu.transport.redis:QoS": {
+        "append": "self message delivery_tag",
+        "ack": "self delivery_tag",
+        "reject": "self delivery_tag requeue",
+        "restore_by_tag": "self tag client leftmost",
+        "restore_visible": "self start num interval",
+    },
+    "kombu.transport.redis:MultiChannelPoller": {
+        "get": "self callback timeout",
+        "handle_event": "self fileno event",
+        "on_poll_start": "self",
+        "on_readable": "self fileno",
+        "maybe_restore_messages": "self",
+        "maybe_check_brpop_health": "self",
+        "_register": "self channel client type",
+        "_client_registered": "self channel client cmd",
+    },
+    "kombu.transport.redis:Transport": {"register_with_event_loop": "self connection loop"},
+    "redis.connection:AbstractConnection": {
+        "read_response": "self disable_decoding timeout disconnect_on_error push_request",
+        "can_read": "self timeout",
+        "send_packed_command": "self command check_health",
+        "pack_commands": "self commands",
+    },
+    "redis._parsers.base:PushNotificationsParser": {
+        "set_invalidation_push_handler": "self invalidation_push_handler_func"
+    },
+}
+
+
+def select_transport(url: str) -> str:
+    """Return a broker's URL, or several, with the runtime's own schemes.
+
+    They stay as they are if this kombu is none that the transport was tested with.
+    """
+    if not is_known(kombu, KOMBU_STAYS) or _others():
+        return url
+    TRANSPORT_ALIASES.update({PREFIX + scheme: path for scheme, path in TRANSPORTS.items()})
+    return ";".join(PREFIX + one if one.partition("://")[0] in TRANSPORTS else one for one in url.split(";"))
+
+
+def without_prefix(url: str) -> str:
+    """Return a broker's URL with the scheme that kombu knows."""
+    return url.removeprefix(PREFIX)
+
+
+def select_backend(app: Celery) -> None:
+    """Let an app store results by the runtime's own backend."""
+    if is_known(celery, CELERY_STAYS):
+        app.loader.override_backends = {**app.loader.override_backends, **BACKENDS}
+
+
+def _others() -> bool:
+    """Return whether something that the transport relies on is not what it was tested with; and say so."""
+    for place, functions in PARAMETERS.items():
+        for name, parameters in functions.items():
+            function = inspect.unwrap(getattr(symbol_by_name(place), name, _others))
+            if " ".join(inspect.signature(function).parameters) != parameters:
+                logger.warning("%s Somebody has changed %s.%s.", KOMBU_STAYS, place, name)
+                return True
+    return False
