@@ -33,7 +33,12 @@ class Module(SimpleNamespace):
             "",
             ["This costs much: this.", "This costs much: that."],
         ),
-        (1, "This costs much: this.\nNo node consumes it.\n", "This costs much: this.\nNo node consumes it.", []),
+        (
+            1,
+            "This costs much: this.\nNo node consumes it.\n",
+            "This costs much: this.\nNo node consumes it.",
+            [],
+        ),
     ],
 )
 def test_what_costs_much_is_a_warning_and_no_fault(

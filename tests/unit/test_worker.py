@@ -39,7 +39,7 @@ POOLS: dict[str, dict[str, Any]] = {
     },
     "elastic": {"queues": ["elastic"], "autoscale": {"min": 1, "max": 3}},
     "io": {"queues": ["io"], "pool": "threads", "concurrency": 16},
-    "one": {"queues": ["one"], "pool": "solo"},
+    "one": {"queues": ["one"], "pool": "solo", "disable_prefetch": True},
 }
 
 
@@ -235,9 +235,13 @@ def test_the_options_of_a_pool_reach_its_nodes() -> None:
 @pytest.mark.parametrize(
     ("name", "given", "not_given"),
     [
-        ("elastic-1", ["--autoscale=3,1", "--soft-time-limit=3420"], ["--concurrency"]),
+        ("elastic-1", ["--autoscale=3,1", "--soft-time-limit=3420"], ["--concurrency", "--disable-prefetch"]),
         ("io-1", ["--pool=threads", "--concurrency=16"], ["--soft-time-limit", "--task-events"]),
-        ("one-1", ["--pool=solo", "--time-limit=3600"], ["--soft-time-limit", "--concurrency"]),
+        (
+            "one-1",
+            ["--pool=solo", "--time-limit=3600", "--disable-prefetch"],
+            ["--soft-time-limit", "--concurrency"],
+        ),
     ],
 )
 def test_a_pool_gets_what_its_type_can_do(name: str, given: list[str], not_given: list[str]) -> None:
