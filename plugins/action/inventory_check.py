@@ -22,6 +22,7 @@ name: inventory_check
 short_description: Refuse an inventory that cannot work, with all findings in one message
 description:
   - Reads the variables of all hosts on the controller, and connects to none.
+  - Warns of settings that work, but cost much.
 options:
   roles:
     description: For each role that has an argument specification, the groups that it runs on.
@@ -29,9 +30,6 @@ options:
     required: true
 author: celery-fleet
 """
-
-# What a host can have of CPUs and memory is asked on the host; here it is no bound.
-UNBOUNDED = 10**9
 
 
 class ActionModule(ActionBase):  # type: ignore[misc]  # ansible ships no types
@@ -57,6 +55,8 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # ansible ships no types
         found = preflight.check(inventory)
         if found:
             result.update(failed=True, msg=preflight.report(found))  # an exception would be shown twice
+        else:
+            result["warnings"] = [preflight.warning(*cost) for cost in preflight.costs(inventory)]
         return result
 
     def variables(self, task_vars: Any, host: str, prefixes: tuple[str, ...]) -> dict[str, Any]:
@@ -96,4 +96,4 @@ def pool_problems(pools: Any, host: str) -> list[str]:
     """Return what the role celery_worker finds wrong with a host's pools, whatever the host's size."""
     spec = str(specification("celery_worker"))
     problems = filter_loader.get("celery_worker_problems").j2_function
-    return list(problems(pools, spec, host, UNBOUNDED, UNBOUNDED))
+    return list(problems(pools, spec, host, None, None))  # its CPUs and its memory are asked on the host

@@ -6,6 +6,7 @@ The options are described in roles/celery_worker/meta/argument_specs.yml, entry 
 from __future__ import annotations
 
 import re
+import sys
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,13 +15,31 @@ import yaml
 from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     Options = Mapping[str, Any]
 
-DEFAULTS: dict[str, Any] = {"nodes": 1, "pool": "prefork", "prefetch_multiplier": 1, "time_limit": 3600}
+DEFAULTS: dict[str, Any] = {
+    "nodes": 1,
+    "pool": "prefork",
+    "prefetch_multiplier": 1,
+    "disable_prefetch": False,
+    "time_limit": 3600,
+}
 # Of the time limit: what is left is for the task to clean up in.
 SOFT_TIME_LIMIT = 0.95
+
+# What a profile says besides what follows from the host. README.md of the role has the figures.
+PROFILES: dict[str, dict[str, Any]] = {
+    "cpu": {"pool": "prefork", "prefetch_multiplier": 1, "disable_prefetch": True},
+    "io": {"pool": "threads", "prefetch_multiplier": 1},
+    # More than the one that runs, so that the next is there when it ends; few, as a dead node holds them all.
+    "short": {"pool": "prefork", "concurrency": 1, "prefetch_multiplier": 4},
+    "long": {"pool": "prefork", "prefetch_multiplier": 1, "disable_prefetch": True},
+}
+# Threads of one process use one CPU between them, which can start about 1,000 tasks a second: as many as a
+# hundred threads run of tasks of a tenth of a second. More would wait for each other.
+THREADS_PER_CPU, MOST_THREADS = 20, 100
 
 # Option of a pool -> option of `celery worker`.
 FLAGS = {
@@ -66,17 +85,97 @@ FORMS = {
 }
 UNITS = {"K": 1024, "M": 1024**2, "G": 1024**3, "T": 1024**4}
 
-# A child takes this much before it has done anything (proportional set size, Python 3.11, a small app).
+# A child takes this much before it has done anything (proportional set size, Python 3.11, a small app), and a
+# node's main process this much.
 CHILD_BYTES = 25 * UNITS["M"]
+MAIN_BYTES = 32 * UNITS["M"]
+# Of a host's memory, for the nodes that a profile shapes. The rest is the system's, and that of all else.
+MEMORY_SHARE = 0.75
 
 
-def complete(pools: Mapping[str, Options]) -> dict[str, dict[str, Any]]:
-    """Return the pools with the default of each option that they do not set."""
-    completed = {name: {**DEFAULTS, **options} for name, options in pools.items()}
+def complete(
+    pools: Mapping[str, Options], cpus: int | None = None, memory_mb: int | None = None
+) -> dict[str, dict[str, Any]]:
+    """Return the pools with the default of each option that they do not set.
+
+    What a pool sets comes before what its profile says, and that before the default.
+
+    Args:
+        pools: As the inventory gives them.
+        cpus: Number of the host's CPUs. Pools without a profile do not need it.
+        memory_mb: The host's memory in MiB; nothing if that is no bound.
+
+    Raises:
+        ValueError: A pool has a profile, and the CPUs are not known.
+    """
+    completed = {
+        name: {**DEFAULTS, **of_profile(options, cpus, memory_mb), **options}
+        for name, options in pools.items()
+    }
     for options in completed.values():
         if options["pool"] in CAPABLE["soft_time_limit"]:
             options.setdefault("soft_time_limit", int(options["time_limit"] * SOFT_TIME_LIMIT))
     return completed
+
+
+def of_profile(given: Options, cpus: int | None, memory_mb: int | None) -> dict[str, Any]:
+    """Return the options that a pool's profile sets on a host; none if the pool has no profile."""
+    if "profile" not in given:
+        return {}
+    if cpus is None:
+        raise ValueError(f"profile: {given['profile']} needs the host's CPUs. Gather its facts.")
+    options = {**PROFILES[given["profile"]], **given}
+    said = {**PROFILES[given["profile"]], **sized(options, usable_cpus(options, cpus), memory_mb)}
+    if "autoscale" in given or options["pool"] == "solo":
+        said.pop("concurrency", None)
+    if given.get("prefetch_multiplier", 1) > 1:
+        said.pop("disable_prefetch", None)
+    if given.get("disable_prefetch"):
+        said.pop("prefetch_multiplier")
+    return said
+
+
+def sized(options: Options, cpus: int, memory_mb: int | None) -> dict[str, Any]:
+    """Return how many nodes or tasks at once fill a host, for a pool with a profile; at least one."""
+    room = sys.maxsize if memory_mb is None else int(memory_mb * UNITS["M"] * MEMORY_SHARE)
+    limit = size(options.get("memory_max", ""))
+    child = max(CHILD_BYTES, options.get("max_memory_per_child", 0) * UNITS["K"])
+    if options["profile"] == "short":
+        node = max(limit, MAIN_BYTES + children(options, cpus) * child)
+        return {"nodes": max(1, min(cpus, room // node))}
+    nodes = max(1, options.get("nodes", 1))
+    if options["profile"] == "io":
+        return {"concurrency": max(1, min(THREADS_PER_CPU * cpus // nodes, MOST_THREADS))}
+    room = min(room // nodes, limit or room)
+    return {"concurrency": max(1, min(cpus // nodes, room // child))}
+
+
+def usable_cpus(options: Options, cpus: int) -> int:
+    """Return how many of a host's CPUs the nodes of a pool may use."""
+    spans = re.findall(r"([0-9]+)(?:-([0-9]+))?", options.get("allowed_cpus", ""))
+    allowed = [
+        number
+        for number in range(cpus)
+        if any(int(first) <= number <= int(last or first) for first, last in spans)
+    ]
+    return len(allowed) if spans else cpus
+
+
+def of_hosts(variables: Mapping[str, Mapping[str, Any]], hosts: Iterable[str]) -> dict[str, Any]:
+    """Return the pools of some hosts, with defaults, by host.
+
+    Of a host whose facts this run did not gather, what is certain: that it has a CPU.
+
+    Args:
+        variables: The variables of all hosts, as `hostvars` has them.
+        hosts: Names of the hosts.
+    """
+    found = {}
+    for host in hosts:
+        facts = variables[host].get("ansible_facts", {})
+        cpus, memory_mb = facts.get("processor_vcpus", 1), facts.get("memtotal_mb")
+        found[host] = complete(plain(variables[host]["celery_worker_pools"]), cpus, memory_mb)
+    return found
 
 
 def each(names: list[str], **templates: str) -> list[dict[str, str]]:
@@ -100,6 +199,8 @@ def arguments(options: Options, log_level: str, *, task_events: bool) -> list[st
     words += [f"{flag}={options[name]}" for name, flag in FLAGS.items() if name in options]
     if "autoscale" in options:
         words.append(f"--autoscale={options['autoscale']['max']},{options['autoscale']['min']}")
+    if options["disable_prefetch"]:
+        words.append("--disable-prefetch")
     if task_events:
         words.append("--task-events")
     # Gossip and mingle cost each node as many messages as the fleet has nodes, and nothing here uses them.
@@ -109,27 +210,32 @@ def arguments(options: Options, log_level: str, *, task_events: bool) -> list[st
 
 
 def problems(
-    pools: Mapping[str, Any], specification: str, host_name: str, cpus: int, memory_mb: int
+    pools: Mapping[str, Any], specification: str, host_name: str, cpus: int | None, memory_mb: int | None
 ) -> list[str]:
     """Return what is wrong with a host's pools, a sentence each; nothing if their nodes can run.
+
+    Where the host's size is not known, only what no host could run is wrong.
 
     Args:
         pools: As the inventory gives them.
         specification: Path of the role's meta/argument_specs.yml, whose entry point `pool` counts.
         host_name: The host's part of the nodes' names.
-        cpus: Number of the host's CPUs.
-        memory_mb: The host's memory in MiB.
+        cpus: Number of the host's CPUs, if it is known.
+        memory_mb: The host's memory in MiB, if it is known.
     """
     found, spec = [], pool_options(str(specification))
     pools = plain(pools)
     if not HOST_NAME.match(host_name):
         found.append(f"celery_worker_host_name is {host_name!r}, which cannot be part of a node's name.")
     for name, given in pools.items():
-        wrong = list(type_problems(given, spec)) or list(
-            pool_problems(name, complete({name: given})[name], cpus)
-        )
+        wrong = list(type_problems(given, spec)) or [
+            *profile_problems(given),
+            *pool_problems(name, complete({name: given}, cpus or 1, memory_mb)[name], cpus),
+        ]
         found += [f"Pool {name!r}: {problem}" for problem in wrong]
-    return found or list(host_problems(list(complete(pools).values()), cpus, memory_mb))
+    if found or memory_mb is None:
+        return found
+    return list(host_problems(list(complete(pools, cpus or 1, memory_mb).values()), cpus, memory_mb))
 
 
 def plain(value: Any) -> Any:
@@ -163,11 +269,22 @@ def type_problems(given: Any, spec: Mapping[str, Any]) -> Iterator[str]:
     yield from (f"{message}." for message in result.error_messages)
     for name, value in given.items():
         # the specification would take "4" for 4, but only the validation would see the number
-        if isinstance(value, str) and isinstance(result.validated_parameters.get(name), int):
-            yield f"{name} is the text {value!r}, and must be a number."
+        meant = result.validated_parameters.get(name)
+        if isinstance(value, str) and isinstance(meant, int):
+            kind = "true or false" if isinstance(meant, bool) else "a number"
+            yield f"{name} is the text {value!r}, and must be {kind}."
 
 
-def pool_problems(name: str, options: Options, cpus: int) -> Iterator[str]:
+def profile_problems(given: Options) -> Iterator[str]:
+    """Yield what a pool's profile cannot know."""
+    if given.get("profile") == "long" and "time_limit" not in given:
+        yield (
+            "profile: long needs time_limit, the seconds that its longest task may take: a node that stops, "
+            "at a deployment too, waits for so long."
+        )
+
+
+def pool_problems(name: str, options: Options, cpus: int | None) -> Iterator[str]:
     """Yield what is wrong with one pool."""
     if not POOL_NAME.match(name):
         yield "the name must be lower case letters, digits and _, at most 31, with a letter first."
@@ -207,9 +324,11 @@ def concurrency_problems(options: Options) -> Iterator[str]:
         yield f"pool: {pool} needs concurrency: how many tasks it runs at once does not follow from the CPUs."
     if pool == "solo" and options.get("concurrency", 1) != 1:
         yield "pool: solo runs one task at a time, so concurrency must be 1 or not set."
+    if options["disable_prefetch"] and options["prefetch_multiplier"] > 1:
+        yield f"prefetch_multiplier is {options['prefetch_multiplier']}, of no effect with disable_prefetch."
 
 
-def limit_problems(options: Options, cpus: int) -> Iterator[str]:
+def limit_problems(options: Options, cpus: int | None) -> Iterator[str]:
     """Yield what is wrong with the limits of a pool's nodes and tasks."""
     for option, least in LEAST.items():
         if options.get(option, least) < least:
@@ -220,11 +339,11 @@ def limit_problems(options: Options, cpus: int) -> Iterator[str]:
         if option in options and not form.match(options[option]):
             yield f"{option} is {options[option]!r}, and must be {example}."
     allowed = re.findall("[0-9]+", options.get("allowed_cpus", ""))
-    if any(int(number) >= cpus for number in allowed):
+    if cpus is not None and any(int(number) >= cpus for number in allowed):
         yield f"allowed_cpus is {options['allowed_cpus']}, but the host has the CPUs 0 to {cpus - 1} only."
 
 
-def memory_problems(options: Options, cpus: int) -> Iterator[str]:
+def memory_problems(options: Options, cpus: int | None) -> Iterator[str]:
     """Yield a limit of memory that would kill children before the other one replaces them."""
     count, each_kb = children(options, cpus), options.get("max_memory_per_child", 0)
     if "memory_max" in options and count * each_kb * UNITS["K"] > size(options["memory_max"]):
@@ -234,7 +353,7 @@ def memory_problems(options: Options, cpus: int) -> Iterator[str]:
         )
 
 
-def host_problems(pools: list[Options], cpus: int, memory_mb: int) -> Iterator[str]:
+def host_problems(pools: list[Options], cpus: int | None, memory_mb: int) -> Iterator[str]:
     """Yield what the nodes of a host want together, but the host does not have."""
     memory = memory_mb * UNITS["M"]
     reserved = sum(options["nodes"] * size(options.get("memory_max", "")) for options in pools)
@@ -249,13 +368,13 @@ def host_problems(pools: list[Options], cpus: int, memory_mb: int) -> Iterator[s
         )
 
 
-def children(options: Options, cpus: int) -> int:
-    """Return how many child processes a node may have."""
+def children(options: Options, cpus: int | None) -> int:
+    """Return how many child processes a node may have; one, if that depends on CPUs that are not known."""
     if options["pool"] != "prefork":
         return 0
     if "autoscale" in options:
         return int(options["autoscale"]["max"])
-    return int(options.get("concurrency", cpus))
+    return int(options.get("concurrency", cpus or 1))
 
 
 def size(text: str) -> int:
@@ -269,4 +388,4 @@ class FilterModule:
 
     def filters(self) -> dict[str, Callable[..., Any]]:
         """Return the filters by name."""
-        return {f"celery_worker_{f.__name__}": f for f in (complete, each, arguments, problems)}
+        return {f"celery_worker_{f.__name__}": f for f in (complete, of_hosts, each, arguments, problems)}

@@ -1,6 +1,7 @@
 """What is wrong with an inventory, found on the controller before any host is asked.
 
-Pure: `check` takes variables and returns findings. The action plugin inventory_check gathers the variables.
+Pure: `check` takes variables and returns findings, and `costs` what works, but costs much. The action plugin
+inventory_check gathers the variables.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
+from ansible.module_utils.parsing.convert_bool import boolean
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,10 +27,17 @@ WHOLE_FLEET = "the whole fleet"
 SHOWN_HOSTS = 3
 SHOWN_CHARACTERS = 80
 
+# What settings cost, by tasks that do nothing: roles/celery_worker/README.md, "What costs much".
+MEASURED = "measured on 2 cores, Celery 5.7"
+TRACK_STARTED_COST = f"it writes to Redis a second time for each task, 20 % more CPU ({MEASURED})"
+EVENTS_COST = f"the nodes tell monitors of each step of each task, 55 % more CPU ({MEASURED})"
+LEAST_TASKS_PER_CHILD = 1000
+CHILD_COST = f"at 100 it costs short tasks 44 % more CPU, and halves their rate ({MEASURED})"
+
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that cannot work.
+    """One thing that cannot work, or that costs much.
 
     Attributes:
         variable: What to look at: the name of a variable or of a group.
@@ -81,7 +90,7 @@ class Inventory:
 
 
 def check(inventory: Inventory) -> list[tuple[Finding, list[str]]]:
-    """Return every finding with its hosts; the same finding on many hosts is one."""
+    """Return everything that cannot work with its hosts; the same on many hosts is one."""
     found: dict[Finding, list[str]] = defaultdict(list)
     for host in inventory.hosts:
         for look in HOST_CHECKS:
@@ -90,6 +99,20 @@ def check(inventory: Inventory) -> list[tuple[Finding, list[str]]]:
     for look_at_all in FLEET_CHECKS:
         for finding in look_at_all(inventory):
             found[finding].append(WHOLE_FLEET)
+    return by_variable(found)
+
+
+def costs(inventory: Inventory) -> list[tuple[Finding, list[str]]]:
+    """Return everything that costs much with its hosts, for an inventory that can work."""
+    found: dict[Finding, list[str]] = defaultdict(list)
+    for host in inventory.members("workers"):
+        for finding in expensive(inventory.hosts[host]):
+            found[finding].append(host)
+    return by_variable(found)
+
+
+def by_variable(found: Mapping[Finding, list[str]]) -> list[tuple[Finding, list[str]]]:
+    """Return findings in the order in which people look for them."""
     return sorted(found.items(), key=lambda item: (item[0].variable, item[0].reason))
 
 
@@ -98,14 +121,24 @@ def report(found: Sequence[tuple[Finding, Sequence[str]]]) -> str:
     count = "1 finding" if len(found) == 1 else f"{len(found)} findings"
     lines = [f"The inventory cannot work: {count}. No host was contacted.", ""]
     for finding, hosts in found:
-        more = f" and {len(hosts) - SHOWN_HOSTS} more" if len(hosts) > SHOWN_HOSTS else ""
         lines += [
-            f"{finding.variable}  [{', '.join(hosts[:SHOWN_HOSTS])}{more}]",
+            f"{finding.variable}  [{few(hosts)}]",
             f"  {finding.reason}",
             f"  -> {finding.remedy}",
             "",
         ]
     return "\n".join(lines).rstrip()
+
+
+def warning(finding: Finding, hosts: Sequence[str]) -> str:
+    """Return a sentence for people."""
+    return f"{few(hosts)}: {finding.variable} is {finding.reason}; {finding.remedy}."
+
+
+def few(hosts: Sequence[str]) -> str:
+    """Return the first of some hosts, and how many there are besides."""
+    more = f" and {len(hosts) - SHOWN_HOSTS} more" if len(hosts) > SHOWN_HOSTS else ""
+    return f"{', '.join(hosts[:SHOWN_HOSTS])}{more}"
 
 
 def shown(name: str, value: Any) -> str:
@@ -322,6 +355,35 @@ def numbers(inventory: Inventory, host: str) -> Iterator[Finding]:
             f"It is {visible} s, and a pool's time_limit is {longest} s: a long task would run twice.",
             "Make it longer than the longest task and the furthest ETA.",
         )
+
+
+def expensive(of: Mapping[str, Any]) -> Iterator[Finding]:
+    """Find settings of a worker host that cost much."""
+    settings = dict_of(of.get("celery_app_settings"))
+    if is_on(settings.get("track_started")):
+        remedy = "leave it out, unless something asks for the state STARTED"
+        yield Finding("celery_app_settings.track_started", f"true: {TRACK_STARTED_COST}", remedy)
+    events = {
+        "celery_app_settings.task_events": settings.get("task_events"),
+        "celery_worker_task_events": of.get("celery_worker_task_events"),
+    }
+    for name, value in events.items():
+        if is_on(value):
+            remedy = "leave it out, unless a monitor is to show each task"
+            yield Finding(name, f"true: {EVENTS_COST}", remedy)
+    for name, pool in dict_of(of.get("celery_worker_pools")).items():
+        tasks = dict_of(pool).get("max_tasks_per_child")
+        if isinstance(tasks, int) and tasks < LEAST_TASKS_PER_CHILD:
+            yield Finding(
+                f"celery_worker_pools.{name}.max_tasks_per_child",
+                f"{tasks}: each child is replaced after so many tasks, and {CHILD_COST}",
+                f"set {LEAST_TASKS_PER_CHILD} or more, or max_memory_per_child if tasks leak memory",
+            )
+
+
+def is_on(value: Any) -> bool:
+    """Return whether a value is true, in YAML or as text."""
+    return bool(boolean(value, strict=False))
 
 
 # --- the fleet ---

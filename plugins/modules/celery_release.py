@@ -96,13 +96,13 @@ import subprocess
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
 from ansible.module_utils.app_release_tree import ReleaseTree, TreeError
 from ansible.module_utils.basic import AnsibleModule
 
 SHORTEST_SECRET = 8  # shorter values, such as "1" or "prod", would blot out half of every message
 CACHE_LIMIT = 1024**3
+COSTS_MUCH = "This costs much: "  # so begins a line of `celery fleet check` that is no fault
 
 
 def present(module: AnsibleModule, tree: ReleaseTree) -> bool:
@@ -126,7 +126,7 @@ def checked(module: AnsibleModule, tree: ReleaseTree) -> bool:
     given = module.params
     if not module.check_mode:
         path = tree.releases / given["id"]
-        findings = packages_fault(path, given["uv"]) or app_fault(path, given)
+        findings = packages_fault(path, given["uv"]) or app_fault(module, path)
         if findings:
             raise TreeError(
                 f"Release {given['id']} is not fit to run, so nothing was switched to it.\n{findings}"
@@ -150,12 +150,15 @@ def packages_fault(path: Path, uv: str) -> str:
     return result.stderr.strip() if result.returncode else ""
 
 
-def app_fault(path: Path, given: dict[str, Any]) -> str:
+def app_fault(module: AnsibleModule, path: Path) -> str:
     """Return what Celery finds wrong with the app of a release, in the words of `celery fleet check`.
+
+    Of what works, but costs much, it warns.
 
     The app runs as nodes do: with the environment that they will have, in their sandbox, and as a user that
     exists only meanwhile. systemd reads the environment file, so its values are in no command line.
     """
+    given = module.params
     celery = [str(path / "bin" / "celery"), "-A", "fleet_runtime.app", "fleet", "check"]
     queues = ["--queues", ",".join(given["queues"])] if given["queues"] else []
     with tempfile.NamedTemporaryFile("w", dir="/run", prefix="celery-release-", encoding="utf-8") as file:
@@ -180,6 +183,8 @@ def app_fault(path: Path, given: dict[str, Any]) -> str:
             check=False,
         )
     if not result.returncode:
+        for cost in costs(result.stdout):
+            module.warn(cost)
         return ""
     words = f"{result.stdout}{result.stderr}".strip()
     if time.monotonic() - started >= given["timeout"]:
@@ -187,6 +192,11 @@ def app_fault(path: Path, given: dict[str, Any]) -> str:
     return (
         words or f"celery fleet check: exit status {result.returncode}; `journalctl -u {unit}` has the rest."
     )
+
+
+def costs(said: str) -> list[str]:
+    """Return the lines of `celery fleet check` about what costs much."""
+    return [line for line in said.splitlines() if line.startswith(COSTS_MUCH)]
 
 
 def main() -> None:

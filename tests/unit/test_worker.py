@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from celery.bin.worker import worker as celery_worker_command
 from filter import celery_worker as filters
+from filter.fleet import node_names
 from filter.fleet import nodes as fleet_nodes
 
 from tests.unit.rendering import Role
@@ -19,9 +20,12 @@ URL = "rediss://worker:p%25w@broker:6379/0?ssl_cert_reqs=required"
 POOLS: dict[str, dict[str, Any]] = {
     "default": {
         "queues": ["default", "email"],
+        "profile": "short",
+        "pool": "prefork",
         "nodes": 2,
         "concurrency": 2,
         "prefetch_multiplier": 2,
+        "disable_prefetch": False,
         "time_limit": 600,
         "soft_time_limit": 500,
         "max_tasks_per_child": 1000,
@@ -35,7 +39,7 @@ POOLS: dict[str, dict[str, Any]] = {
     },
     "elastic": {"queues": ["elastic"], "autoscale": {"min": 1, "max": 3}},
     "io": {"queues": ["io"], "pool": "threads", "concurrency": 16},
-    "one": {"queues": ["one"], "pool": "solo"},
+    "one": {"queues": ["one"], "pool": "solo", "disable_prefetch": True},
 }
 
 
@@ -46,7 +50,7 @@ def role(pools: dict[str, Any] | None = None, **variables: Any) -> Role:
         celery_worker_app_name="demo",
         celery_worker_broker_url=URL,
         celery_worker_pools=POOLS if pools is None else pools,
-        **variables,
+        **{"ansible_facts": {"processor_vcpus": 4, "memtotal_mb": 4096}, **variables},
     )
 
 
@@ -68,9 +72,129 @@ def problems(pools: dict[str, Any], cpus: int = 4, memory_mb: int = 4096, host: 
     return "\n".join(filters.problems(pools, str(spec), host, cpus, memory_mb))
 
 
+def shaped(profile: str, cpus: int, memory_mb: int, **options: Any) -> dict[str, Any]:
+    """Return the options of a pool with a profile, on a host, without those that say nothing of it."""
+    given = {"queues": ["q"], "profile": profile, "time_limit": 60, **options}
+    pool = filters.complete({"p": given}, cpus, memory_mb)["p"]
+    named = ("nodes", "pool", "concurrency", "prefetch_multiplier", "disable_prefetch")
+    return {name: pool[name] for name in named if name in pool}
+
+
 def one(**options: Any) -> dict[str, Any]:
     """Return pools that consist of one."""
     return {"p": {"queues": ["q"], **options}}
+
+
+SMALL, MIDDLE, LARGE = (1, 1024), (2, 2048), (16, 65536)  # CPUs, MiB
+
+
+@pytest.mark.parametrize("host", [SMALL, MIDDLE, LARGE])
+@pytest.mark.parametrize("profile", ["cpu", "long"])
+def test_tasks_that_compute_get_a_child_a_cpu(profile: str, host: tuple[int, int]) -> None:
+    """In one node, and nothing waits behind a task that runs."""
+    assert shaped(profile, *host) == {
+        "nodes": 1, "pool": "prefork", "concurrency": host[0],
+        "prefetch_multiplier": 1, "disable_prefetch": True,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(("host", "threads"), [(SMALL, 20), (MIDDLE, 40), (LARGE, 100)])
+def test_tasks_that_wait_get_threads(host: tuple[int, int], threads: int) -> None:
+    """As many as one process can feed."""
+    assert shaped("io", *host) == {
+        "nodes": 1, "pool": "threads", "concurrency": threads,
+        "prefetch_multiplier": 1, "disable_prefetch": False,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("host", [SMALL, MIDDLE, LARGE])
+def test_short_tasks_get_a_node_a_cpu(host: tuple[int, int]) -> None:
+    """A node's main process is what bounds them."""
+    assert shaped("short", *host) == {
+        "nodes": host[0], "pool": "prefork", "concurrency": 1,
+        "prefetch_multiplier": 4, "disable_prefetch": False,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("profile", "options", "expected"),
+    [
+        ("cpu", {"concurrency": 3}, {"concurrency": 3}),
+        ("cpu", {"nodes": 4}, {"nodes": 4, "concurrency": 4}),
+        ("cpu", {"nodes": 0}, {"nodes": 0, "concurrency": 16}),
+        ("cpu", {"allowed_cpus": "0-3,6"}, {"concurrency": 5}),
+        ("cpu", {"autoscale": {"min": 1, "max": 4}}, {"concurrency": None}),
+        ("cpu", {"prefetch_multiplier": 4}, {"prefetch_multiplier": 4, "disable_prefetch": False}),
+        ("cpu", {"disable_prefetch": False}, {"prefetch_multiplier": 1, "disable_prefetch": False}),
+        ("io", {"pool": "gevent"}, {"pool": "gevent", "concurrency": 100}),
+        ("io", {"nodes": 4}, {"nodes": 4, "concurrency": 80}),
+        ("short", {"nodes": 2}, {"nodes": 2, "concurrency": 1}),
+        ("short", {"pool": "solo"}, {"nodes": 16, "pool": "solo", "concurrency": None}),
+        ("short", {"allowed_cpus": "0-3"}, {"nodes": 4}),
+        ("short", {"disable_prefetch": True}, {"prefetch_multiplier": 1, "disable_prefetch": True}),
+        ("long", {"time_limit": 7200}, {"concurrency": 16}),
+    ],
+)
+def test_what_a_pool_sets_comes_before_its_profile(
+    profile: str, options: dict[str, Any], expected: dict[str, Any]
+) -> None:
+    """And what the profile would set beside it goes, where both could not be."""
+    found = shaped(profile, *LARGE, **options)
+    assert {name: found.get(name) for name in expected} == expected
+    assert problems(one(profile=profile, time_limit=options.pop("time_limit", 60), **options), *LARGE) == ""
+
+
+@pytest.mark.parametrize(
+    ("profile", "options", "expected"),
+    [
+        ("cpu", {"max_memory_per_child": 2_000_000}, {"concurrency": 6}),
+        ("long", {"max_memory_per_child": 2_000_000, "nodes": 2}, {"concurrency": 3}),
+        ("cpu", {"max_memory_per_child": 200_000, "memory_max": "1G"}, {"concurrency": 5}),
+        ("cpu", {"max_memory_per_child": 99_000_000}, {"concurrency": 1}),
+        ("short", {"memory_max": "2G"}, {"nodes": 6}),
+        ("short", {"max_memory_per_child": 1_000_000}, {"nodes": 12}),
+    ],
+)
+def test_a_profile_leaves_a_quarter_of_the_memory(
+    profile: str, options: dict[str, Any], expected: dict[str, Any]
+) -> None:
+    """By what the pool says of its children; one always runs."""
+    found = shaped(profile, 16, 16384, **options)
+    assert {name: found[name] for name in expected} == expected
+    assert problems(one(profile=profile, time_limit=60, **options), 16, 16384) == ""
+
+
+def test_small_memory_makes_fewer_nodes() -> None:
+    """A node of one child takes 57 MiB before it does anything."""
+    assert shaped("short", 16, 512)["nodes"] == 6
+
+
+def test_two_profiles_take_all_cpus_each() -> None:
+    """Which of them is to have less, only the operator knows."""
+    pools = {name: {"queues": ["q"], "profile": "cpu"} for name in ("a", "b")}
+    assert [pool["concurrency"] for pool in filters.complete(pools, 8, 8192).values()] == [8, 8]
+
+
+def test_a_profile_needs_the_size_of_the_host() -> None:
+    """Nodes that a host should run would else be taken for surplus, and removed."""
+    with pytest.raises(ValueError, match="profile: short needs the host's CPUs"):
+        filters.complete(one(profile="short"))
+    filters.complete(one())
+
+
+def test_a_profile_reaches_the_nodes_of_its_host() -> None:
+    """By the facts of the host."""
+    rendered = role(one(profile="short"), ansible_facts={"processor_vcpus": 3, "memtotal_mb": 4096})
+    assert [node["name"] for node in rendered.evaluate("__celery_worker_nodes")] == ["p-1", "p-2", "p-3"]
+    assert role(one(), ansible_facts={}).evaluate("__celery_worker_nodes")[0]["name"] == "p-1"
+
+
+def test_other_hosts_know_its_nodes_too() -> None:
+    """Flower waits for them; of a host whose facts are not there, for the one that is certain."""
+    pools = {"celery_worker_pools": {**one(profile="short"), "o": {"queues": ["o"]}}}
+    facts = {"processor_vcpus": 2, "memtotal_mb": 2048}
+    hosts = {"a": {**pools, "ansible_facts": facts}, "b": {**pools, "ansible_facts": {}}, "c": {}}
+    assert node_names(filters.of_hosts(hosts, ["a", "b"])) == ["o-1@a", "p-1@a", "p-2@a", "o-1@b", "p-1@b"]
 
 
 def test_every_node_has_its_files() -> None:
@@ -111,9 +235,13 @@ def test_the_options_of_a_pool_reach_its_nodes() -> None:
 @pytest.mark.parametrize(
     ("name", "given", "not_given"),
     [
-        ("elastic-1", ["--autoscale=3,1", "--soft-time-limit=3420"], ["--concurrency"]),
+        ("elastic-1", ["--autoscale=3,1", "--soft-time-limit=3420"], ["--concurrency", "--disable-prefetch"]),
         ("io-1", ["--pool=threads", "--concurrency=16"], ["--soft-time-limit", "--task-events"]),
-        ("one-1", ["--pool=solo", "--time-limit=3600"], ["--soft-time-limit", "--concurrency"]),
+        (
+            "one-1",
+            ["--pool=solo", "--time-limit=3600", "--disable-prefetch"],
+            ["--soft-time-limit", "--concurrency"],
+        ),
     ],
 )
 def test_a_pool_gets_what_its_type_can_do(name: str, given: list[str], not_given: list[str]) -> None:
@@ -159,6 +287,15 @@ def test_pools_that_can_run_are_taken() -> None:
         (one(pool="eventlet"), "value of pool must be one of: prefork, threads, gevent, solo, got: eventlet"),
         (one(nodes="two"), "argument 'nodes' is of type str"),
         (one(concurrency="4"), "concurrency is the text '4', and must be a number"),
+        (one(disable_prefetch="no"), "disable_prefetch is the text 'no', and must be true or false"),
+        (one(profile="fast"), "value of profile must be one of: cpu, io, short, long, got: fast"),
+        (one(profile="long"), "profile: long needs time_limit, the seconds that its longest task may take"),
+        (
+            one(prefetch_multiplier=2, disable_prefetch=True),
+            "prefetch_multiplier is 2, of no effect with disable_prefetch",
+        ),
+        (one(profile="io", autoscale={"min": 1, "max": 2}), "autoscale has no effect with pool: threads"),
+        (one(profile="cpu", soft_time_limit=3600), "soft_time_limit must be less than time_limit"),
         (one(autoscale={"min": 1}), "missing required arguments: max found in autoscale"),
         ({"Big": {"queues": ["q"]}}, "Pool 'Big': the name must be lower case"),
         ({"two-words": {"queues": ["q"]}}, "the name must be lower case"),
@@ -205,6 +342,24 @@ def test_pools_that_can_run_are_taken() -> None:
 def test_pools_that_cannot_run_are_refused(pools: dict[str, Any], message: str) -> None:
     """With a sentence that says what is wrong."""
     assert message in problems(pools)
+
+
+@pytest.mark.parametrize(
+    "pools",
+    [
+        one(),
+        one(memory_max="1G", max_memory_per_child=500000),
+        one(allowed_cpus="4-7"),
+        one(nodes=99, concurrency=999, memory_max="64G"),
+        *(one(profile=profile, time_limit=60, memory_max="64G") for profile in filters.PROFILES),
+        {name: {"queues": ["q"], "profile": "short"} for name in ("a", "b")},
+    ],
+)
+def test_what_depends_on_the_host_is_left_to_it(pools: dict[str, Any]) -> None:
+    """The controller, which does not know the host's size, refuses what no host could run."""
+    spec = str(role().path / "meta" / "argument_specs.yml")
+    assert filters.problems(pools, spec, "host1", None, None) == []
+    assert filters.problems(one(profile="long"), spec, "host1", None, None) != []
 
 
 def test_a_host_name_that_is_none_is_refused() -> None:

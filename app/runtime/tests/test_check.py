@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from celery import Celery
 from celery.schedules import crontab
-from fleet_runtime.check import findings
+from click.testing import CliRunner
+from fleet_runtime.check import costs, findings
+from fleet_runtime.cli import fleet
 from fleet_runtime.errors import FleetError
 from fleet_runtime.queues import routed
 from kombu import Exchange, Queue
@@ -117,6 +120,48 @@ def test_a_task_that_may_run_twice_is_a_finding() -> None:
     assert findings(app, []) == [
         "The task shop.pay may take 50000 s. FLEET_VISIBILITY_TIMEOUT (43200) must be more."
     ]
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({}, []),
+        ({"broker_pool_limit": 1, "worker_max_tasks_per_child": 1000}, []),
+        ({"broker_pool_limit": 0}, ["With broker_pool_limit 0 the app opens a connection for each message"]),
+        ({"broker_pool_limit": None}, ["With broker_pool_limit None the app opens"]),
+        (
+            {"task_track_started": True},
+            ["track_started, which shop.mail, shop.pay, shop.report set, is a second write to Redis for"],
+        ),
+        (
+            {"worker_max_tasks_per_child": 100},
+            ["With worker_max_tasks_per_child 100 each child is replaced after so many; at 100 that costs"],
+        ),
+    ],
+)
+def test_what_costs_much_is_no_finding(settings: dict[str, Any], expected: list[str]) -> None:
+    """But it is told."""
+    app = shop(**settings)
+    assert findings(app, []) == []
+    told = costs(app)
+    assert len(told) == len(expected)
+    assert all(sentence.startswith(start) for sentence, start in zip(told, expected, strict=True)), told
+
+
+def test_a_task_that_says_by_itself_what_costs_much_is_told() -> None:
+    """Not every setting is the app's."""
+    app = shop()
+    app.tasks["shop.pay"].track_started = True
+    assert costs(app)[0].startswith("track_started, which shop.pay sets, is ")
+
+
+def test_the_command_tells_what_costs_much_and_is_content() -> None:
+    """In words by which the module celery_release knows a warning."""
+    told = CliRunner().invoke(fleet, ["check"], obj=SimpleNamespace(app=shop(broker_pool_limit=0)))
+    assert told.exit_code == 0
+    first, last = told.stdout.splitlines()
+    assert first.startswith("This costs much: With broker_pool_limit 0 the app opens a connection")
+    assert last == "The app is fit to run."
 
 
 def test_a_misspelt_variable_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -63,7 +63,7 @@ class Fleet:
         return [
             Node(node["name"], node["pool"], frozenset(node["options"]["queues"]), node["options"], host)
             for host in self.group("workers")
-            for node in filters.nodes(complete(host.variables["celery_worker_pools"]), host.name)
+            for node in filters.nodes(complete(host.variables["celery_worker_pools"], *host.size), host.name)
         ]
 
     @cached_property

@@ -88,6 +88,13 @@ class Host:
             f"ssh://{self.ssh[-1]}", ssh_extra_args=shlex.join(self.ssh[1:-1]), sudo=True
         )
 
+    @cached_property
+    def size(self) -> tuple[int, int]:
+        """Its CPUs, and its memory in MiB, from where Ansible has them."""
+        told = self.sh("grep -c ^processor /proc/cpuinfo; awk '/^MemTotal:/ {print $2}' /proc/meminfo")
+        cpus, kib = told.split()
+        return int(cpus), int(kib) // 1024
+
     def sh(self, script: str, *words: str, text: str = "", timeout: float = 60) -> str:
         """Run a shell script on the host as root, and return what it printed.
 

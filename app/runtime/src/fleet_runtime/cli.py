@@ -65,11 +65,11 @@ def probe(ctx: click.Context, names: tuple[str, ...], timeout: float, as_json: b
 @click.option("--queues", "text", metavar="A,B,C", default="", help="The queues that nodes consume.")
 @click.pass_context
 def check(ctx: click.Context, text: str) -> None:
-    """Import the app with all its tasks, and look for what would go wrong.
+    """Import the app with all its tasks, and look for what would go wrong, or costs much.
 
-    Fails, with a line for each finding. Asks no broker.
+    Fails, with a line for each thing that would go wrong. Asks no broker.
     """
-    from fleet_runtime.check import findings, import_tasks
+    from fleet_runtime.check import costs, findings, import_tasks
 
     app = ctx.obj.app
     with sentences():
@@ -78,6 +78,8 @@ def check(ctx: click.Context, text: str) -> None:
     if found:
         click.echo("\n".join(found), err=True)
         ctx.exit(1)
+    for cost in costs(app):
+        click.echo(f"This costs much: {cost}")  # the module celery_release knows a warning by these words
     click.echo("The app is fit to run.")
 
 

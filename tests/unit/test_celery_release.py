@@ -1,0 +1,56 @@
+"""The module celery_release: what the check of an app comes to."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from modules import celery_release
+
+
+class Module(SimpleNamespace):
+    """The module, with what it warned of."""
+
+    def __init__(self) -> None:
+        """Prepare."""
+        super().__init__(warned=[], params={"queues": ["a"], "environment": "", "timeout": 9, "sandbox": ""})
+
+    def warn(self, sentence: str) -> None:
+        """Remember a warning."""
+        self.warned.append(sentence)
+
+
+@pytest.mark.parametrize(
+    ("status", "stdout", "fault", "warned"),
+    [
+        (0, "The app is fit to run.\n", "", []),
+        (
+            0,
+            "the app's own words\nThis costs much: this.\nThis costs much: that.\nThe app is fit to run.\n",
+            "",
+            ["This costs much: this.", "This costs much: that."],
+        ),
+        (
+            1,
+            "This costs much: this.\nNo node consumes it.\n",
+            "This costs much: this.\nNo node consumes it.",
+            [],
+        ),
+    ],
+)
+def test_what_costs_much_is_a_warning_and_no_fault(
+    monkeypatch: pytest.MonkeyPatch, status: int, stdout: str, fault: str, warned: list[str]
+) -> None:
+    """In the words of `celery fleet check`."""
+
+    def ran(argv: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
+        assert argv[-2:] == ["--queues", "a"]
+        return subprocess.CompletedProcess(argv, status, stdout, "")
+
+    monkeypatch.setattr(subprocess, "run", ran)
+    module = Module()
+    assert celery_release.app_fault(module, Path("/opt/celery/demo/releases/1")) == fault
+    assert module.warned == warned
