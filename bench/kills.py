@@ -1,8 +1,8 @@
 """Counts what is lost when who takes messages is killed at any instant: `python -m bench.kills --help`.
 
-Small consumers, each a process, take messages as fast as they come, and settle none. Each is killed (SIGKILL)
-within milliseconds of a message. In the end, each message must be in its queue, or recorded as held: in one
-place, and not in both.
+Small consumers, each a process, take messages as fast as they come, and settle none. Several do so at a time,
+and each is killed (SIGKILL) within milliseconds of a message. In the end, each message must be in its queue,
+or recorded as held: in one place, and not in both.
 """
 
 from __future__ import annotations
@@ -30,11 +30,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 REPORT = ROOT / ".cache" / "bench" / "kills.json"
-NODE = "killed@localhost"
+GROUP = 8  # consumers at a time
+NODES = [f"killed-{number}@localhost" for number in range(GROUP)]
 QUEUES = ("default", "email")
 PRIORITIES = (0, 3, 6, 9)
 LISTS = [f"{queue}\x06\x16{step}" if step else queue for queue in QUEUES for step in PRIORITIES]
-BEFORE, AFTER = 3, 2  # messages that are sent as a consumer takes them, and once it was killed
+BEFORE, AFTER = 3, 2  # messages that are sent as consumers take them, and once all were killed
 LATEST = 0.004  # seconds from the messages to the kill
 PATIENCE = 60.0  # seconds for a consumer to begin
 TRANSPORTS: dict[str, Any] = {"kombu's": None, "the runtime's": Transport}  # as Connection wants them
@@ -67,19 +68,27 @@ def run(broker: Broker, name: str, kills: int, seed: int) -> Count:
         producer = Producer(connection)
         for queue in queues():
             queue(connection.default_channel).declare()
-        for _ in range(kills):
-            ready = processes.Event()
-            consumer = processes.Process(target=take, args=(url, TRANSPORTS[name], ready), daemon=True)
-            consumer.start()
-            if not ready.wait(PATIENCE):
+        for first in range(0, kills, GROUP):
+            begun = [processes.Event() for _ in range(min(GROUP, kills - first))]
+            consumers = [
+                processes.Process(target=take, args=(url, node, TRANSPORTS[name], event), daemon=True)
+                for node, event in zip(NODES, begun, strict=False)
+            ]
+            for consumer in consumers:
+                consumer.start()
+            if not all(event.wait(PATIENCE) for event in begun):
                 raise RuntimeError("A consumer does not begin.")
-            sent += publish(producer, chance, BEFORE)
-            time.sleep(chance.uniform(0, LATEST))
-            consumer.kill()
+            for consumer in consumers:
+                sent += publish(producer, chance, BEFORE)
+                time.sleep(chance.uniform(0, LATEST))
+                consumer.kill()
             sent += publish(producer, chance, AFTER)
-            consumer.join()
+            for consumer in consumers:
+                consumer.join()
     queued = [number(json.loads(text)) for key in LISTS for text in admin.lrange(key, 0, -1)]
-    held = [number(json.loads(text)[0]) for text in admin.hvals(own_keys(NODE)["unacked_key"])]
+    held = [
+        number(json.loads(text)[0]) for node in NODES for text in admin.hvals(own_keys(node)["unacked_key"])
+    ]
     found = [*queued, *held]
     if set(found) - set(sent):
         raise RuntimeError("There are messages that nobody sent.")
@@ -87,9 +96,9 @@ def run(broker: Broker, name: str, kills: int, seed: int) -> Count:
     return Count(name, kills, len(sent), len(held), lost, doubled)
 
 
-def take(url: str, transport: Any, ready: Any) -> None:
+def take(url: str, node: str, transport: Any, ready: Any) -> None:
     """Take messages as fast as possible, and settle none."""
-    with Connection(url, transport=transport, transport_options=own_keys(NODE)) as connection:
+    with Connection(url, transport=transport, transport_options=own_keys(node)) as connection:
         channel = connection.channel()
         Consumer(channel, list(queues()), on_message=lambda message: None).consume()
         with suppress(OSError):  # there is none, and it waits

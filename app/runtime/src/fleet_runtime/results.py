@@ -43,7 +43,7 @@ class RedisBackend(stock.RedisBackend):  # type: ignore[misc]  # celery ships no
         state: str,
         traceback: Any = None,
         request: Any = None,
-        **options: Any,
+        **more: Any,
     ) -> Any:
         """Store a result, unless there is a success."""
         meta = self._get_result_meta(result=result, state=state, traceback=traceback, request=request)
