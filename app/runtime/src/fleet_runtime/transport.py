@@ -233,6 +233,7 @@ class Channel(stock.Channel):  # type: ignore[misc]  # kombu ships no types
 
     Attributes:
         lane: The connection by which it takes them.
+        queues: From which it takes them.
         recorded: Tags of messages that the script has recorded, and that are being delivered.
     """
 
@@ -241,9 +242,10 @@ class Channel(stock.Channel):  # type: ignore[misc]  # kombu ships no types
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         """Begin."""
         self.lane: Lane | None = None
+        self.queues: list[str] = []
         self.recorded: set[str] = set()
         self._acks: deque[str] = deque()
-        self._acks_since = inf
+        self._acks_since, self._lingers = inf, False
         self._no_ack: set[str] = set()
         self._keys: dict[str, list[str]] = {}
         self._pooled: Any = None
@@ -259,7 +261,7 @@ class Channel(stock.Channel):  # type: ignore[misc]  # kombu ships no types
     @property
     def sends(self) -> bool:
         """Whether it sends something soon: it consumes, and has a connection."""
-        return bool(self._active_queues) and self.lane is not None and self.lane.is_open
+        return bool(self.queues) and self.lane is not None and self.lane.is_open
 
     @contextmanager
     def conn_or_acquire(self, client: Any = None) -> Iterator[Any]:
@@ -275,14 +277,15 @@ class Channel(stock.Channel):  # type: ignore[misc]  # kombu ships no types
         """Consume from a queue; what is not to be acknowledged is not recorded."""
         (self._no_ack.add if no_ack else self._no_ack.discard)(queue)
         self._keys[queue] = [self._q_for_pri(queue, priority) for priority in self.priority_steps]
+        consumer = super().basic_consume(queue, no_ack, *args, **kwargs)
         self._look_anew()
-        return super().basic_consume(queue, no_ack, *args, **kwargs)
+        return consumer
 
     def basic_cancel(self, consumer_tag: str) -> Any:
         """Consume from a queue no more."""
         cancelled = super().basic_cancel(consumer_tag)
         self._look_anew()
-        if not self._active_queues:
+        if not self.queues:
             self.flush()
         return cancelled
 
@@ -327,7 +330,11 @@ class Channel(stock.Channel):  # type: ignore[misc]  # kombu ships no types
             return
         may_take = self._look and now >= self._not_before and not self.lane.takes
         room = self.room() if may_take else 0
-        if room or self._acks:
+        if self._acks and max(room, len(self._acks)) < self._enough() and now < self._acks_since + LINGER:
+            if not self._lingers:
+                self._lingers = True
+                self.connection.cycle.wake_in(LINGER)
+        elif room or self._acks:
             self._turn(self.lane, room)
         elif not (self._look or self._watched) or now > self._watched_at + WAIT:
             self.lane.ask(*self._watch())
@@ -346,6 +353,10 @@ class Channel(stock.Channel):  # type: ignore[misc]  # kombu ships no types
         free: int = qos.prefetch_count - (len(qos._delivered) - len(qos._dirty))
         return min(BATCH, free)
 
+    def _enough(self) -> int:
+        """Return how many messages it takes to send something at once: half of what the node reserves."""
+        return min(BATCH, (self.qos.prefetch_count or BATCH) // 2)
+
     def pause(self, error: ResponseError) -> None:
         """Look again later, since Redis writes nothing now."""
         self._look = True
@@ -359,8 +370,8 @@ class Channel(stock.Channel):  # type: ignore[misc]  # kombu ships no types
     def _turn(self, lane: Lane, room: int) -> None:
         """Acknowledge what is done, and take as much as there is room for."""
         tags = tuple(self._acks.popleft() for _ in range(min(len(self._acks), ACKS)))
-        self._acks_since = monotonic()
-        queues = self._queue_cycle.consume(len(self.active_queues)) if room else []
+        self._acks_since, self._lingers = monotonic(), False
+        queues = self._queue_cycle.consume(len(self.queues)) if room else []
         names = [self.unacked_key, self.unacked_index_key]
         for lists in zip(*(self._keys[queue] for queue in queues), strict=True):
             names += lists
@@ -389,7 +400,7 @@ class Channel(stock.Channel):  # type: ignore[misc]  # kombu ships no types
         self._watched, self._watched_at = True, monotonic()
         self._brpop_sent_at = self._watched_at  # by which the watchdog sees that messages are asked for
         change = self._change
-        lists = [key for queue in self.active_queues for key in self._keys[queue]]
+        lists = [key for queue in self.queues for key in self._keys[queue]]
 
         def answered(count: int) -> None:
             if change == self._change:
@@ -460,6 +471,7 @@ class Channel(stock.Channel):  # type: ignore[misc]  # kombu ships no types
     def _look_anew(self) -> None:
         """Look at the lists, which are others now."""
         self._change += 1
+        self.queues = self.active_queues
         self._look, self._watched = True, False
 
     def _queue_bind(self, *args: Any) -> None:
@@ -523,12 +535,13 @@ class Poller(stock.MultiChannelPoller):  # type: ignore[misc]  # kombu ships no 
     """kombu's poller, for channels that take messages by the script.
 
     Attributes:
-        loop: The loop of the node, if it has one.
+        loop: The loop of the node, if it has one, and what it calls when there is something to read.
         thread: The thread, or greenlet, that polls.
         delivered: Whether a message was delivered since this was last asked.
     """
 
     loop: Any = None
+    reader: Any = None
 
     def __init__(self) -> None:
         """Begin."""
@@ -560,8 +573,16 @@ class Poller(stock.MultiChannelPoller):  # type: ignore[misc]  # kombu ships no 
             self._alarm = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
             finalize(self, os.close, self._alarm)
             self.poller.register(self._alarm, stock.READ)
-        waits = [channel.due() for channel in self._channels if channel.active_queues]
+        waits = [channel.due() for channel in self._channels if channel.queues]
         return super().get(callback, min(waits if timeout is None else [*waits, timeout], default=WAIT))
+
+    @property
+    def fds(self) -> Any:
+        """What a loop does not watch yet; kombu would watch all files anew at each turn, by a system call."""
+        if self.loop is None:
+            return self._fd_to_chan
+        readers = self.loop.readers
+        return [fileno for fileno in self._fd_to_chan if readers.get(fileno, (None,))[0] != self.reader]
 
     def handle_event(self, fileno: int, event: int) -> Any:
         """Handle what has come."""
@@ -581,7 +602,7 @@ class Poller(stock.MultiChannelPoller):  # type: ignore[misc]  # kombu ships no 
         """Ask whatever is to be asked."""
         self.thread = threading.get_ident()
         for channel in self._channels:
-            if channel.active_queues:
+            if channel.queues:
                 channel.advance(self._register_lane)
             if channel.active_fanout_queues:
                 self._register_LISTEN(channel)
@@ -662,7 +683,7 @@ class Transport(stock.Transport):  # type: ignore[misc]  # kombu ships no types
 
     def register_with_event_loop(self, connection: Any, loop: Any) -> None:
         """Let a node's loop run this."""
-        self.cycle.loop = loop
+        self.cycle.loop, self.cycle.reader = loop, self.on_readable
         super().register_with_event_loop(connection, loop)
 
 
