@@ -60,7 +60,7 @@ class Bar:
         if found is None:
             return [self.what, "-", bar, "not measured"]
         met = found >= self.bar if self.at_least else found <= self.bar
-        return [self.what, f"{found:.2f}", bar, "yes" if met else "NO"]
+        return [self.what, f"{found:.3g}", bar, "yes" if met else "NO"]
 
 
 HEAD = ["what", "measured", "bar", "met"]

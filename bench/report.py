@@ -98,15 +98,13 @@ def write(results: Mapping[str, Any]) -> str:
     found = {measure: medians(rows) for measure, rows in results["runs"].items()}
     parts = [
         "# Benchmark",
-        f"Medians of {results['rounds']} rounds.",
+        f"Rounds: {results['rounds']}. The figures are medians.",
         table(["machine", ""], [[name, value] for name, value in results["machine"].items()]),
     ]
     for measure, (title, columns) in TABLES.items():
-        if measure in found:
+        if found.get(measure):
             parts += [f"## {title}", of_medians(found[measure], columns)]
-    rates = [[row["variant"], *map(spelled, (row["kinds"], row["names"]))] for row in latest(results)]
-    if rates:
-        parts.append(table(["last round", "commands a second", "connections"], rates))
+    parts += [in_detail(row) for row in latest(results)]
     parts += ["## Bars", table(bars.HEAD, [bar.row(found) for bar in bars.BARS])]
     text = "\n\n".join(parts) + "\n"
     (FOLDER / "results.md").write_text(text)
@@ -157,6 +155,12 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
     rule = "|".join(["-" * (widths[0] + 2), *("-" * (width + 1) + ":" for width in widths[1:])])
     return "\n".join([f"| {line(head)} |", f"|{rule}|", *(f"| {line(row)} |" for row in rows)])
+
+
+def in_detail(row: Mapping[str, Any]) -> str:
+    """Return what an idle node asks and keeps open, by name."""
+    commands, connections = map(spelled, (row["kinds"], row["names"]))
+    return f"{row['variant']}, each node: commands a second: {commands}; connections: {connections}"
 
 
 def latest(results: Mapping[str, Any]) -> list[Mapping[str, Any]]:

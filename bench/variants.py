@@ -148,6 +148,7 @@ TUTORIAL = Celery(
 RUNTIME = Celery("the fleet")
 KOMBU = Celery("the fleet, kombu's transport", variables={"FLEET_ATOMIC_FETCH": "false"})
 COMPARED = (STOCK, DEFAULTS, TUTORIAL, RUNTIME, KOMBU)
+IDLE = (STOCK, DEFAULTS, RUNTIME)
 
 # The same two on the fleet's own Redis. Its access rules do not know the keys that kombu's nodes share.
 STOCK_TLS = replace(STOCK, name=f"{STOCK.name}, {FLEET}", server=FLEET, user="admin")
