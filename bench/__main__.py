@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import random
+import signal
 import sys
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -33,6 +34,8 @@ class Measure:
 def main() -> None:
     """Run every variant once in each round, and tell what each costs."""
     options = parse()
+    # Who stops this stops the nodes as well. They have sessions of their own, and would go on.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))
     measures = {name: measure for name, measure in plan(options).items() if name in options.only}
     failures = []
     with servers() as running:
