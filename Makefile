@@ -56,8 +56,8 @@ molecule-%: ## Run one Molecule scenario
 	@lab/bootstrap lab
 	@lab/test.py $*
 
-bench: ## Measure what nodes cost, and what kills lose, with and without the runtime (.cache/bench)
-	@lab/bootstrap tools
+bench: ## Measure what nodes and other task queues cost, and what kills lose (.cache/bench)
+	@lab/bootstrap tools bench
 	@python3 -m bench
 	@python3 -m bench.kills
 

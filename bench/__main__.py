@@ -3,89 +3,108 @@
 from __future__ import annotations
 
 import argparse
-import json
 import random
+import signal
 import sys
-from dataclasses import asdict, fields
-from pathlib import Path
-from statistics import median
-from tempfile import TemporaryDirectory
+from dataclasses import asdict, dataclass
+from functools import partial
+from subprocess import CalledProcessError
+from typing import TYPE_CHECKING, Any
 
-from app.tests.broker import Broker
-from bench import drain
-from bench.drain import ROOT, Run
-from bench.variants import ALL
+from bench import drain, idle, latency, machine, memory, peers, publish, report, variants
+from bench.servers import servers
 
-REPORT = ROOT / ".cache" / "bench"
-MEASURES = [field.name for field in fields(Run) if field.name != "variant"]
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from bench.servers import Server
+
+LATENCY_TASKS = 600
+PUBLISH_TASKS = 2000
+
+
+@dataclass(frozen=True)
+class Measure:
+    """What is run in each round: each variant once, in a new order."""
+
+    variants: Sequence[Any]
+    run: Callable[[Server, Any], Any]
 
 
 def main() -> None:
-    """Run every variant once in each round, in a new order, and print what a task cost."""
+    """Run every variant once in each round, and tell what each costs."""
     options = parse()
-    variants = [one.with_pool(pool) for pool in options.pool for one in ALL]
-    runs: list[Run] = []
-    with TemporaryDirectory() as folder:
-        broker = Broker(Path(folder))
-        try:
-            for number in range(options.rounds):
-                for variant in random.sample(variants, len(variants)):
-                    print(f"round {number + 1} of {options.rounds}: {variant.name}", file=sys.stderr)
-                    runs.append(drain.run(broker, variant, tasks=options.tasks, task=options.task))
-        finally:
-            broker.stop()
-    REPORT.mkdir(parents=True, exist_ok=True)
-    (REPORT / "throughput.json").write_text(json.dumps([asdict(run) for run in runs], indent=1))
-    for pool in options.pool:
-        print(table([run for run in runs if run.variant.endswith(f", {pool}")]))
+    # Who stops this stops the nodes as well. They have sessions of their own, and would go on.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))
+    measures = {name: measure for name, measure in plan(options).items() if name in options.only}
+    failures = []
+    with servers() as running:
+        results = {
+            "machine": machine.describe(next(iter(running.values())).client("admin")),
+            "rounds": options.rounds,
+            "runs": {name: [] for name in measures},
+        }
+        for number in range(options.rounds):
+            for name, measure in measures.items():
+                for variant in random.sample(measure.variants, len(measure.variants)):
+                    print(f"round {number + 1} of {options.rounds}: {name}: {variant.name}", file=sys.stderr)
+                    try:
+                        row = measure.run(running[variant.server], variant)
+                    except (RuntimeError, CalledProcessError) as error:  # the others took an hour
+                        failures.append(f"{name}: {variant.name}: {error}")
+                        continue
+                    results["runs"][name].append(asdict(row))
+                in_order(results["runs"][name], measure)
+            text = report.write(results)
+    print(text, end="")
+    if failures:
+        sys.exit("\n".join(failures))
+
+
+def in_order(rows: list[dict[str, Any]], measure: Measure) -> None:
+    """Sort rows as the variants are."""
+    places = {variant.name: place for place, variant in enumerate(measure.variants)}
+    rows.sort(key=lambda row: places[row["variant"]])
+
+
+def plan(options: argparse.Namespace) -> Mapping[str, Measure]:
+    """Return what there is to measure."""
+    compared = [one.with_pool(pool) for pool in options.pool for one in variants.COMPARED]
+    others = [*variants.SECURED, *variants.PROFILES, *variants.COSTLY]
+    fleets = [one for variant in variants.IDLE for one in idle.fleets(variant)]
+    return {
+        "throughput": Measure(
+            [*compared, *others, *([] if options.no_peers else peers.PEERS)],
+            partial(drain.run, tasks=options.tasks),
+        ),
+        "publish": Measure(publish.WAYS, partial(publish.run, tasks=min(options.tasks, PUBLISH_TASKS))),
+        "latency": Measure(
+            [*compared, *variants.SECURED], partial(latency.run, tasks=min(options.tasks, LATENCY_TASKS))
+        ),
+        "memory": Measure([variants.STOCK, variants.RUNTIME], memory.run),
+        "idle": Measure(fleets, idle.run),
+    }
+
+
+MEASURES = ("throughput", "publish", "latency", "memory", "idle")
 
 
 def parse() -> argparse.Namespace:
-    """Return what was asked for."""
+    """Return what was asked for; with peers that are not installed, say how to install them."""
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("--rounds", type=int, default=5, help="runs of each variant (default: 5)")
     parser.add_argument("--tasks", type=int, default=5000, help="tasks in a run (default: 5000)")
-    parser.add_argument("--task", choices=["noop", "silent"], default="silent", help="noop stores a result")
+    parser.add_argument("--only", action="append", choices=MEASURES, help="may be given more than once")
     parser.add_argument("--pool", action="append", choices=["prefork", "threads", "gevent", "solo"])
+    parser.add_argument("--no-peers", action="store_true", help="leave out the other task queues")
     options = parser.parse_args()
     options.pool = options.pool or ["prefork"]
+    options.only = options.only or MEASURES
+    if "throughput" in options.only and not options.no_peers and (missing := list(peers.missing())):
+        parser.error(
+            f"not installed: {', '.join(missing)}. Run `lab/bootstrap bench`, or leave them out: --no-peers"
+        )
     return options
-
-
-def table(runs: list[Run]) -> str:
-    """Return the medians as a table, with what they are of the first variant's."""
-    names = list(dict.fromkeys(run.variant for run in sorted(runs, key=order)))
-    medians = {
-        name: {
-            measure: median(getattr(run, measure) for run in runs if run.variant == name)
-            for measure in MEASURES
-        }
-        for name in names
-    }
-    base = medians[names[0]]
-    head = [
-        "variant", "tasks/s", "of the first", "CPU, us a task", "of the first",
-        "main", "children", "Redis", "commands",
-    ]  # fmt: skip
-    rows = [
-        [
-            name,
-            f"{one['tasks_per_second']:.0f}",
-            f"{one['tasks_per_second'] / base['tasks_per_second']:.2f}",
-            f"{one['cpu']:.0f}",
-            f"{one['cpu'] / base['cpu']:.2f}",
-            *(f"{one[measure]:.0f}" for measure in ("main", "children", "redis")),
-            f"{one['commands']:.1f}",
-        ]
-        for name, one in medians.items()
-    ]
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def order(run: Run) -> int:
-    """Return the place of a run's variant."""
-    return next(place for place, one in enumerate(ALL) if run.variant.rpartition(",")[0] == one.name)
 
 
 if __name__ == "__main__":

@@ -1,33 +1,191 @@
-"""What is compared: the first one is what all others are measured by."""
+"""What is compared: ways to run nodes of Celery, and what stands for a way in all measurements."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import os
+import sys
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, Self
+
+from fleet_runtime import keys
+
+from bench import ROOT, publish
+from bench.app import QUEUE
+from bench.servers import FLEET, PLAIN
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from bench.servers import Server
+
+CELERY = Path(sys.executable).with_name("celery")
+CPUS = len(os.sched_getaffinity(0))
+# What the fleet starts each node with: see roles/celery_worker, plugins/filter/celery_worker.py.
+QUIET = ("--without-gossip", "--without-mingle", "--heartbeat-interval=10")
+
+
+class Variant(Protocol):
+    """A way to run tasks."""
+
+    @property
+    def name(self) -> str:
+        """What the tables call it."""
+
+    @property
+    def server(self) -> str:
+        """The kind of Redis that it has."""
+
+    @property
+    def share(self) -> float:
+        """How many tasks it gets, for one of another: more of what is fast, or less than a second is seen."""
+
+    def environment(self, server: Server) -> dict[str, str]:
+        """Return what its processes find in their environment."""
+
+    def commands(self) -> list[list[str]]:
+        """Return the command line of each of its processes."""
+
+    def fill(self, server: Server, count: int) -> None:
+        """Put so many tasks into its queue."""
+
+    def left(self, redis: Any) -> int:
+        """Return how many tasks are not done, or not fetched."""
+
+    def settled(self, redis: Any) -> bool:
+        """Return whether nothing is held any more."""
 
 
 @dataclass(frozen=True)
-class Variant:
-    """A way to run a node.
+class Celery:
+    """Nodes of Celery. The attributes that it shares with others are described there.
 
     Attributes:
-        name: What the table calls it.
         entry: The app, as `celery --app` wants it.
-        environment: What the node finds in its environment besides.
-        arguments: Of `celery worker`.
+        variables: What a node finds in its environment besides.
+        arguments: Of `celery worker`, besides.
+        pool: The kind of pool.
+        concurrency: How many tasks a node runs at the same time.
+        nodes: How many nodes there are.
+        task: The task of bench.app.
+        user: As whom a node speaks to Redis.
     """
 
     name: str
-    entry: str
-    environment: dict[str, str] = field(default_factory=dict)
-    arguments: tuple[str, ...] = ()
+    entry: str = "fleet_runtime.app"
+    variables: Mapping[str, str] = field(default_factory=dict)
+    arguments: tuple[str, ...] = QUIET
+    pool: str = "prefork"
+    concurrency: int = 2
+    nodes: int = 1
+    task: str = "silent"
+    user: str = "worker"
+    server: str = PLAIN
+    share: float = 1
 
-    def with_pool(self, pool: str) -> Variant:
-        """Return the same with another pool."""
-        arguments = (*self.arguments, f"--pool={pool}")
-        return Variant(f"{self.name}, {pool}", self.entry, self.environment, arguments)
+    def with_pool(self, pool: str) -> Self:
+        """Return the same with another kind of pool."""
+        return self if pool == self.pool else replace(self, name=f"{self.name}, {pool}", pool=pool)
+
+    def of(self, nodes: int, concurrency: int) -> Self:
+        """Return the same with so many nodes, each of which runs so many tasks at the same time."""
+        return replace(self, nodes=nodes, concurrency=concurrency)
+
+    def names(self) -> list[str]:
+        """Return the nodes' names."""
+        return [f"bench-{number}@localhost" for number in range(1, self.nodes + 1)]
+
+    def environment(self, server: Server) -> dict[str, str]:
+        """Return what its processes find in their environment."""
+        return {
+            "PATH": "/usr/bin:/bin",
+            "PYTHONPATH": f"{ROOT}:{ROOT / 'app' / 'runtime' / 'src'}",
+            "FLEET_APP": "bench.app:app",
+            "FLEET_COMPONENT": "worker",
+            "CELERY_BROKER_URL": server.url(self.user),
+            "CELERY_RESULT_BACKEND": server.url(self.user),
+            **self.variables,
+        }
+
+    def commands(self, log_level: str = "WARNING") -> list[list[str]]:
+        """Return the command line of each node."""
+        words = [
+            str(CELERY),
+            f"--app={self.entry}",
+            "worker",
+            f"--queues={QUEUE}",
+            f"--pool={self.pool}",
+            f"--concurrency={self.concurrency}",
+            f"--loglevel={log_level}",
+            *self.arguments,
+        ]
+        return [[*words, f"--hostname={name}"] for name in self.names()]
+
+    def fill(self, server: Server, count: int, how: str = "batch") -> None:
+        """Put so many tasks into the queue, by a process that does not run the runtime: see `publish`."""
+        url = server.url("web")
+        plain = {"BENCH_SETTINGS": "", "CELERY_BROKER_URL": url, "CELERY_RESULT_BACKEND": url}
+        publish.send({**self.environment(server), **plain}, self.task, count, how)
+
+    def left(self, redis: Any) -> int:
+        """Return how many messages are in the queue. A node holds the same few all the time."""
+        return int(redis.llen(QUEUE))
+
+    def settled(self, redis: Any) -> bool:
+        """Return whether no node holds a message."""
+        return not redis.exists(keys.UNACKED, *map(keys.unacked, self.names()))
 
 
-STOCK = Variant("Celery without the runtime", "bench.app", {"BENCH_STOCK": "1"})
-RUNTIME = Variant("with the runtime", "fleet_runtime.app")
-KOMBU = Variant("with the runtime, kombu's transport", "fleet_runtime.app", {"FLEET_ATOMIC_FETCH": "false"})
-ALL = (STOCK, RUNTIME, KOMBU)
+DEFAULTS = Celery("Celery's defaults", "bench.app", arguments=())
+STOCK = Celery("Celery, the fleet's settings", "bench.app", {"BENCH_SETTINGS": "fleet"})
+TUTORIAL = Celery(
+    "Celery, a tutorial's production settings, -E",
+    "bench.app",
+    {"BENCH_SETTINGS": "tutorial"},
+    ("--task-events",),
+    task="noop",
+)
+RUNTIME = Celery("the fleet")
+KOMBU = Celery("the fleet, kombu's transport", variables={"FLEET_ATOMIC_FETCH": "false"})
+COMPARED = (STOCK, DEFAULTS, TUTORIAL, RUNTIME, KOMBU)
+IDLE = (STOCK, DEFAULTS, RUNTIME)
+
+# The same two on the fleet's own Redis. Its access rules do not know the keys that kombu's nodes share.
+STOCK_TLS = replace(STOCK, name=f"{STOCK.name}, {FLEET}", server=FLEET, user="admin")
+RUNTIME_TLS = replace(RUNTIME, name=f"{RUNTIME.name}, {FLEET}", server=FLEET)
+SECURED = (STOCK_TLS, RUNTIME_TLS)
+
+# What each of these adds to RUNTIME.
+RESULTS = replace(RUNTIME, name="the fleet, results stored", task="noop")
+COSTLY = (
+    RESULTS,
+    replace(RESULTS, name="the fleet, results, track_started", variables={"FLEET_TRACK_STARTED": "true"}),
+    replace(RUNTIME, name="the fleet, task events", arguments=(*QUIET, "--task-events")),
+    replace(
+        RUNTIME, name="the fleet, max_tasks_per_child=100", arguments=(*QUIET, "--max-tasks-per-child=100")
+    ),
+    replace(
+        RUNTIME, name="the fleet, max_tasks_per_child=1000", arguments=(*QUIET, "--max-tasks-per-child=1000")
+    ),
+)
+
+
+def profile(name: str, cpus: int = CPUS) -> Celery:
+    """Return how a host with so many CPUs runs a pool with a profile of the role celery_worker.
+
+    Raises:
+        KeyError: There is no such profile.
+    """
+    cpu = Celery(f"the fleet, profile {name}", arguments=(*QUIET, "--prefetch-multiplier=1"))
+    return {
+        "cpu": cpu.of(1, cpus),
+        "io": replace(cpu, pool="threads", concurrency=20),
+        # Two processes start at slightly different times: with more tasks, little of that is measured.
+        "short": replace(
+            cpu.of(cpus, 1), arguments=(*QUIET, "--prefetch-multiplier=16"), share=3 if cpus > 1 else 1
+        ),
+        "long": replace(cpu.of(1, cpus), arguments=(*cpu.arguments, "--disable-prefetch")),
+    }[name]
+
+
+PROFILES = tuple(map(profile, ("cpu", "io", "short", "long")))
