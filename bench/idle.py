@@ -32,7 +32,8 @@ class Idle:
         variant: Which nodes.
         nodes: How many.
         start: Commands that Redis was asked by all until they were ready and still.
-        commands: Commands a second, for each node, with those that scripts on the server call.
+        sent: Commands a second that each node sent.
+        commands: The same with those that scripts on the server called for it.
         requests: What Redis read a second, for each node: commands that a client sends together are one.
         connections: Of each node.
         cpu: Percent of a core, for each node.
@@ -44,6 +45,7 @@ class Idle:
     variant: str
     nodes: int
     start: float
+    sent: float
     commands: float
     requests: float
     connections: float
@@ -80,7 +82,7 @@ def run(server: Server, variant: Celery) -> Idle:
         group.await_that(all_ready, "not all nodes are ready")
         time.sleep(SETTLE)
         first, first_at, first_cpu = redis.info("all"), time.monotonic(), sum(usage.cpu(group.leaders))
-        time.sleep(WINDOW)
+        sent = count_sent(server, WINDOW)
         last, last_at, last_cpu = redis.info("all"), time.monotonic(), sum(usage.cpu(group.leaders))
         connections = by_name(client for client in redis.client_list() if client["id"] not in others)
     seconds = last_at - first_at
@@ -91,6 +93,7 @@ def run(server: Server, variant: Celery) -> Idle:
         variant=variant.name,
         nodes=nodes,
         start=asked(begin, first, "total_commands_processed") - idle,
+        sent=sent / seconds / nodes,
         commands=commands,
         requests=asked(first, last, "total_reads_processed") / seconds / nodes,
         connections=connections.total() / nodes,
@@ -99,6 +102,16 @@ def run(server: Server, variant: Celery) -> Idle:
         kinds={name: count / seconds / nodes for name, count in kinds(first, last).most_common()},
         names={name: count / nodes for name, count in connections.most_common()},
     )
+
+
+def count_sent(server: Server, seconds: float) -> int:
+    """Return how many commands clients send in a time, without those that scripts call."""
+    count, until = 0, time.monotonic() + seconds
+    with server.client("admin").monitor() as monitor:
+        while (left := until - time.monotonic()) > 0:
+            if monitor.connection.can_read(left) and monitor.next_command()["client_type"] != "lua":
+                count += 1
+    return count
 
 
 def asked(first: Any, last: Any, counter: str) -> int:

@@ -47,7 +47,7 @@ PLOTS = {
     "latency": (Panel("p50, milliseconds", ("p50",), ".2f"), Panel("p99, milliseconds", ("p99",), ".2f")),
     "memory": (Panel("PSS of a node, MiB", ("total",)),),
     "idle": (
-        Panel("Redis commands a second, each node", ("commands",), ".2f"),
+        Panel("Redis commands a second, each node", ("sent",), ".2f"),
         Panel("connections, each node", ("connections",), ".1f"),
     ),
 }

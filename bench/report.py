@@ -78,7 +78,8 @@ TABLES: dict[str, tuple[str, tuple[Column, ...]]] = {
         (
             Column("commands to start all", "start"),
             Column("CPU of Redis, %", "redis", ".2f"),
-            Column("commands/s", "commands", ".2f"),
+            Column("commands sent/s", "sent", ".2f"),
+            Column("with scripts'", "commands", ".2f"),
             Column("requests/s", "requests", ".2f"),
             Column("connections", "connections", ".1f"),
             Column("CPU, %", "cpu", ".2f"),

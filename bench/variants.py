@@ -13,6 +13,7 @@ from fleet_runtime import keys
 from bench import ROOT, publish
 from bench.app import QUEUE
 from bench.servers import FLEET, PLAIN
+from plugins.filter import celery_worker
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 
 CELERY = Path(sys.executable).with_name("celery")
 CPUS = len(os.sched_getaffinity(0))
+MEMORY_MB = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2**20
+# Options that `Celery.commands` gives by itself.
+GIVEN = ("--queues=", "--pool=", "--concurrency=", "--loglevel=")
 # What the fleet starts each node with: see roles/celery_worker, plugins/filter/celery_worker.py.
 QUIET = ("--without-gossip", "--without-mingle", "--heartbeat-interval=10")
 
@@ -170,22 +174,24 @@ COSTLY = (
 )
 
 
-def profile(name: str, cpus: int = CPUS) -> Celery:
-    """Return how a host with so many CPUs runs a pool with a profile of the role celery_worker.
+def profile(name: str, cpus: int = CPUS, memory_mb: int = MEMORY_MB) -> Celery:
+    """Return how the role celery_worker runs a pool with a profile, on a host of this size.
 
     Raises:
         KeyError: There is no such profile.
     """
-    cpu = Celery(f"the fleet, profile {name}", arguments=(*QUIET, "--prefetch-multiplier=1"))
-    return {
-        "cpu": cpu.of(1, cpus),
-        "io": replace(cpu, pool="threads", concurrency=20),
-        # Two processes start at slightly different times: with more tasks, little of that is measured.
-        "short": replace(
-            cpu.of(cpus, 1), arguments=(*QUIET, "--prefetch-multiplier=16"), share=3 if cpus > 1 else 1
-        ),
-        "long": replace(cpu.of(1, cpus), arguments=(*cpu.arguments, "--disable-prefetch")),
-    }[name]
+    pools = {name: {"queues": [QUEUE], "profile": name, "time_limit": 3600}}
+    options = celery_worker.complete(pools, cpus, memory_mb)[name]
+    words = celery_worker.arguments(options, "WARNING", task_events=False)
+    return Celery(
+        f"the fleet, profile {name}",
+        arguments=tuple(word for word in words if not word.startswith(GIVEN)),
+        pool=options["pool"],
+        concurrency=options["concurrency"],
+        nodes=options["nodes"],
+        # Several processes start at slightly different times: with more tasks, little of that is measured.
+        share=3 if options["nodes"] > 1 else 1,
+    )
 
 
 PROFILES = tuple(map(profile, ("cpu", "io", "short", "long")))

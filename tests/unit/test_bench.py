@@ -55,8 +55,8 @@ def test_a_node_gets_what_the_role_gives_it() -> None:
     ("name", "pool", "concurrency", "nodes", "argument"),
     [
         ("cpu", "prefork", 4, 1, "--prefetch-multiplier=1"),
-        ("io", "threads", 20, 1, "--prefetch-multiplier=1"),
-        ("short", "prefork", 1, 4, "--prefetch-multiplier=16"),
+        ("io", "threads", 80, 1, "--prefetch-multiplier=1"),
+        ("short", "prefork", 1, 4, "--prefetch-multiplier=4"),
         ("long", "prefork", 4, 1, "--disable-prefetch"),
     ],
 )

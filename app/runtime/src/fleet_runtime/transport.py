@@ -330,7 +330,8 @@ class Channel(stock.Channel):  # type: ignore[misc]  # kombu ships no types
             return
         may_take = self._look and now >= self._not_before and not self.lane.takes
         room = self.room() if may_take else 0
-        if self._acks and max(room, len(self._acks)) < self._enough() and now < self._acks_since + LINGER:
+        few = max(room, len(self._acks)) < self._enough() or self.lane.takes
+        if self._acks and few and now < self._acks_since + LINGER:
             if not self._lingers:
                 self._lingers = True
                 self.connection.cycle.wake_in(LINGER)
