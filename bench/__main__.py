@@ -41,7 +41,7 @@ def main() -> None:
     with servers() as running:
         results = {
             "machine": machine.describe(next(iter(running.values())).client("admin")),
-            "rounds": options.rounds,
+            "rounds": 0,
             "runs": {name: [] for name in measures},
         }
         for number in range(options.rounds):
@@ -55,6 +55,7 @@ def main() -> None:
                         continue
                     results["runs"][name].append(asdict(row))
                 in_order(results["runs"][name], measure)
+            results["rounds"] = number + 1
             text = report.write(results)
     print(text, end="")
     if failures:

@@ -7,10 +7,12 @@ import signal
 import threading
 import time
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from fleet_runtime import transport
+from celery import bootsteps
+from fleet_runtime import reconnect, transport
 from fleet_runtime.recovery import own_keys
 from fleet_runtime.transport import WAIT, Transport
 from kombu import Connection, Consumer, Exchange, Producer, Queue
@@ -239,6 +241,116 @@ def test_what_is_urgent_comes_first(producer: Producer, connection: Connection) 
     assert numbers(got) == [0, 0, 300, 300, 600, 600, 900, 900]
     queues = [message.delivery_info["routing_key"] for message in got]
     assert all({queues[at], queues[at + 1]} == {"default", "email"} for at in range(0, 8, 2))
+
+
+@pytest.mark.parametrize("strategy", ["round_robin", "sorted", "priority"])
+def test_a_batch_has_the_order_of_kombu(url: str, producer: Producer, strategy: str) -> None:
+    """Which takes one after another."""
+    options = {**OPTIONS, "queue_order_strategy": strategy}
+    orders = []
+    for own in (Transport, None):
+        for priority in PRIORITIES:
+            send(producer, 3, "email", priority)
+            send(producer, 2, "default", priority)
+        with Connection(url, transport=own, transport_options=options) as connection:
+            _, got = consume(connection, "email", "default")
+            receive(connection, got, 20)
+            orders.append([(one.delivery_info["routing_key"], one.payload["number"]) for one in got])
+            for message in got:
+                message.ack()
+    assert orders[0] == orders[1]
+
+
+def test_what_is_done_together_is_told_together(
+    broker: Broker, producer: Producer, connection: Connection
+) -> None:
+    """And what takes its place is taken by the same command."""
+    admin = broker.client("admin")
+    send(producer, 60)
+    _, got = consume(connection, "default", room=20)
+    receive(connection, got, 20)
+    before = requests(broker)
+    for message in got[:20]:
+        message.ack()
+    receive(connection, got, 40)
+    assert requests(broker) - before <= 2
+    assert admin.hlen("unacked:one") == 20
+
+
+def requests(broker: Broker) -> int:
+    """Return how many scripts Redis was asked to run."""
+    return int(broker.client("admin").info("commandstats")["cmdstat_evalsha"]["calls"])
+
+
+def test_what_is_done_is_told_though_the_next_task_goes_on(
+    broker: Broker, producer: Producer, connection: Connection
+) -> None:
+    """In a solo pool tasks run one after another as they are delivered: a node that dies repeats few."""
+    send(producer, 5)
+    channel, got = consume(connection, "default", room=5)
+    receive(connection, got, 5)
+    for message in got:
+        message.ack()
+        time.sleep(2 * transport.LINGER)
+    assert broker.client("admin").hlen("unacked:one") <= 2
+    assert len(channel.unacknowledged()) == 5, "nothing was read"
+
+
+@pytest.mark.parametrize("room", [16, 2])
+def test_few_that_are_done_wait_for_others(
+    broker: Broker, producer: Producer, connection: Connection, room: int
+) -> None:
+    """Half of what a node reserves is enough; and none waits for long."""
+    admin = broker.client("admin")
+    send(producer, 40)
+    _, got = consume(connection, "default", room=room)
+    receive(connection, got, room)
+    before = requests(broker)
+    got[0].ack()
+    connection.transport.cycle.on_poll_start()
+    assert requests(broker) - before == int(room == 2)
+    receive(connection, got, room + 1)
+    assert admin.hlen("unacked:one") == room
+
+
+def test_who_looks_in_vain_looks_later(
+    producer: Producer, connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Twice as late each time, up to a bound, until it gets a message: Redis tells all of each."""
+    monkeypatch.setattr("random.uniform", lambda least, most: most)
+    channel, got = consume(connection, "default")
+    drain(connection)
+    waits: list[float] = []
+    monkeypatch.setattr(channel, "_sit_out", waits.append)
+    for _ in range(12):
+        channel._on_told()
+        drain(connection, 0.05)
+    first = 2 * transport.FIRST
+    assert waits == [min(transport.MOST, first * 2**number) for number in range(12)]
+    send(producer, 1)
+    receive(connection, got, 1)
+    assert channel._in_vain == 0
+
+
+def test_what_was_done_as_the_connection_was_lost_is_told_by_the_next(
+    broker: Broker, producer: Producer, url: str
+) -> None:
+    """It is not handed out again."""
+    worker: Any = SimpleNamespace(
+        blueprint=SimpleNamespace(state=bootsteps.RUN), hub=None, pool=SimpleNamespace(flush=None)
+    )
+    held = reconnect.Held(worker)
+    send(producer, 3)
+    with Connection(url, transport=Transport, transport_options=OPTIONS) as first:
+        channel, got = consume(first, "default")
+        held.adopt(channel)
+        receive(first, got, 3)
+        got[0].ack()
+        channel.lane.drop()
+        got[1].ack()
+        with Connection(url, transport=Transport, transport_options=OPTIONS) as second:
+            held.adopt(second.default_channel)
+            assert text(broker.client("admin").hkeys("unacked:one")) == [got[2].delivery_tag]
 
 
 @pytest.mark.parametrize("priority", PRIORITIES)

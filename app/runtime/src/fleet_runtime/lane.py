@@ -116,8 +116,6 @@ class Lane(Hashable):
                 self._refuse(answer)
             elif answer is not PUSH:
                 self._asked.popleft().answered(answer)
-            if not self._has_more():
-                return
 
     def finish(self, seconds: float) -> None:
         """Read the answers that are under way, and wait for them.
@@ -163,11 +161,11 @@ class Lane(Hashable):
 
     def _next(self) -> Any:
         """Return the next answer, which may be an error, or what Redis tells by itself."""
-        if not self.is_open:
-            return NOTHING
         # What is readable without having been asked for may be TLS's own.
         options = {} if self._asked else {"timeout": 0}
         try:
+            if not (self.is_open and self.connection.can_read()):
+                return NOTHING
             return self.connection.read_response(push_request=True, disconnect_on_error=False, **options)
         except ResponseError as error:
             return error
@@ -177,13 +175,6 @@ class Lane(Hashable):
             return NOTHING
         except (NoConnectionError, OSError) as error:
             raise self._lose(error) from error
-
-    def _has_more(self) -> bool:
-        """Return whether something was received that no poller will tell of."""
-        reader = getattr(self.connection and self.connection._parser, "_reader", None)
-        if reader is not None:  # hiredis's
-            return bool(reader.has_data())
-        return self.is_open and bool(self.connection.can_read())
 
     def _on_push(self, push: Any) -> object:
         """Hear what Redis tells."""

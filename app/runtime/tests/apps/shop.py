@@ -21,6 +21,12 @@ def add(x: int, y: int) -> int:
     return x + y
 
 
+@app.task
+def total(numbers: list[int]) -> int:
+    """Add them all."""
+    return sum(numbers)
+
+
 @app.task(bind=True, default_retry_delay=0)
 def die_once(self: Any, mark: str) -> int:
     """Kill the process that runs this, the first time; then return how often this was retried."""

@@ -1,0 +1,72 @@
+"""What a node costs: bounds that a mistake would exceed by far. `make bench` measures it."""
+
+from __future__ import annotations
+
+import base64
+import json
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from app.runtime.tests.conftest import APPS, FIRST_OF_POOLS
+from app.tests.commands import FLAGS, PATIENCE, Fleet, wait_until
+
+if TYPE_CHECKING:
+    from app.tests.broker import Broker
+
+IDLE = 20.0  # seconds
+
+
+@pytest.mark.parametrize("pool", FIRST_OF_POOLS)
+def test_an_idle_node_asks_little(fleet: Fleet, broker: Broker, pool: str) -> None:
+    """Less than a command in two seconds, on six connections."""
+    admin = broker.client("admin")
+    others = {client["id"] for client in admin.client_list()}
+    with fleet.worker("idle", "--queues=default,email,heavy", f"--pool={pool}", *FLAGS):
+        time.sleep(5)
+        connections = [one for one in admin.client_list() if one["id"] not in others]
+        assert len([one for one in connections if one["user"] == "worker"]) <= 6
+        sent = []
+        with broker.client("admin").monitor() as monitor:
+            until = time.monotonic() + IDLE
+            while (left := until - time.monotonic()) > 0:
+                if monitor.connection.can_read(left):
+                    sent.append(monitor.next_command())
+    of_node = [one["command"] for one in sent if one["client_type"] != "lua"]
+    assert len(of_node) / IDLE <= 0.6, of_node  # 0.5 over a longer time
+
+
+@pytest.mark.parametrize("pool", FIRST_OF_POOLS)
+def test_events_are_sent_together(fleet: Fleet, broker: Broker, web: Any, pool: str) -> None:
+    """All of them, and soon."""
+    tasks = 200
+    with broker.client("admin").pubsub(ignore_subscribe_messages=True) as listener:
+        listener.psubscribe("/0.celeryev/task.*")
+        with fleet.worker("one", "--queues=default", f"--pool={pool}", "--task-events", *FLAGS):
+            for _ in range(tasks):
+                web.send_task("shop.add", (1, 1), queue="default", ignore_result=True)
+            events: list[str] = []
+            messages, until = 0, time.monotonic() + PATIENCE
+            while events.count("task-succeeded") < tasks and time.monotonic() < until:
+                if message := listener.get_message(timeout=1):
+                    messages += 1
+                    events += [event["type"] for event in payload(message["data"])]
+    kinds = ("task-received", "task-started", "task-succeeded")
+    assert {kind: events.count(kind) for kind in kinds} == dict.fromkeys(kinds, tasks)
+    assert messages < tasks / 5
+
+
+def payload(data: str) -> list[dict[str, Any]]:
+    """Return the events in a message."""
+    found = json.loads(base64.b64decode(json.loads(data)["body"]))
+    return found if isinstance(found, list) else [found]
+
+
+def test_children_share_what_was_imported(broker: Broker, web: Any) -> None:
+    """The garbage collector would give each a copy of its own, as it looks at it."""
+    heavy = Fleet(broker, "heavy:app", PYTHONPATH=APPS)
+    with heavy.worker("one", "--queues=default", "--pool=prefork", *FLAGS):
+        taken = web.send_task("heavy.private", queue="default").get(timeout=PATIENCE)
+    assert taken < 20, "the app takes 45 MiB"
+    wait_until(lambda: not broker.client("admin").exists("fleet:leases"))

@@ -1,0 +1,79 @@
+"""The runtime's own transport and result backend are chosen where they are known to work, and only there."""
+
+from __future__ import annotations
+
+import celery
+import kombu
+import pytest
+from celery import Celery
+from fleet_runtime import selection, transport
+from fleet_runtime.results import RedisBackend, SentinelBackend
+from kombu import Connection
+from kombu.transport import redis as stock
+
+URL = "rediss://worker:pw@redis:6379/0?ssl_cert_reqs=required&ssl_ca_certs=/etc/ca.crt"
+
+
+@pytest.mark.parametrize("scheme", ["redis", "rediss"])
+def test_a_transport_has_a_scheme_of_its_own(scheme: str) -> None:
+    """By which kombu finds it, with all that the URL says."""
+    url = selection.select_transport(URL.replace("rediss", scheme))
+    connection = Connection(url)
+    assert url.startswith(f"fleet-{scheme}://")
+    assert connection.transport_cls == f"fleet-{scheme}"
+    assert type(connection.transport) is transport.Transport
+    assert (connection.hostname, connection.userid, connection.port) == ("redis", "worker", 6379)
+    assert connection.ssl["ssl_ca_certs"] == "/etc/ca.crt"
+
+
+def test_the_next_of_several_urls_has_it_too() -> None:
+    """Kombu goes by the scheme as it tries the next one."""
+    connection = Connection(selection.select_transport("sentinel://a:1;sentinel://b:2"))
+    assert type(connection.transport) is transport.SentinelTransport
+    connection.switch(next(connection.cycle))
+    assert connection.hostname == "b"
+    assert type(connection.transport) is transport.SentinelTransport
+
+
+def test_another_kind_of_broker_stays() -> None:
+    """The runtime has no other transports."""
+    assert selection.select_transport("memory://") == "memory://"
+
+
+def test_another_kombu_keeps_its_transport(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """And says so, in one line."""
+    monkeypatch.setattr(kombu, "__version__", "5.9.0")
+    assert selection.select_transport(URL) == URL
+    (line,) = caplog.messages
+    assert line.startswith(selection.KOMBU_STAYS)
+    assert "This is kombu 5.9.0" in line
+
+
+def test_a_changed_kombu_keeps_its_transport(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As by somebody who has mended something."""
+    monkeypatch.setattr(stock.MultiChannelPoller, "on_readable", lambda self, fileno, more: None)
+    assert selection.select_transport(URL) == URL
+    (line,) = caplog.messages
+    assert line.startswith(selection.KOMBU_STAYS)
+    assert "MultiChannelPoller.on_readable" in line
+
+
+@pytest.mark.parametrize(("url", "backend"), [(URL, RedisBackend), ("sentinel://a:1", SentinelBackend)])
+def test_results_have_a_backend_of_their_own(url: str, backend: type) -> None:
+    """By the scheme of the URL that the app has anyhow."""
+    app = Celery("shop", backend=url, set_as_current=False)
+    app.conf.result_backend_transport_options = {"master_name": "fleet"}
+    selection.select_backend(app)
+    assert type(app.backend) is backend
+
+
+def test_another_celery_keeps_its_backend(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its insides are not known."""
+    app = Celery("shop", backend=URL, set_as_current=False)
+    monkeypatch.setattr(celery, "__version__", "5.9.0")
+    selection.select_backend(app)
+    assert type(app.backend) is not RedisBackend
