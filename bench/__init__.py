@@ -1,5 +1,7 @@
 """Measures what nodes cost, with and without the runtime. `make bench` runs it; it is no test."""
 
+import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.append(str(ROOT / "plugins"))  # what the roles ask their filters for is asked here, too

@@ -39,7 +39,7 @@ def main() -> None:
     measures = {name: measure for name, measure in plan(options).items() if name in options.only}
     failures = []
     with servers() as running:
-        results = {
+        results: dict[str, Any] = {
             "machine": machine.describe(next(iter(running.values())).client("admin")),
             "rounds": 0,
             "runs": {name: [] for name in measures},

@@ -8,12 +8,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
+from filter import celery_worker
 from fleet_runtime import keys
 
 from bench import ROOT, publish
 from bench.app import QUEUE
 from bench.servers import FLEET, PLAIN
-from plugins.filter import celery_worker
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -39,13 +39,14 @@ class Node:
     def __init__(self, broker: Broker, name: str, room: int, order: str, transport: Any = Transport) -> None:
         """Connect."""
         self.name = name
-        self.open = lambda: Connection(
-            broker.url("worker"),
-            transport=transport,
-            transport_options={**own_keys(name), "queue_order_strategy": order},
-        )
         self.room = room
+        self._options = {**own_keys(name), "queue_order_strategy": order}
+        self._url, self._transport = broker.url("worker"), transport
         self.begin()
+
+    def open(self) -> Any:
+        """Return a new connection."""
+        return Connection(self._url, transport=self._transport, transport_options=self._options)
 
     def begin(self) -> None:
         """Consume on a new connection, when what the last one held has gone back to its queues."""

@@ -69,7 +69,7 @@ class Set:
         if not self.answers(port):
             return False
         said = redis.Redis(HOST, port, decode_responses=True).sentinel_master("fleet")
-        return said["num-slaves"] == 1 and said["num-other-sentinels"] == 1
+        return bool(said["num-slaves"] == said["num-other-sentinels"] == 1)
 
     def master(self) -> int:
         """Return the master's port, as the first Sentinel sees it."""
