@@ -15,19 +15,19 @@ import sys
 import time
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from fleet_runtime.recovery import own_keys
 from fleet_runtime.transport import Transport
 from kombu import Connection, Consumer, Exchange, Producer, Queue
 
-from app.tests.broker import Broker
-from bench.drain import ROOT
+from bench import ROOT
+from bench.servers import PLAIN, servers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from bench.servers import Server
 
 REPORT = ROOT / ".cache" / "bench" / "kills.json"
 GROUP = 8  # consumers at a time
@@ -53,7 +53,7 @@ class Count:
     doubled: int
 
 
-def run(broker: Broker, name: str, kills: int, seed: int) -> Count:
+def run(broker: Server, name: str, kills: int, seed: int) -> Count:
     """Kill so many consumers that use a transport, and count.
 
     Raises:
@@ -141,14 +141,11 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the instants (default: 0)")
     options = parser.parse_args()
     counts = []
-    with TemporaryDirectory() as folder:
-        broker = Broker(Path(folder))
-        try:
-            for name in TRANSPORTS:
-                print(f"{options.kills} kills with {name} transport", file=sys.stderr)
-                counts.append(run(broker, name, options.kills, options.seed))
-        finally:
-            broker.stop()
+    with servers() as running:
+        for name in TRANSPORTS:
+            print(f"{options.kills} kills with {name} transport", file=sys.stderr)
+            # A consumer would spend most of its time on TLS.
+            counts.append(run(running[PLAIN], name, options.kills, options.seed))
     REPORT.parent.mkdir(parents=True, exist_ok=True)
     REPORT.write_text(json.dumps([asdict(count) for count in counts], indent=1))
     print("| transport | kills | messages | held | lost | doubled |\n|---|---:|---:|---:|---:|---:|")
