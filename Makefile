@@ -4,7 +4,7 @@
 
 ENV ?= single
 SCENARIOS := fleet single
-LONG_STAGES := apps-long
+LONG_STAGES := apps-long servers
 LONG_SCENARIOS := faults
 
 export LAB_SUITE := $(SUITE)
@@ -13,7 +13,7 @@ export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
 export LC_ALL := C.UTF-8
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help up down lab-args lab-secret test test-all lint unit apps apps-long molecule bench docs lock clean
+.PHONY: help up down lab-args lab-secret test test-all lint unit apps apps-long servers molecule bench docs lock clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z% -]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 26
@@ -46,6 +46,10 @@ test-all: ## Run all tests, and those that take long: every fault, with tasks co
 
 lint unit apps apps-long: ## Run one of these stages
 	@lab/bootstrap tools
+	@lab/test.py $@
+
+servers: ## Run the tests in which the server matters with Debian 13's Redis and Valkey
+	@lab/bootstrap lab tools
 	@lab/test.py $@
 
 molecule: ## Run all Molecule scenarios

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Runs the project's tests, stage by stage, and counts them.
 
-Usage: lab/test.py STAGE...; a stage is lint, unit, apps, apps-long, or a Molecule scenario. A failure is the
-end.
+Usage: lab/test.py STAGE...; a stage is lint, unit, apps, apps-long, servers, or a Molecule scenario. A
+failure is the end.
 """
 
 from __future__ import annotations
@@ -172,7 +172,20 @@ PLAIN: tuple[dict[str, Callable[[], None]], ...] = (
     # By themselves, for they count seconds; several files at once, for they wait most of their time.
     {"apps": lambda: pytest("apps", *SEVERAL, "app")},
     {"apps-long": lambda: pytest("apps-long", *SEVERAL, "--long", "-m", "long", "app")},
+    {"servers": lambda: other_servers()},
 )
+
+
+def other_servers() -> None:
+    """Run the tests in which the server matters with others than this machine's."""
+    for name in ("redis", "valkey"):
+        succeeded, _, output = run(ROOT / "lab" / "server", name)
+        if not succeeded:
+            count(f"servers: {name}", 0, output, failed=1)
+            continue
+        os.environ["TEST_REDIS_SERVER"] = output.splitlines()[-1]
+        pytest(f"servers: {name}", *SEVERAL, "-m", "server", "app")
+    del os.environ["TEST_REDIS_SERVER"]
 
 
 def run_stages(stages: Mapping[str, Callable[[], object]], note: str = "") -> None:

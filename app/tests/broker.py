@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import ipaddress
+import os
 import shutil
 import socket
 import subprocess
@@ -47,7 +48,7 @@ class Broker:
     def __init__(self, folder: Path) -> None:
         """Write what the server needs into a folder, and start it."""
         self.folder = folder
-        self.program = shutil.which("redis-server") or ""
+        self.program = os.environ.get("TEST_REDIS_SERVER") or shutil.which("redis-server") or ""
         assert self.program, "redis-server is not installed; these tests need it (apt install redis-server)"
         self.port = free_port()
         self.passwords = {user: f"{HOSTILE} {user}" for user in USERS}

@@ -33,6 +33,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
+pytestmark = pytest.mark.server
+
+
 @pytest.fixture(scope="module")
 def fleet(redis_server: Broker) -> Fleet:
     """Return the app, with a limit that a test can reach, and with expired tasks kept."""

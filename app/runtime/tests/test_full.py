@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from app.tests.broker import Broker
 
+pytestmark = pytest.mark.server
 FLAGS = ("--queues=default", "--concurrency=2", "--without-gossip", "--without-mingle")
 LEASE = 6  # seconds
 TASKS = 20

@@ -25,6 +25,7 @@ from kombu import Connection, Consumer, Exchange, Producer, Queue
 if TYPE_CHECKING:
     from app.tests.broker import Broker
 
+pytestmark = pytest.mark.server
 QUEUES = ("default", "email")
 PRIORITIES = (0, 3, 6, 9)
 LISTS = [f"{queue}\x06\x16{step}" if step else queue for queue in QUEUES for step in PRIORITIES]

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+pytestmark = pytest.mark.server
 FLAGS = ("--queues=default", "--concurrency=2", "--without-gossip", "--without-mingle")
 
 

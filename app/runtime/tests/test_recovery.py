@@ -34,6 +34,7 @@ from app.tests.commands import FLAGS, PATIENCE, Daemon, Fleet, wait_until
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+pytestmark = pytest.mark.server
 POOLS = ["prefork", "gevent", "threads", "solo"]
 DEAD = "dead@test"
 LEASE = 3

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from app.tests.broker import Broker
 
+pytestmark = pytest.mark.server
 OPTIONS = own_keys("one")
 PRIORITIES = (0, 3, 6, 9)
 KILLS = 40
@@ -330,6 +331,23 @@ def test_who_looks_in_vain_looks_later(
     send(producer, 1)
     receive(connection, got, 1)
     assert channel._in_vain == 0
+
+
+def test_what_may_not_have_been_heard_is_told_again(
+    broker: Broker, producer: Producer, connection: Connection
+) -> None:
+    """An acknowledgement of which no answer came, and one that was not sent."""
+    send(producer, 2)
+    channel, got = consume(connection, "default")
+    receive(connection, got, 2)
+    with stopped(broker):
+        for message in got:
+            message.ack()
+            connection.transport.cycle.on_poll_start()
+        channel.lane.drop()
+        assert channel.unacknowledged() == [message.delivery_tag for message in got]
+    drain(connection)
+    assert not broker.client("admin").exists("unacked:one")
 
 
 def test_what_was_done_as_the_connection_was_lost_is_told_by_the_next(
