@@ -116,6 +116,14 @@ def test_another_serializer_is_celerys(make: Callable[..., Any]) -> None:
     assert backend.get_result("one") == 1
 
 
+def test_a_success_that_is_compressed_stays(make: Callable[..., Any]) -> None:
+    """The script could not read it."""
+    backend = make(result_compression="gzip")
+    backend.store_result("one", 1, states.SUCCESS)
+    backend.store_result("one", KeyError("two"), states.FAILURE)
+    assert backend.get_result("one") == 1
+
+
 def test_what_is_too_large_is_refused_as_by_celery(
     make: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

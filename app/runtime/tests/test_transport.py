@@ -18,7 +18,7 @@ from fleet_runtime.transport import WAIT, Transport
 from kombu import Connection, Consumer, Exchange, Producer, Queue
 from redis.exceptions import ConnectionError as NoConnectionError
 
-from app.tests.commands import PATIENCE
+from app.tests.commands import PATIENCE, wait_until
 from bench import kills
 
 if TYPE_CHECKING:
@@ -331,6 +331,134 @@ def test_who_looks_in_vain_looks_later(
     send(producer, 1)
     receive(connection, got, 1)
     assert channel._in_vain == 0
+
+
+def test_who_took_all_that_was_there_is_told_of_the_next(producer: Producer, connection: Connection) -> None:
+    """Redis forgets that it was to tell who takes something out of a list."""
+    _, got = consume(connection, "default", room=2)
+    drain(connection)
+    send(producer, 5)
+    for count in range(1, 6):
+        receive(connection, got, count)
+        got[count - 1].ack()
+    drain(connection)
+    send(producer, 1)
+    start = time.monotonic()
+    while len(got) < 6:
+        connection.drain_events(timeout=PATIENCE)
+    assert time.monotonic() - start < WAIT / 4
+
+
+def test_who_consumes_no_more_gets_what_is_under_way(
+    broker: Broker, producer: Producer, connection: Connection
+) -> None:
+    """It goes back, as nobody wants it; and the channel is of use still."""
+    admin = broker.client("admin")
+    channel = connection.channel()
+    consumer = Consumer(channel, [Queue("default")], on_message=lambda message: None)
+    consumer.consume()
+    drain(connection)
+    send(producer, 2)
+    channel._look = True
+    connection.transport.cycle.on_poll_start()  # asks for them
+    wait_until(lambda: admin.hlen("unacked:one") == 2)
+    consumer.cancel()
+    got: list[Any] = []
+    Consumer(channel, [Queue("default")], on_message=got.append).consume()
+    receive(connection, got, 2)
+    assert sorted(numbers(got)) == [0, 1]
+    assert admin.hlen("unacked:one") == 2
+
+
+def test_what_was_under_way_as_the_connection_was_lost_is_given_back(
+    broker: Broker, producer: Producer, connection: Connection
+) -> None:
+    """Whoever finds that it was: the node is to connect anew, and not only this connection."""
+    send(producer, 2)
+    channel, got = consume(connection, "default", room=1)
+    receive(connection, got, 1)
+    with stopped(broker):
+        channel._turn(channel.lane, 1)
+        channel.lane.drop()  # as a failing send does
+    with pytest.raises(NoConnectionError, match="messages were under way"):
+        drain(connection)
+    drain(connection)
+
+
+def test_a_redis_that_is_asked_again_and_again_is_found_to_be_silent(
+    broker: Broker, connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What counts is the oldest question without an answer."""
+    monkeypatch.setattr(transport, "WAIT", 0.1)
+    channel, _ = consume(connection, "default")
+    drain(connection)
+    asked = channel._brpop_sent_at
+    with stopped(broker):
+        for _ in range(10):
+            drain(connection, 0.1)
+        assert channel.lane.is_overdue(0.5)
+        assert channel._brpop_sent_at < asked + 1, "the watchdog would not see it"
+
+
+def test_who_always_has_room_is_seen_to_ask(
+    producer: Producer, connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The watchdog counts a node as deaf that has room and does not."""
+    channel, got = consume(connection, "default")
+    drain(connection)
+    asked = channel._brpop_sent_at
+    monkeypatch.setattr(channel, "_watch", list)  # it comes to this only when nothing is left
+    send(producer, 300)
+    receive(connection, got, 300)
+    assert channel._brpop_sent_at > asked
+
+
+def test_few_that_are_done_do_not_wait_for_an_event(producer: Producer, connection: Connection) -> None:
+    """Without a loop there is no timer."""
+    send(producer, 9)
+    _, got = consume(connection, "default", room=8)
+    receive(connection, got, 8)
+    threading.Timer(0.3, got[0].ack).start()
+    start = time.monotonic()
+    while len(got) < 9:
+        connection.drain_events(timeout=PATIENCE)
+    assert time.monotonic() - start < 1
+
+
+@pytest.mark.parametrize("again", [1, 2])
+def test_what_only_python_can_read_is_a_message(
+    broker: Broker, producer: Producer, connection: Connection, again: int
+) -> None:
+    """As kombu would say: one with half a character in a header. It is recorded as one, and so often."""
+    admin = broker.client("admin")
+    send(producer, 1)
+    message = json.loads(admin.rpop("default"))
+    message["headers"]["path"] = "caf\udce9"
+    for _ in range(again):
+        admin.lpush("default", json.dumps(message))
+    _, got = consume(connection, "default")
+    receive(connection, got, again)
+    records = [json.loads(record) for record in admin.hvals("unacked:one")]
+    assert [record[1:] for record in records] == [["", "default"]] * again
+    assert admin.zcard("unacked_index:one") == again
+    got[0].ack()
+    drain(connection)
+    assert admin.hlen("unacked:one") == again - 1
+    if again > 1:
+        got[1].requeue()
+        assert json.loads(admin.lindex("default", 0))["headers"]["path"] == "caf\udce9"
+
+
+def test_what_was_settled_for_another_channel_makes_no_room(
+    producer: Producer, connection: Connection
+) -> None:
+    """As a node does that has lost its connection, for what ended meanwhile."""
+    send(producer, 5)
+    channel, got = consume(connection, "default", room=2)
+    for tag in ("other-1", "other-2"):
+        channel.qos.ack(tag)
+    receive(connection, got, 2)
+    assert len(got) == 2
 
 
 def test_what_may_not_have_been_heard_is_told_again(

@@ -88,6 +88,11 @@ class Lane(Hashable):
         return not self._asked
 
     @property
+    def tags(self) -> list[str]:
+        """The tags of what was acknowledged, without an answer yet."""
+        return [tag for one in self._asked for tag in one.tags]
+
+    @property
     def takes(self) -> bool:
         """Whether messages may be under way."""
         return any(one.takes for one in self._asked)
@@ -99,9 +104,10 @@ class Lane(Hashable):
 
     def ask(self, *asked: Asked) -> None:
         """Send commands."""
-        self._asked.extend(asked)
-        self._asked_at = monotonic()
         packed = self.connection.pack_commands([one.command for one in asked])
+        if not self._asked:
+            self._asked_at = monotonic()
+        self._asked.extend(asked)
         # without redis-py's own check of the connection, which would take the next answer for its own
         self.connection.send_packed_command(packed, check_health=False)
 
@@ -114,7 +120,8 @@ class Lane(Hashable):
         while (answer := self._next()) is not NOTHING:
             if isinstance(answer, ResponseError):
                 self._refuse(answer)
-            elif answer is not PUSH:
+            elif answer is not PUSH and answer is not None:  # None is a push that nobody here asked for
+                self._asked_at = monotonic()
                 self._asked.popleft().answered(answer)
 
     def finish(self, seconds: float) -> None:
@@ -156,8 +163,9 @@ class Lane(Hashable):
 
     def forget(self) -> list[str]:
         """Forget what was asked on a connection that is gone; return the tags that it did not acknowledge."""
-        asked, self._asked = self._asked, deque()
-        return [tag for one in asked for tag in one.tags]
+        tags = self.tags
+        self._asked.clear()
+        return tags
 
     def _next(self) -> Any:
         """Return the next answer, which may be an error, or what Redis tells by itself."""
@@ -183,7 +191,12 @@ class Lane(Hashable):
 
     def _refuse(self, error: ResponseError) -> None:
         """Handle an answer that is an error."""
-        if not self._asked[0].refused(error):
+        asked = self._asked[0]
+        try:
+            usable = asked.refused(error)
+        except Exception as another:  # in whatever was tried about it
+            raise self._lose(another) from another
+        if not usable:
             raise self._lose(f"it refuses: {error}") from error
         self._asked.popleft()
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import kombu
 from kombu.transport.redis import Channel
 from kombu.utils.encoding import bytes_to_str
-from kombu.utils.json import loads
+from kombu.utils.json import dumps, loads
 
 from fleet_runtime import dead_letters
 from fleet_runtime.dead_letters import End, Reason
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# The end of the tag of a message that its node holds already, because it was put into several queues.
-AGAIN = "+"
+# How the tag begins of what the script that takes messages cannot read.
+MALFORMED = "malformed:"
 
 
 def node() -> str:
@@ -77,9 +77,11 @@ def deliver(channel: Any, item: bytes, queue: str, *, held: Held | None = None) 
     except Exception as error:
         _bury(channel, item, queue, held, error)
         return
-    if held and held.tag.endswith(AGAIN):  # by which it is settled; the script has looked at it
-        message["properties"]["delivery_tag"] = held.tag
     try:
+        if held and held.tag != message["properties"]["delivery_tag"]:
+            if held.tag.startswith(MALFORMED):  # to the script: Lua reads less than Python does
+                _record(channel, item, queue, held)
+            message["properties"]["delivery_tag"] = held.tag  # by which it is settled
         channel.connection._deliver(message, queue)
     except Exception:
         # Looked at only now, because it takes as long again to read it. Whatever the error is: to kombu, even
@@ -88,6 +90,12 @@ def deliver(channel: Any, item: bytes, queue: str, *, held: Held | None = None) 
         if fault is None:
             raise
         _bury(channel, item, queue, held, fault)
+
+
+def _record(channel: Any, item: bytes, queue: str, held: Held) -> None:
+    """Record a message as the script would have done, if it could have read it."""
+    with channel.conn_or_acquire() as client:
+        client.hset(held.unacked, held.tag, b"[%b, %b, %b]" % (item, b'""', dumps(queue).encode()))
 
 
 def _fault(channel: Any, message: Any) -> Exception | None:

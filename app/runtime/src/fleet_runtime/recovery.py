@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
 
 from celery import bootsteps
+from celery.concurrency import solo
 from celery.worker import state
 from kombu.exceptions import OperationalError
 from kombu.utils.encoding import bytes_to_str
@@ -262,7 +263,11 @@ class Ownership(bootsteps.Step):  # type: ignore[misc]  # celery ships no types
     def __init__(self, worker: Any, **kwargs: Any) -> None:
         """Look at the worker, before it connects."""
         node = os.environ.setdefault("FLEET_NODE", worker.hostname)
-        worker.app.conf.broker_transport_options.update(own_keys(node))
+        options = worker.app.conf.broker_transport_options
+        options.update(own_keys(node))
+        if issubclass(worker.pool_cls, solo.TaskPool):
+            # It runs each as it is delivered, and what came with it would wait, and not be acknowledged.
+            options["most_at_a_time"] = 1
         reconnect.mend()
         try:
             require_name(worker.app, node)  # first: what tries the rights writes under the name

@@ -48,7 +48,8 @@ class RedisBackend(stock.RedisBackend):  # type: ignore[misc]  # celery ships no
         """Store a result, unless there is a success."""
         meta = self._get_result_meta(result=result, state=state, traceback=traceback, request=request)
         value = self.encode({**meta, "task_id": bytes_to_str(task_id)})
-        if self.serializer != "json" or len(value) > self._MAX_STR_VALUE_SIZE:  # what the script cannot read
+        readable = self.serializer == "json" and isinstance(value, str)  # by the script: not compressed
+        if not readable or len(value) > self._MAX_STR_VALUE_SIZE:
             return super()._store_result(task_id, result, state, traceback, request, **more)
         expires = self.failure_expires if state == states.FAILURE else None
         seconds = self.expires if expires is None else expires

@@ -43,7 +43,7 @@ PARAMETERS = {
         "_connparams": "self asynchronous",
         "conn_or_acquire": "self client",
         "basic_consume": "self queue args kwargs",
-        "basic_cancel": "self consumer_tag",
+        "_basic_cancel": "self consumer_tag",
         "_queue_bind": "self exchange routing_key pattern queue",
         "_size": "self queue",
         "close": "self",
@@ -89,10 +89,13 @@ def select_transport(url: str) -> str:
 
     They stay as they are if this kombu is none that the transport was tested with.
     """
-    if not is_known(kombu, KOMBU_STAYS) or _others():
+    if others := {one.partition("://")[0] for one in url.split(";")} - TRANSPORTS.keys():
+        logger.warning("%s There is none for %s.", KOMBU_STAYS, ", ".join(sorted(others)))
+        return url
+    if not is_known(kombu, KOMBU_STAYS) or _changed():
         return url
     TRANSPORT_ALIASES.update({PREFIX + scheme: path for scheme, path in TRANSPORTS.items()})
-    return ";".join(PREFIX + one if one.partition("://")[0] in TRANSPORTS else one for one in url.split(";"))
+    return ";".join(PREFIX + one for one in url.split(";"))
 
 
 def without_prefix(url: str) -> str:
@@ -106,11 +109,11 @@ def select_backend(app: Celery) -> None:
         app.loader.override_backends = {**app.loader.override_backends, **BACKENDS}
 
 
-def _others() -> bool:
+def _changed() -> bool:
     """Return whether something that the transport relies on is not what it was tested with; and say so."""
     for place, functions in PARAMETERS.items():
         for name, parameters in functions.items():
-            function = inspect.unwrap(getattr(symbol_by_name(place), name, _others))
+            function = inspect.unwrap(getattr(symbol_by_name(place), name, _changed))
             if " ".join(inspect.signature(function).parameters) != parameters:
                 logger.warning("%s Somebody has changed %s.%s.", KOMBU_STAYS, place, name)
                 return True

@@ -97,7 +97,7 @@ while #taken < 3 * room do
   if not item then
     break
   end
-  local tag = 'malformed:' .. redis.sha1hex(item)
+  local tag = 'malformed:' .. redis.sha1hex(item)  -- reading.MALFORMED
   local record = item
   local name = ARGV[3 + queue]
   local good, message = pcall(cjson.decode, item)
@@ -106,12 +106,12 @@ while #taken < 3 * room do
   if type(info) == 'table' and type(properties.delivery_tag) == 'string'
       and type(info.exchange) == 'string' and type(info.routing_key) == 'string' then
     tag = properties.delivery_tag
-    while redis.call('HEXISTS', KEYS[1], tag) == 1 do
-      tag = tag .. '+'
-    end
     record = '[' .. item .. ', "", ' .. cjson.encode(name) .. ']'
   end
   if name ~= '' then
+    while redis.call('HEXISTS', KEYS[1], tag) == 1 do
+      tag = tag .. '+'
+    end
     redis.call('HSET', KEYS[1], tag, record)
     redis.call('ZADD', KEYS[2], time[1] + time[2] / 1000000, tag)
   end
@@ -216,7 +216,7 @@ class QoS(stock.QoS):  # type: ignore[misc]  # kombu ships no types
         kombu asks for it with each connection, and an error there ends the node.
         """
         try:
-            super().restore_visible(*args, **kwargs)
+            super().restore_visible(*args, **{**kwargs, "interval": 1})  # each time: `RESTORE` says how often
         except ResponseError as error:
             if not is_full(error):
                 raise
@@ -235,9 +235,12 @@ class Channel(stock.Channel):  # type: ignore[misc]  # kombu ships no types
         lane: The connection by which it takes them.
         queues: From which it takes them.
         recorded: Tags of messages that the script has recorded, and that are being delivered.
+        most_at_a_time: A transport option: how many messages to take at a time, at most.
     """
 
     QoS = QoS
+    most_at_a_time = BATCH
+    from_transport_options = (*stock.Channel.from_transport_options, "most_at_a_time")
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         """Begin."""
@@ -253,15 +256,21 @@ class Channel(stock.Channel):  # type: ignore[misc]  # kombu ships no types
         # those that they are now, in changes; whether it told, and how often in a row for nothing.
         self._look, self._watched, self._watched_at = True, False, -inf
         self._change = 0
-        self._was_short = False
+        self._was_short, self._may_hold = False, False
         self._was_told, self._in_vain = False, 0
         self._not_before, self._paused_until, self._said_at = -inf, -inf, -inf
         super().__init__(*args, **kwargs)
 
     @property
     def sends(self) -> bool:
-        """Whether it sends something soon: it consumes, and has a connection."""
-        return bool(self.queues) and self.lane is not None and self.lane.is_open
+        """Whether it sends something soon: it consumes, has a connection, and what polls is not held up.
+
+        Without a loop it may wait for room in the pool, with a message in its hands.
+        """
+        if not self.queues or self.lane is None or not self.lane.is_open:
+            return False
+        cycle = self.connection.cycle
+        return cycle.loop is not None or cycle.polls or threading.get_ident() == cycle.thread
 
     @contextmanager
     def conn_or_acquire(self, client: Any = None) -> Iterator[Any]:
@@ -281,11 +290,11 @@ class Channel(stock.Channel):  # type: ignore[misc]  # kombu ships no types
         self._look_anew()
         return consumer
 
-    def basic_cancel(self, consumer_tag: str) -> Any:
+    def _basic_cancel(self, consumer_tag: str) -> Any:
         """Consume from a queue no more."""
-        cancelled = super().basic_cancel(consumer_tag)
+        cancelled = super()._basic_cancel(consumer_tag)
         self._look_anew()
-        if not self.queues:
+        if not self.queues and not self._closing:
             self.flush()
         return cancelled
 
@@ -303,27 +312,36 @@ class Channel(stock.Channel):  # type: ignore[misc]  # kombu ships no types
 
     def unacknowledged(self) -> list[str]:
         """Return the tags of what is done, and may not be acknowledged, on a channel that is lost."""
-        if self.lane is not None:
-            self._acks.extendleft(reversed(self.lane.forget()))
-        return list(self._acks)
+        return [*(self.lane.tags if self.lane is not None else ()), *self._acks]
 
     def flush(self) -> None:
-        """Acknowledge what has not been, and wait for the answer."""
-        tags = self.unacknowledged()
-        if tags:
-            with self.conn_or_acquire() as client:
-                acknowledge(client, self.unacked_key, self.unacked_index_key, tags)
-            self._acks.clear()
+        """Acknowledge what waits for others to go with, and wait for the answer."""
+        self._lingers = False
+        while self._acks:
+            tags = self._next_acks()
+            try:
+                with self.conn_or_acquire() as client:
+                    acknowledge(client, self.unacked_key, self.unacked_index_key, tags)
+            except BaseException:
+                self._acks.extendleft(reversed(tags))
+                raise
 
     def due(self) -> float:
         """Return after how many seconds to advance, whatever happens."""
-        left = self._not_before - monotonic()
-        return left if self._look and left > 0 else WAIT
+        now, due = monotonic(), inf
+        if self._look and self._not_before > now:
+            due = self._not_before
+        if self._acks:
+            due = min(due, max(self._acks_since + LINGER, self._paused_until))
+        return max(0.0, min(due - now, WAIT))
 
     def advance(self, register: Any) -> None:
         """Send what is to be sent next, and let a poller know of a new connection."""
         if self.lane is None:
             self.lane = Lane(self._create_client(asynchronous=True), self._on_told)
+        if self._may_hold:
+            self._may_hold = False
+            raise NoConnectionError("A connection to Redis was lost by which messages were under way.")
         register(self)
         now = monotonic()
         if now < self._paused_until:
@@ -337,7 +355,7 @@ class Channel(stock.Channel):  # type: ignore[misc]  # kombu ships no types
                 self.connection.cycle.wake_in(LINGER)
         elif room or self._acks:
             self._turn(self.lane, room)
-        elif not (self._look or self._watched) or now > self._watched_at + WAIT:
+        elif self.lane.is_idle and (not (self._look or self._watched) or now > self._watched_at + WAIT):
             self.lane.ask(*self._watch())
 
     def room(self) -> int:
@@ -349,10 +367,9 @@ class Channel(stock.Channel):  # type: ignore[misc]  # kombu ships no types
         # own for its queues: then it is to be asked before each message.
         if "can_consume" in vars(qos) or not isinstance(self._queue_cycle, round_robin_cycle):
             return 1
-        if not qos.prefetch_count:
-            return BATCH
-        free: int = qos.prefetch_count - (len(qos._delivered) - len(qos._dirty))
-        return min(BATCH, free)
+        most = min(BATCH, self.most_at_a_time)
+        qos._flush()  # what is settled does not count, whichever channel it came by
+        return min(most, qos.prefetch_count - len(qos._delivered)) if qos.prefetch_count else most
 
     def _enough(self) -> int:
         """Return how many messages it takes to send something at once: half of what the node reserves."""
@@ -370,7 +387,7 @@ class Channel(stock.Channel):  # type: ignore[misc]  # kombu ships no types
 
     def _turn(self, lane: Lane, room: int) -> None:
         """Acknowledge what is done, and take as much as there is room for."""
-        tags = tuple(self._acks.popleft() for _ in range(min(len(self._acks), ACKS)))
+        tags = self._next_acks()
         self._acks_since, self._lingers = monotonic(), False
         queues = self._queue_cycle.consume(len(self.queues)) if room else []
         names = [self.unacked_key, self.unacked_index_key]
@@ -391,10 +408,16 @@ class Channel(stock.Channel):  # type: ignore[misc]  # kombu ships no types
             tags,
             takes=room > 0,
         )
-        watch = self._watch() if room and self._was_short and not self._watched else []
-        if room:
-            self._look = False
-        lane.ask(turn, *watch)
+        if not room:
+            lane.ask(turn)
+            return
+        # What it takes out of a list, Redis does not tell it, and forgets that it is to tell of that list.
+        self._look, self._watched, self._brpop_sent_at = False, False, self._acks_since
+        lane.ask(turn, *(self._watch() if self._was_short else ()))
+
+    def _next_acks(self) -> tuple[str, ...]:
+        """Return the tags of what is acknowledged next."""
+        return tuple(self._acks.popleft() for _ in range(min(len(self._acks), ACKS)))
 
     def _watch(self) -> list[Asked]:
         """Return what lets Redis tell of the next message in any list."""
@@ -517,7 +540,7 @@ class Channel(stock.Channel):  # type: ignore[misc]  # kombu ships no types
                 self.lane.finish(LAST)
             if not self.closed:
                 self.flush()
-        except self.connection_errors:
+        except (*self.connection_errors, ResponseError):
             logger.debug("Messages may be under way as the channel closes.", exc_info=True)
         super().close()
 
@@ -525,6 +548,7 @@ class Channel(stock.Channel):  # type: ignore[misc]  # kombu ships no types
         """Forget what was asked on a connection."""
         lane = self.lane
         if lane is not None and lane.connection is connection:
+            self._may_hold = self._may_hold or lane.takes
             self._acks.extendleft(reversed(lane.forget()))
             self._look_anew()
             if self.connection is not None:
@@ -538,6 +562,7 @@ class Poller(stock.MultiChannelPoller):  # type: ignore[misc]  # kombu ships no 
     Attributes:
         loop: The loop of the node, if it has one, and what it calls when there is something to read.
         thread: The thread, or greenlet, that polls.
+        polls: Whether it does now.
         delivered: Whether a message was delivered since this was last asked.
     """
 
@@ -548,6 +573,7 @@ class Poller(stock.MultiChannelPoller):  # type: ignore[misc]  # kombu ships no 
         """Begin."""
         super().__init__()
         self.thread: int | None = None
+        self.polls = False
         self.delivered = False
         self._alarm: int | None = None
         self._restored_at = -inf
@@ -587,6 +613,7 @@ class Poller(stock.MultiChannelPoller):  # type: ignore[misc]  # kombu ships no 
 
     def handle_event(self, fileno: int, event: int) -> Any:
         """Handle what has come."""
+        self.polls = False
         if fileno == self._alarm:
             os.eventfd_read(fileno)
             return None
@@ -607,6 +634,7 @@ class Poller(stock.MultiChannelPoller):  # type: ignore[misc]  # kombu ships no 
                 channel.advance(self._register_lane)
             if channel.active_fanout_queues:
                 self._register_LISTEN(channel)
+        self.polls = True
 
     def on_readable(self, fileno: int) -> Any:
         """Read what has come.
@@ -614,11 +642,15 @@ class Poller(stock.MultiChannelPoller):  # type: ignore[misc]  # kombu ships no 
         Raises:
             Empty: No message was delivered.
         """
-        _, type_ = self._fd_to_chan.get(fileno, (None, None))
+        channel, type_ = self._fd_to_chan.get(fileno, (None, None))
         if not isinstance(type_, Lane):
             return super().on_readable(fileno)
         self.delivered = False
-        type_.read()
+        try:
+            type_.read()
+        except NoConnectionError:
+            channel._may_hold = False  # it is told just now
+            raise
         if not self.delivered:
             raise Empty
         return True
@@ -638,6 +670,7 @@ class Poller(stock.MultiChannelPoller):  # type: ignore[misc]  # kombu ships no 
                 and lane.is_overdue(channel.health_check_interval)
             ):
                 lane.drop()
+                channel._may_hold = False
                 raise NoConnectionError("Redis does not answer on a connection, which was dropped.")
 
     def forget(self, channel: Any) -> None:
