@@ -25,9 +25,7 @@ def pytest_configure(config: pytest.Config) -> None:
     """Announce the markers."""
     for marker in ON_REQUEST:
         config.addinivalue_line("markers", f"{marker}: only with {option(marker)}")
-    config.addinivalue_line(
-        "markers", "server: run with other servers, too (make servers)"
-    )
+    config.addinivalue_line("markers", "server: run with other servers, too (make servers)")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
