@@ -28,6 +28,8 @@ def shop(**settings: Any) -> Celery:
     for name, options in {"pay": {}, "mail": {}, "report": {"queue": "heavy"}}.items():
         app.task(_work, name=f"shop.{name}", shared=False, **options)
     app.finalize()
+    for name in [name for name in app.tasks if not name.startswith(("celery.", "shop."))]:
+        app.tasks.unregister(name)  # shared by an app of other tests
     return app
 
 

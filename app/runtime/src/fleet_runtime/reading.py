@@ -80,6 +80,8 @@ def deliver(channel: Any, item: bytes, queue: str, *, held: Held | None = None) 
     try:
         if held and held.tag != message["properties"]["delivery_tag"]:
             if held.tag.startswith(MALFORMED):  # to the script: Lua reads less than Python does
+                if fault := _fault(channel, message):
+                    raise fault
                 _record(channel, item, queue, held)
             message["properties"]["delivery_tag"] = held.tag  # by which it is settled
         channel.connection._deliver(message, queue)

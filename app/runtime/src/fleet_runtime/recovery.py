@@ -27,7 +27,7 @@ from kombu.exceptions import OperationalError
 from kombu.utils.encoding import bytes_to_str
 from redis.exceptions import NoPermissionError, RedisError, ResponseError
 
-from fleet_runtime import dead_letters, fullness, keys, reconnect
+from fleet_runtime import dead_letters, fullness, keys, reconnect, transport
 from fleet_runtime.dead_letters import End, Reason
 from fleet_runtime.errors import FleetError
 from fleet_runtime.give_back import GiveBack, forget
@@ -267,7 +267,7 @@ class Ownership(bootsteps.Step):  # type: ignore[misc]  # celery ships no types
         options.update(own_keys(node))
         if issubclass(worker.pool_cls, solo.TaskPool):
             # It runs each as it is delivered, and what came with it would wait, and not be acknowledged.
-            options["most_at_a_time"] = 1
+            options[transport.OPTION] = 1
         reconnect.mend()
         try:
             require_name(worker.app, node)  # first: what tries the rights writes under the name

@@ -48,10 +48,12 @@ LOOK, WORD = 1, 60
 # Seconds for a last answer, as a channel is closed.
 LAST = 5
 # Seconds between two searches for what is held for longer than the visibility timeout. A node without a loop
-# of its own would search as often as it waits.
-RESTORE = 60
+# of its own would search as often as it waits. It is a matter of days.
+RESTORE = 600
 # Messages that are taken at a time, at most, and acknowledged.
 BATCH, ACKS = 100, 1000
+# The transport option by which a node that runs what it takes one by one takes it so.
+OPTION = "most_at_a_time"
 # Seconds that an acknowledgement waits for others to go with, while a task holds up the loop.
 LINGER = 0.01
 # Seconds that a node does not look after it was told of messages, and others had taken them: up to the first
@@ -240,7 +242,7 @@ class Channel(stock.Channel):  # type: ignore[misc]  # kombu ships no types
 
     QoS = QoS
     most_at_a_time = BATCH
-    from_transport_options = (*stock.Channel.from_transport_options, "most_at_a_time")
+    from_transport_options = (*stock.Channel.from_transport_options, OPTION)
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         """Begin."""
@@ -694,6 +696,8 @@ class Poller(stock.MultiChannelPoller):  # type: ignore[misc]  # kombu ships no 
 
 class SentinelChannel(Channel, stock.SentinelChannel):  # type: ignore[misc]  # kombu ships no types
     """kombu's channel to the master that Sentinel names, which takes messages by the script."""
+
+    from_transport_options = (*stock.SentinelChannel.from_transport_options, OPTION)
 
     def _sentinel_managed_pool(self, asynchronous: bool = False) -> Any:
         """Return a pool of connections to the master; kombu looks for URLs of its own scheme only."""
