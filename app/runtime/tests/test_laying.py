@@ -102,7 +102,7 @@ def test_what_the_fleet_owns_prevails(lay: Callable[..., Any]) -> None:
     }
     connection = app.connection_for_read()
     assert (connection.hostname, connection.userid) == ("redis", "worker")
-    assert connection.transport_cls == "fleet-rediss"
+    assert connection.transport_cls == "fleet_runtime.transport:Transport"
 
 
 def test_a_namespace_is_no_way_around(lay: Callable[..., Any], settings_module: str) -> None:
@@ -136,8 +136,7 @@ def test_another_broker_is_out_of_reach(lay: Callable[..., Any]) -> None:
     assert app.connection_for_read().hostname == "redis"
     assert app.connection_for_write().hostname == "redis"
     assert app.backend.connparams["host"] == "redis"
-    assert os.environ["CELERY_BROKER_READ_URL"] == f"fleet-{URL}"
-    assert os.environ["CELERY_BROKER_WRITE_URL"] == URL
+    assert os.environ["CELERY_BROKER_READ_URL"] == os.environ["CELERY_BROKER_WRITE_URL"] == URL
 
 
 def test_what_the_app_says_on_purpose_stays(lay: Callable[..., Any]) -> None:

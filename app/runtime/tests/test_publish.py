@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -59,6 +60,28 @@ def test_a_batch_has_a_task_at_least() -> None:
     """Else it would never end."""
     with pytest.raises(ValueError, match="batch is 0"):
         publish_many([], batch=0)
+
+
+def test_what_cannot_be_sent_is_told_with_what_was(broker: Broker, web: Celery) -> None:
+    """A task, or what gives the tasks."""
+    admin = broker.client("admin")
+    add = add_of(web)
+
+    def broken() -> Iterator[Any]:
+        yield add.s(1, 1)
+        raise KeyError("no more")
+
+    for last, sent, unsure in (
+        ([add.s(object(), 1)], 2, 1),
+        ([add.s(1, 1) | add.s(2)], 2, 0),
+        (broken(), 2, 0),
+    ):
+        admin.delete("heavy")
+        with pytest.raises(PartlyPublishedError) as caught:
+            publish_many(chain([add.s(1, 1), add.s(2, 2)], last), batch=2)
+        assert (len(caught.value.sent), len(caught.value.unsure)) == (sent, unsure)
+        assert admin.llen("heavy") == 2
+    admin.delete("heavy")
 
 
 def test_a_broker_that_fails_leaves_no_doubt(tmp_path: Path, connect: Callable[[Broker], Any]) -> None:

@@ -17,18 +17,22 @@ URL = "rediss://worker:pw@redis:6379/0?ssl_cert_reqs=required&ssl_ca_certs=/etc/
 @pytest.mark.parametrize("scheme", ["redis", "rediss"])
 def test_a_transport_has_a_scheme_of_its_own(scheme: str) -> None:
     """By which kombu finds it, with all that the URL says."""
-    url = selection.select_transport(URL.replace("rediss", scheme))
-    connection = Connection(url)
-    assert url.startswith(f"fleet-{scheme}://")
-    assert connection.transport_cls == f"fleet-{scheme}"
+    selection.select_transport(URL)
+    connection = Connection(URL.replace("rediss", f"fleet-{scheme}"))
     assert type(connection.transport) is transport.Transport
     assert (connection.hostname, connection.userid, connection.port) == ("redis", "worker", 6379)
     assert connection.ssl["ssl_ca_certs"] == "/etc/ca.crt"
 
 
+def test_a_single_url_stays_what_other_programs_know() -> None:
+    """They find it in the environment of the task that starts them."""
+    assert selection.select_transport(URL) == (URL, "fleet_runtime.transport:Transport")
+
+
 def test_the_next_of_several_urls_has_it_too() -> None:
     """Kombu goes by the scheme as it tries the next one."""
-    connection = Connection(selection.select_transport("sentinel://a:1;sentinel://b:2"))
+    url, named = selection.select_transport("sentinel://a:1;sentinel://b:2")
+    connection = Connection(url, transport=named)
     assert type(connection.transport) is transport.SentinelTransport
     connection.switch(next(connection.cycle))
     assert connection.hostname == "b"
@@ -37,7 +41,7 @@ def test_the_next_of_several_urls_has_it_too() -> None:
 
 def test_another_kind_of_broker_stays() -> None:
     """The runtime has no other transports."""
-    assert selection.select_transport("memory://") == "memory://"
+    assert selection.select_transport("memory://") == ("memory://", None)
 
 
 def test_another_kombu_keeps_its_transport(
@@ -45,7 +49,7 @@ def test_another_kombu_keeps_its_transport(
 ) -> None:
     """And says so, in one line."""
     monkeypatch.setattr(kombu, "__version__", "5.9.0")
-    assert selection.select_transport(URL) == URL
+    assert selection.select_transport(URL) == (URL, None)
     (line,) = caplog.messages
     assert line.startswith(selection.KOMBU_STAYS)
     assert "This is kombu 5.9.0" in line
@@ -56,7 +60,7 @@ def test_a_changed_kombu_keeps_its_transport(
 ) -> None:
     """As by somebody who has mended something."""
     monkeypatch.setattr(stock.MultiChannelPoller, "on_readable", lambda self, fileno, more: None)
-    assert selection.select_transport(URL) == URL
+    assert selection.select_transport(URL) == (URL, None)
     (line,) = caplog.messages
     assert line.startswith(selection.KOMBU_STAYS)
     assert "MultiChannelPoller.on_readable" in line

@@ -16,6 +16,7 @@ from fleet_runtime import reconnect, transport
 from fleet_runtime.recovery import own_keys
 from fleet_runtime.transport import WAIT, Transport
 from kombu import Connection, Consumer, Exchange, Producer, Queue
+from kombu.asynchronous import Hub
 from redis.exceptions import ConnectionError as NoConnectionError
 
 from app.tests.commands import PATIENCE, wait_until
@@ -423,6 +424,53 @@ def test_few_that_are_done_do_not_wait_for_an_event(producer: Producer, connecti
     while len(got) < 9:
         connection.drain_events(timeout=PATIENCE)
     assert time.monotonic() - start < 1
+
+
+def test_few_that_are_done_do_not_wait_for_a_loop(producer: Producer, connection: Connection) -> None:
+    """It has decided how long to wait before it asks what is to be sent."""
+    send(producer, 9)
+    _, got = consume(connection, "default", room=8)
+    hub = Hub()
+    connection.register_with_event_loop(hub)
+    hub.call_later(0.5, lambda: got[0].ack())
+    start = time.monotonic()
+    while len(got) < 9:
+        assert time.monotonic() < start + PATIENCE
+        hub.run_once()
+        if len(got) == 8 and time.monotonic() < start + 0.4:
+            time.sleep(0.01)
+    assert time.monotonic() - start < 0.9, "the next tick of kombu's own timers"
+    hub.close()
+
+
+def test_what_is_to_run_once_at_most_is_acknowledged_at_once(
+    broker: Broker, producer: Producer, connection: Connection
+) -> None:
+    """It does not wait for others."""
+    send(producer, 8)
+    channel, got = consume(connection, "default", room=8)
+    receive(connection, got, 8)
+    before = requests(broker)
+    got[0].ack()
+    channel.hurry()
+    connection.transport.cycle.on_poll_start()
+    assert requests(broker) - before == 1
+
+
+def test_who_waits_for_its_pool_acknowledges_by_itself(
+    broker: Broker, producer: Producer, connection: Connection
+) -> None:
+    """What other threads are done with, while what polls has a message in its hands, and no loop."""
+    send(producer, 8)
+    channel, got = consume(connection, "default", room=8)
+    receive(connection, got, 8)
+    connection.transport.cycle.polls = False
+    for message in got[:2]:
+        thread = threading.Thread(target=message.ack)
+        thread.start()
+        thread.join()
+    assert broker.client("admin").hlen("unacked:one") == 6
+    assert not channel.unacknowledged()
 
 
 @pytest.mark.parametrize("again", [1, 2])

@@ -29,6 +29,8 @@ class Together(bootsteps.StartStopStep):  # type: ignore[misc]  # celery ships n
         """Change how the node's events are sent, on each new connection."""
         self._waits = False  # what waited may have gone with the connection
         events = consumer.event_dispatcher
+        if events is None:  # there are none, and no heartbeats
+            return
         events.buffer_group, events.buffer_limit = frozenset({"task"}), MOST
         events.on_send_buffered = self._on_event
 

@@ -67,6 +67,7 @@ class Lane(Hashable):
         self._asked: deque[Asked] = deque()
         self._asked_at = 0.0
         self._told = told
+        self._reads = False
 
     def __hash__(self) -> int:
         """Each is one of its own."""
@@ -117,15 +118,19 @@ class Lane(Hashable):
         Raises:
             NoConnectionError: The connection is lost, or of no use any more.
         """
-        while (answer := self._next()) is not NOTHING:
-            if isinstance(answer, ResponseError):
-                self._refuse(answer)
-            elif answer is not PUSH and answer is not None:  # None is a push that nobody here asked for
-                self._asked_at = monotonic()
-                self._asked.popleft().answered(answer)
+        self._reads = True
+        try:
+            while (answer := self._next()) is not NOTHING:
+                if isinstance(answer, ResponseError):
+                    self._refuse(answer)
+                elif answer is not PUSH and answer is not None:  # None is a push that nobody here asked for
+                    self._asked_at = monotonic()
+                    self._asked.popleft().answered(answer)
+        finally:
+            self._reads = False
 
     def finish(self, seconds: float) -> None:
-        """Read the answers that are under way, and wait for them.
+        """Read the answers that are under way, and wait for them; unless this is called while they are read.
 
         Args:
             seconds: For each.
@@ -134,7 +139,7 @@ class Lane(Hashable):
             NoConnectionError: They do not come.
         """
         until = monotonic() + seconds
-        while self._asked:
+        while self._asked and self.is_open and not self._reads:
             if monotonic() > until:
                 raise self._lose("it does not answer")
             try:

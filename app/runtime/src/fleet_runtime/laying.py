@@ -85,8 +85,17 @@ def lay(app: Celery, settings: FleetSettings) -> None:
     """
     with blaming(f"The settings of {settings.app} cannot be read"):
         conf = app.conf.finalize()
-    _pin(conf, settings)
-    _prevail(conf, {**_owned(settings), **_merged(conf, settings), **_defaults(conf, settings)})
+    read_url, transport = _read_from(settings)
+    _pin(conf, settings, read_url)
+    _prevail(
+        conf,
+        {
+            **_owned(settings),
+            "broker_transport": transport,
+            **_merged(conf, settings),
+            **_defaults(conf, settings),
+        },
+    )
     _require_accepted(conf)
     _require_visible(conf)
     stamp_messages()
@@ -102,14 +111,14 @@ def lay(app: Celery, settings: FleetSettings) -> None:
         selection.select_backend(app)
 
 
-def _pin(conf: Any, settings: FleetSettings) -> None:
+def _pin(conf: Any, settings: FleetSettings, read_url: str) -> None:
     """Keep an app from another broker, whenever and in whatever direction it names one.
 
     Celery prefers the environment to the app's settings (app/utils.py, Settings), so this holds for whatever
     the app sets later, too.
     """
     if settings.broker_url:
-        os.environ["CELERY_BROKER_READ_URL"] = _read_url(settings)
+        os.environ["CELERY_BROKER_READ_URL"] = read_url
         os.environ["CELERY_BROKER_WRITE_URL"] = settings.broker_url
     # These are what `inspect conf` and Flower show. Celery hides their passwords under these names only.
     for name in ("broker_url", "result_backend"):
@@ -117,10 +126,12 @@ def _pin(conf: Any, settings: FleetSettings) -> None:
             conf[name] = url
 
 
-def _read_url(settings: FleetSettings) -> str:
-    """Return the URL by which messages are taken."""
+def _read_from(settings: FleetSettings) -> tuple[str, str | None]:
+    """Return the URL by which messages are taken, and the transport."""
     takes_atomically = settings.component == "worker" and settings.atomic_fetch
-    return selection.select_transport(settings.broker_url) if takes_atomically else settings.broker_url
+    return (
+        selection.select_transport(settings.broker_url) if takes_atomically else (settings.broker_url, None)
+    )
 
 
 def _prevail(conf: Any, values: dict[str, Any]) -> None:
@@ -164,7 +175,6 @@ def _delivery(settings: FleetSettings) -> dict[str, Any]:
 def _connections(settings: FleetSettings) -> dict[str, Any]:
     """Return how connections to the broker and the result backend live and die."""
     return {
-        "broker_transport": None,
         "broker_connection_retry": True,
         "broker_connection_retry_on_startup": True,
         "broker_connection_max_retries": None,

@@ -99,6 +99,9 @@ class Mortal(Request):  # type: ignore[misc]  # celery ships no types
         if self._end and not self.acknowledged and not self._bury():
             return
         super().acknowledge()
+        hurry = getattr(self.message.channel, "hurry", None)  # kombu's own channels do not have it
+        if hurry and not self.task.acks_late:
+            hurry()
 
     def reject(self, requeue: bool = False) -> None:
         """Reject the message; one that is not to come back is moved first."""

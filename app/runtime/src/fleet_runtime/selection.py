@@ -1,8 +1,9 @@
 """Puts the runtime's own transport and result backend in the place of Celery's, where they are known to work.
 
-A transport is chosen by the scheme of a URL: those of the runtime are `fleet-redis`, `fleet-rediss` and
-`fleet-sentinel`. A setting that names the transport's class would not do: with several URLs, kombu goes back
-to its own as it tries the next one (kombu 5.7, Connection.switch).
+The transport is named by Celery's setting `broker_transport`. With several URLs that would not do: as kombu
+tries the next one, it goes by its scheme (kombu 5.7, Connection.switch). So there the URLs get the runtime's
+own schemes, which are `fleet-redis`, `fleet-rediss` and `fleet-sentinel`. A single URL keeps its own, because
+programs that tasks start find it in their environment, and they may know no others.
 """
 
 from __future__ import annotations
@@ -84,18 +85,21 @@ PARAMETERS = {
 }
 
 
-def select_transport(url: str) -> str:
-    """Return a broker's URL, or several, with the runtime's own schemes.
+def select_transport(url: str) -> tuple[str, str | None]:
+    """Return a broker's URL, or several, and what `broker_transport` is to be.
 
-    They stay as they are if this kombu is none that the transport was tested with.
+    Both stay as Celery has them if this kombu is none that the transport was tested with.
     """
-    if others := {one.partition("://")[0] for one in url.split(";")} - TRANSPORTS.keys():
+    urls = url.split(";")
+    schemes = {one.partition("://")[0] for one in urls}
+    if others := schemes - TRANSPORTS.keys():
         logger.warning("%s There is none for %s.", KOMBU_STAYS, ", ".join(sorted(others)))
-        return url
+        return url, None
     if not is_known(kombu, KOMBU_STAYS) or _changed():
-        return url
+        return url, None
     TRANSPORT_ALIASES.update({PREFIX + scheme: path for scheme, path in TRANSPORTS.items()})
-    return ";".join(PREFIX + one for one in url.split(";"))
+    own = ";".join(PREFIX + one for one in urls) if len(urls) > 1 else url
+    return own, TRANSPORTS[schemes.pop()]
 
 
 def without_prefix(url: str) -> str:

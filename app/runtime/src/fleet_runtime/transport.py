@@ -19,6 +19,7 @@ import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from functools import cached_property
 from math import inf
 from queue import Empty
 from time import monotonic
@@ -163,7 +164,7 @@ class QoS(stock.QoS):  # type: ignore[misc]  # kombu ships no types
     def ack(self, delivery_tag: str) -> None:
         """Acknowledge a message: with the next that the channel sends, if it will send anything."""
         channel = self.channel
-        if isinstance(channel, Channel) and channel.sends:
+        if isinstance(channel, Channel):
             virtual.QoS.ack(self, delivery_tag)
             channel.acknowledge(delivery_tag)
             return
@@ -263,6 +264,11 @@ class Channel(stock.Channel):  # type: ignore[misc]  # kombu ships no types
         self._not_before, self._paused_until, self._said_at = -inf, -inf, -inf
         super().__init__(*args, **kwargs)
 
+    @cached_property
+    def client(self) -> Any:
+        """A client of the channel's pool; kombu's waits by it, and so has a connection of its own."""
+        return self._create_client()
+
     @property
     def sends(self) -> bool:
         """Whether it sends something soon: it consumes, has a connection, and what polls is not held up.
@@ -297,24 +303,40 @@ class Channel(stock.Channel):  # type: ignore[misc]  # kombu ships no types
         cancelled = super()._basic_cancel(consumer_tag)
         self._look_anew()
         if not self.queues and not self._closing:
+            self._finish()  # so that it goes back now, and not when the last task has ended
             self.flush()
         return cancelled
 
     def acknowledge(self, tag: str) -> None:
-        """Acknowledge a message with what is sent next."""
+        """Acknowledge a message with what is sent next, if anything is."""
         now = monotonic()
         if not self._acks:
             self._acks_since = now
         self._acks.append(tag)
+        if not self.sends:
+            self.flush()
+            return
         cycle = self.connection.cycle
         if threading.get_ident() != cycle.thread:
             cycle.wake()
         elif self.lane is not None and now > max(self._acks_since + LINGER, self._paused_until):
             self._turn(self.lane, 0)
+        elif not self._lingers and self._enough() > 1:
+            self._lingers = True
+            cycle.wake_in(LINGER)  # not as it advances: by then a loop knows already how long it will wait
+
+    def hurry(self) -> None:
+        """Let nothing that is done wait for others: a task that is to run once at most has begun."""
+        self._acks_since = -inf
 
     def unacknowledged(self) -> list[str]:
         """Return the tags of what is done, and may not be acknowledged, on a channel that is lost."""
         return [*(self.lane.tags if self.lane is not None else ()), *self._acks]
+
+    def _finish(self) -> None:
+        """Wait for what is under way."""
+        if self.lane is not None:
+            self.lane.finish(LAST)
 
     def flush(self) -> None:
         """Acknowledge what waits for others to go with, and wait for the answer."""
@@ -352,10 +374,8 @@ class Channel(stock.Channel):  # type: ignore[misc]  # kombu ships no types
         room = self.room() if may_take else 0
         few = max(room, len(self._acks)) < self._enough() or self.lane.takes
         if self._acks and few and now < self._acks_since + LINGER:
-            if not self._lingers:
-                self._lingers = True
-                self.connection.cycle.wake_in(LINGER)
-        elif room or self._acks:
+            return
+        if room or self._acks:
             self._turn(self.lane, room)
         elif self.lane.is_idle and (not (self._look or self._watched) or now > self._watched_at + WAIT):
             self.lane.ask(*self._watch())
@@ -371,11 +391,11 @@ class Channel(stock.Channel):  # type: ignore[misc]  # kombu ships no types
             return 1
         most = min(BATCH, self.most_at_a_time)
         qos._flush()  # what is settled does not count, whichever channel it came by
-        return min(most, qos.prefetch_count - len(qos._delivered)) if qos.prefetch_count else most
+        return max(0, min(most, qos.prefetch_count - len(qos._delivered))) if qos.prefetch_count else most
 
     def _enough(self) -> int:
         """Return how many messages it takes to send something at once: half of what the node reserves."""
-        return min(BATCH, (self.qos.prefetch_count or BATCH) // 2)
+        return min(BATCH, self.most_at_a_time, (self.qos.prefetch_count or BATCH) // 2)
 
     def pause(self, error: ResponseError) -> None:
         """Look again later, since Redis writes nothing now."""
@@ -537,13 +557,12 @@ class Channel(stock.Channel):  # type: ignore[misc]  # kombu ships no types
 
     def close(self) -> None:
         """Close; what is under way is still delivered, and goes back to its queue."""
-        try:
-            if self.lane is not None and self.lane.is_open:
-                self.lane.finish(LAST)
-            if not self.closed:
-                self.flush()
-        except (*self.connection_errors, ResponseError):
-            logger.debug("Messages may be under way as the channel closes.", exc_info=True)
+        for end in (self._finish, self.flush):
+            try:
+                if not self.closed:
+                    end()
+            except (*self.connection_errors, ResponseError):
+                logger.debug("Something may be under way as the channel closes.", exc_info=True)
         super().close()
 
     def _on_connection_disconnect(self, connection: Any) -> None:
