@@ -17,6 +17,7 @@ from fleet_runtime.recovery import own_keys
 from fleet_runtime.transport import WAIT, Transport
 from kombu import Connection, Consumer, Exchange, Producer, Queue
 from kombu.asynchronous import Hub
+from kombu.utils.eventio import ERR
 from redis.exceptions import ConnectionError as NoConnectionError
 
 from app.tests.commands import PATIENCE, wait_until
@@ -165,6 +166,20 @@ def test_a_redis_that_does_not_answer_is_left(
         time.sleep(0.2)
         with pytest.raises(NoConnectionError):
             cycle.maybe_check_brpop_health()
+    assert not channel.lane.is_open
+
+
+@pytest.mark.usefixtures("producer")
+def test_an_error_on_the_connection_is_a_lost_connection(broker: Broker, connection: Connection) -> None:
+    """Also where a poller tells of nothing else."""
+    channel, _ = consume(connection, "default")
+    drain(connection)
+    fileno = channel.lane.fileno
+    for client in broker.client("admin").client_list():
+        if client["user"] == "worker":
+            broker.client("admin").client_kill_filter(_id=client["id"])
+    with pytest.raises(NoConnectionError):
+        connection.transport.cycle.handle_event(fileno, ERR)
     assert not channel.lane.is_open
 
 

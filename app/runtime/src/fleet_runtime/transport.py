@@ -638,6 +638,8 @@ class Poller(stock.MultiChannelPoller):  # type: ignore[misc]  # kombu ships no 
         if fileno == self._alarm:
             os.eventfd_read(fileno)
             return None
+        if isinstance(self._fd_to_chan.get(fileno, (None, None))[1], Lane):
+            return self.on_readable(fileno), self  # an error, too: kombu would ask its own connection for it
         return super().handle_event(fileno, event)
 
     def maybe_restore_messages(self) -> None:
