@@ -344,6 +344,7 @@ def test_who_looks_in_vain_looks_later(
         drain(connection, 0.05)
     first = 2 * transport.FIRST
     assert waits == [min(transport.MOST, first * 2**number) for number in range(12)]
+    assert channel._in_vain == transport.DOUBLED, "in the end it would be no number that a float can be"
     send(producer, 1)
     receive(connection, got, 1)
     assert channel._in_vain == 0

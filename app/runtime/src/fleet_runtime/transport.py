@@ -58,9 +58,9 @@ OPTION = "most_at_a_time"
 # Seconds that an acknowledgement waits for others to go with, while a task holds up the loop.
 LINGER = 0.01
 # Seconds that a node does not look after it was told of messages, and others had taken them: up to the first
-# figure, twice as long after each further time, up to the last. Redis tells all nodes that wait of each
-# message, and with hundreds of them it would do little else.
-FIRST, MOST = 0.001, 0.25
+# figure, twice as long after each further time, so often, up to the last. Redis tells all nodes that wait of
+# each message, and with hundreds of them it would do little else.
+FIRST, DOUBLED, MOST = 0.001, 10, 0.25
 
 # Forgets messages that are done, and takes others: each time the oldest of the first list that has one. A
 # message is recorded before it leaves its list, so that a Redis that refuses to write leaves it there; with
@@ -465,7 +465,7 @@ class Channel(stock.Channel):  # type: ignore[misc]  # kombu ships no types
         count = len(taken) // 3
         self._was_short = count < room
         self._look = self._look or not self._was_short
-        self._in_vain = self._in_vain + 1 if self._was_told and not count else 0
+        self._in_vain = min(self._in_vain + 1, DOUBLED) if self._was_told and not count else 0
         self._was_told = False
         if self._in_vain:
             most = min(MOST, FIRST * 2**self._in_vain)
