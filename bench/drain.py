@@ -6,7 +6,6 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from bench import ROOT as ROOT
 from bench import usage
 from bench.group import running
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import yaml
 from ansible.module_utils import inventory_check as preflight
+from fleet_runtime import check
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -377,3 +378,8 @@ def test_a_broken_inventory_is_refused_in_one_message(tmp_path: Path) -> None:
         assert expected in done.stdout, done.stdout
     assert "4 findings. No host was contacted." in done.stdout
     assert "UNREACHABLE" not in done.stdout
+
+
+@pytest.mark.parametrize("name", ["MEASURED", "LEAST_TASKS_PER_CHILD"])
+def test_preflight_and_the_check_of_a_release_warn_of_the_same(name: str) -> None:
+    assert getattr(preflight, name) == getattr(check, name)

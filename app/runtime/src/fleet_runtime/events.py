@@ -1,7 +1,7 @@
 """Sends the events of tasks together, four times a second.
 
 Celery's node sends them at each turn of its loop, so that with events each task costs half as much CPU again
-(55 %, celery 5.7); a gevent node even sends each by itself. Sent by time they cost next to nothing.
+(55 %, celery 5.7); a gevent node even sends each by itself.
 """
 
 from __future__ import annotations

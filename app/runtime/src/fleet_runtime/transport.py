@@ -55,7 +55,7 @@ RESTORE = 600
 BATCH, ACKS = 100, 1000
 # The transport option by which a node that runs what it takes one by one takes it so.
 OPTION = "most_at_a_time"
-# Seconds that an acknowledgement waits for others to go with, while a task holds up the loop.
+# Seconds that an acknowledgement waits for others to go with.
 LINGER = 0.01
 # Seconds that a node does not look after it was told of messages, and others had taken them: up to the first
 # figure, twice as long after each further time, so often, up to the last. Redis tells all nodes that wait of
@@ -100,7 +100,9 @@ while #taken < 3 * room do
   if not item then
     break
   end
-  local tag = 'malformed:' .. redis.sha1hex(item)  -- reading.MALFORMED
+  local tag = '"""
+    + reading.MALFORMED
+    + """' .. redis.sha1hex(item)
   local record = item
   local name = ARGV[3 + queue]
   local good, message = pcall(cjson.decode, item)
