@@ -39,11 +39,7 @@ def main() -> None:
     measures = {name: measure for name, measure in plan(options).items() if name in options.only}
     failures = []
     with servers() as running:
-        results: dict[str, Any] = {
-            "machine": machine.describe(next(iter(running.values())).client("admin")),
-            "rounds": 0,
-            "runs": {name: [] for name in measures},
-        }
+        results = report.begin(machine.describe(next(iter(running.values())).client("admin")), measures)
         for number in range(options.rounds):
             for name, measure in measures.items():
                 for variant in random.sample(measure.variants, len(measure.variants)):
@@ -55,7 +51,7 @@ def main() -> None:
                         continue
                     results["runs"][name].append(asdict(row))
                 in_order(results["runs"][name], measure)
-            results["rounds"] = number + 1
+            results["rounds"] |= dict.fromkeys(measures, number + 1)
             text = report.write(results)
     print(text, end="")
     if failures:

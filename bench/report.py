@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
+from contextlib import suppress
 from dataclasses import dataclass
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -11,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 from bench import ROOT, bars, plots
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
 
-FOLDER = ROOT / ".cache" / "bench"
+FOLDER, FILE = ROOT / ".cache" / "bench", "results.json"
 
 
 @dataclass(frozen=True)
@@ -88,18 +89,30 @@ TABLES: dict[str, tuple[str, tuple[Column, ...]]] = {
 }
 
 
+def begin(machine: Mapping[str, str], measures: Iterable[str]) -> dict[str, Any]:
+    """Return results to add to: none of these measures, and of others those of an earlier session."""
+    found: dict[str, Any] = {"machine": machine, "rounds": {}, "runs": {}}
+    with suppress(FileNotFoundError):
+        before = json.loads((FOLDER / FILE).read_text())
+        if before["machine"] == machine:
+            found = before
+    for measure in measures:
+        found["rounds"][measure], found["runs"][measure] = 0, []
+    return found
+
+
 def write(results: Mapping[str, Any]) -> str:
     """Write all files, and return the tables.
 
     Args:
-        results: `machine`, `rounds`, and `runs`: the rows of each measure.
+        results: `machine`, and of each measure the `rounds`, and the `runs`, which are its rows.
     """
     FOLDER.mkdir(parents=True, exist_ok=True)
-    (FOLDER / "results.json").write_text(json.dumps(results, indent=1))
+    (FOLDER / FILE).write_text(json.dumps(results, indent=1))
     found = {measure: medians(rows) for measure, rows in results["runs"].items()}
     parts = [
         "# Benchmark",
-        f"Rounds: {results['rounds']}. The figures are medians.",
+        f"Rounds: {spelled_rounds(results['rounds'])}. The figures are medians.",
         table(["machine", ""], [[name, value] for name, value in results["machine"].items()]),
     ]
     for measure, (title, columns) in TABLES.items():
@@ -178,9 +191,18 @@ def spelled(rates: Mapping[str, float]) -> str:
     return ", ".join(f"{name} {rate:.2f}" for name, rate in rates.items() if rate >= 0.01)
 
 
+def spelled_rounds(rounds: Mapping[str, int]) -> str:
+    """Return how many rounds each measure had.
+
+    >>> spelled_rounds({"memory": 5, "idle": 3})
+    'memory 5, idle 3'
+    """
+    return ", ".join(f"{measure} {count}" for measure, count in rounds.items())
+
+
 def main() -> None:
     """Write the files anew from the figures of the last session."""
-    print(write(json.loads((FOLDER / "results.json").read_text())), end="")
+    print(write(json.loads((FOLDER / FILE).read_text())), end="")
 
 
 if __name__ == "__main__":

@@ -184,12 +184,30 @@ def test_a_report_has_medians_in_tables_plots_and_json(
     monkeypatch.setattr(report, "FOLDER", tmp_path)
     row: dict[str, Any] = {"variant": "one", "total": 100.0, "main": 20.0, "child": 10.0}
     rows = [row, {**row, "total": 300.0}, {**row, "total": 200.0}, {**row, "variant": "two", "total": 50.0}]
-    results = {"machine": {"CPU": "fast"}, "rounds": 3, "runs": {"memory": rows}}
+    results = {"machine": {"CPU": "fast"}, "rounds": {"memory": 3}, "runs": {"memory": rows}}
     text = report.write(results)
+    assert "Rounds: memory 3." in text
     assert "| one     | 200 |         1.00 |   20 |         10 |" in text
     assert "| two     |  50 |         0.25 |   20 |         10 |" in text
     assert json.loads((tmp_path / "results.json").read_text()) == results
     assert sorted(file.name for file in tmp_path.iterdir()) == ["memory.svg", "results.json", "results.md"]
+
+
+def test_other_measures_of_the_same_machine_stay(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(report, "FOLDER", tmp_path)
+    machine, other = {"CPU": "fast"}, {"CPU": "slow"}
+    assert report.begin(machine, ["idle"]) == {
+        "machine": machine,
+        "rounds": {"idle": 0},
+        "runs": {"idle": []},
+    }
+    row = {"variant": "one", "total": 100.0, "main": 20.0, "child": 10.0}
+    report.write({"machine": machine, "rounds": {"memory": 1}, "runs": {"memory": [row]}})
+    both = report.begin(machine, ["idle"])
+    assert both["rounds"] == {"memory": 1, "idle": 0}
+    assert both["runs"] == {"memory": [row], "idle": []}
+    assert report.begin(machine, ["memory"])["runs"] == {"memory": []}
+    assert report.begin(other, ["idle"])["runs"] == {"idle": []}
 
 
 def test_a_bar_that_is_much_longer_than_the_first_is_cut() -> None:

@@ -576,6 +576,19 @@ def test_who_waits_is_told(producer: Producer, connection: Connection, queue: st
     assert time.monotonic() - start < WAIT / 4, "it was not told, but asked anew"
 
 
+def test_what_redis_tells_of_is_taken_in_the_same_turn_of_the_loop(
+    producer: Producer, connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A turn later it would come later than with kombu, to which Redis sends the message itself."""
+    monkeypatch.setattr(transport, "SOON", PATIENCE)
+    channel, got = consume(connection, "default", room=4)
+    drain(connection)
+    send(producer, 1)
+    assert channel.lane.connection.can_read(PATIENCE)
+    connection.transport.cycle.on_readable(channel.lane.fileno)
+    assert numbers(got) == [0]
+
+
 @pytest.mark.usefixtures("producer")
 def test_who_waits_asks_little(broker: Broker, connection: Connection) -> None:
     """Less than once a second, as one with kombu's transport does."""

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import gc
+from contextlib import suppress
 from functools import cache, wraps
 from typing import Any
 
 import celery
+from billiard.util import get_pdeathsig
 from celery import signals
 from celery.concurrency.asynpool import AsynPool
 
@@ -28,7 +30,13 @@ def share_memory() -> None:
 
 @cache  # later it would keep what is garbage by then
 def _keep() -> None:
-    """Let the garbage collector look at nothing that there is now."""
+    """Let the garbage collector look at nothing that there is now.
+
+    Each process asks the kernel to end with its parent, and if the app has cffi, as cryptography does, then
+    with a parser of C that it imports for this alone (billiard 4.3, set_pdeathsig). So it is there before.
+    """
+    with suppress(OSError):  # it is of no other use
+        get_pdeathsig()
     gc.collect()
     gc.freeze()
 

@@ -129,6 +129,19 @@ class Lane(Hashable):
         finally:
             self._reads = False
 
+    def read_within(self, seconds: float) -> None:
+        """Read what comes in so many seconds, if anything is to come.
+
+        Raises:
+            NoConnectionError: The connection is lost, or of no use any more.
+        """
+        try:
+            there = bool(self._asked) and self.is_open and self.connection.can_read(seconds)
+        except NoConnectionError as error:
+            raise self._lose(error) from error
+        if there:
+            self.read()
+
     def finish(self, seconds: float) -> None:
         """Read the answers that are under way, and wait for them; unless this is called while they are read.
 

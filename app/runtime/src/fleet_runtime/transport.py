@@ -46,8 +46,8 @@ logger = logging.getLogger(__name__)
 WAIT = 10
 # Seconds between two looks at a Redis that writes nothing, and between two words about it.
 LOOK, WORD = 1, 60
-# Seconds for a last answer, as a channel is closed.
-LAST = 5
+# Seconds for a last answer, as a channel is closed; and for a message that Redis has told of.
+LAST, SOON = 5, 0.002
 # Seconds between two searches for what is held for longer than the visibility timeout. A node without a loop
 # of its own would search as often as it waits. It is a matter of days.
 RESTORE = 600
@@ -326,6 +326,11 @@ class Channel(stock.Channel):  # type: ignore[misc]  # kombu ships no types
         elif not self._lingers and self._enough() > 1:
             self._lingers = True
             cycle.wake_in(LINGER)  # not as it advances: by then a loop knows already how long it will wait
+
+    @property
+    def is_told(self) -> bool:
+        """Whether Redis has told of a message, and it was not looked for yet."""
+        return self._look and self._was_told
 
     def hurry(self) -> None:
         """Let nothing that is done wait for others: a task that is to run once at most has begun."""
@@ -673,6 +678,10 @@ class Poller(stock.MultiChannelPoller):  # type: ignore[misc]  # kombu ships no 
         self.delivered = False
         try:
             type_.read()
+            if not self.delivered and channel.is_told:
+                # Not a turn of the loop later, for kombu gets the message itself, where this is told of it.
+                channel.advance(self._register_lane)
+                type_.read_within(SOON)
         except NoConnectionError:
             channel._may_hold = False  # it is told just now
             raise
