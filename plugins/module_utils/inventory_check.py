@@ -29,10 +29,10 @@ SHOWN_CHARACTERS = 80
 
 # What settings cost, by tasks that do nothing: roles/celery_worker/README.md, "What costs much".
 MEASURED = "measured on 2 cores, Celery 5.7"
-TRACK_STARTED_COST = f"it writes to Redis a second time for each task, 20 % more CPU ({MEASURED})"
-EVENTS_COST = f"the nodes tell monitors of each step of each task, 55 % more CPU ({MEASURED})"
+TRACK_STARTED_COST = f"it writes to Redis a second time for each task, 12 % more CPU ({MEASURED})"
+EVENTS_COST = f"the nodes tell monitors of each step of each task, 14 % more CPU ({MEASURED})"
 LEAST_TASKS_PER_CHILD = 1000
-CHILD_COST = f"at 100 it costs short tasks 44 % more CPU, and halves their rate ({MEASURED})"
+CHILD_COST = f"at 100 it costs short tasks 46 % more CPU, and halves their rate ({MEASURED})"
 
 
 @dataclass(frozen=True)

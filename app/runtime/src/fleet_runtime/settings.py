@@ -124,10 +124,10 @@ class FleetSettings(BaseSettings):
     )
     track_started: bool = Field(
         default=False,
-        description="Store that a task started, too: 20 % more CPU for each. false leaves it to the app.",
+        description="Store that a task started, too: a second write for each. false leaves it to the app.",
     )
     task_events: bool = Field(
-        default=False, description="Tell monitors of each step of each task: 55 % more CPU for each."
+        default=False, description="Tell monitors of each step of each task: 14 % more CPU for each."
     )
     soft_shutdown_timeout: float = Field(
         default=10,
