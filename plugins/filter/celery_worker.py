@@ -178,9 +178,35 @@ def of_hosts(variables: Mapping[str, Mapping[str, Any]], hosts: Iterable[str]) -
     return found
 
 
+def in_service(hosts: Iterable[str], variables: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Return those hosts that are not drained, as far as this run has looked at them.
+
+    Args:
+        hosts: Names of the hosts.
+        variables: The variables of all hosts, as `hostvars` has them.
+    """
+    looked = {host: variables[host].get("__celery_worker_running", {}) for host in hosts}
+    return [host for host, found in looked.items() if not found.get("drained")]
+
+
 def each(names: list[str], **templates: str) -> list[dict[str, str]]:
     """Return a mapping for each name: the templates, with the name for `{}`."""
     return [{key: text.replace("{}", name) for key, text in templates.items()} for name in names]
+
+
+def proofs(nodes: list[Mapping[str, Any]], unit: str, timeout: int) -> dict[str, list[str]]:
+    """Return for each unit the command that ends well once its node works.
+
+    Args:
+        nodes: As the filter fleet_nodes returns them.
+        unit: Name of a unit, with `{}` for the node's name.
+        timeout: Seconds that the command may take.
+    """
+    command = ["/usr/local/bin/fleet-celery", "fleet", "prove", f"--timeout={timeout}"]
+    return {
+        unit.replace("{}", node["name"]): [*command, node["node"], *node["options"]["queues"]]
+        for node in nodes
+    }
 
 
 def arguments(options: Options, log_level: str, *, task_events: bool) -> list[str]:
@@ -388,4 +414,5 @@ class FilterModule:
 
     def filters(self) -> dict[str, Callable[..., Any]]:
         """Return the filters by name."""
-        return {f"celery_worker_{f.__name__}": f for f in (complete, of_hosts, each, arguments, problems)}
+        functions = (complete, of_hosts, in_service, each, proofs, arguments, problems)
+        return {f"celery_worker_{function.__name__}": function for function in functions}

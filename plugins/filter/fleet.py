@@ -131,9 +131,42 @@ def sandbox(writable: Iterable[str] = (), *, jit: bool = False) -> str:
     return "\n".join(lines)
 
 
+def table(rows: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Return the lines of a table for people.
+
+    >>> table([{"HOST": "worker1", "NODES": 3}, {"HOST": "w2", "NODES": 12}])
+    ['HOST     NODES', 'worker1  3', 'w2       12']
+    """
+    found = [{name: str(value) for name, value in row.items()} for row in rows]
+    names = list(dict.fromkeys(name for row in found for name in row))
+    widths = [max(len(name), *(len(row.get(name, "")) for row in found)) for name in names]
+    lines = [names, *([row.get(name, "") for name in names] for row in found)]
+    return ["  ".join(map(str.ljust, line, widths)).rstrip() for line in lines]
+
+
+def status_rows(
+    hosts: Mapping[str, Mapping[str, Any]], groups: Mapping[str, Iterable[str]], tiers: Mapping[str, str]
+) -> list[dict[str, Any]]:
+    """Return the rows of the table of hosts, by what the module fleet_status said of each.
+
+    Args:
+        hosts: Variables of all hosts.
+        groups: Hosts of each group.
+        tiers: Group -> variable that has what the module said.
+    """
+    rows = []
+    for tier, variable in tiers.items():
+        for host in groups.get(tier, ()):
+            said = hosts[host].get(variable, {})
+            found = said.get("row", {"RELEASE": "no answer"})
+            rows.append({"HOST": host, "TIER": tier, "WELL": "yes" if said.get("well") else "no", **found})
+    return rows
+
+
 class FilterModule:
     """Filters `fleet_*`, one for each function above."""
 
     def filters(self) -> dict[str, Callable[..., Any]]:
         """Return the filters by name."""
-        return {f"fleet_{f.__name__}": f for f in (redis_url, env_file, nodes, node_names, queues, sandbox)}
+        functions = (redis_url, env_file, nodes, node_names, queues, sandbox, table, status_rows)
+        return {f"fleet_{function.__name__}": function for function in functions}

@@ -43,6 +43,12 @@ def show(run: Run, units: Sequence[str]) -> dict[str, dict[str, str]]:
     }
 
 
+def stopped_at(run: Run, unit: str) -> float:
+    """Return when a unit was down last, by the monotonic clock, in seconds; 0 if it never was."""
+    microseconds = call(run, "show", "--property=InactiveEnterTimestampMonotonic", "--value", unit).strip()
+    return int(microseconds or 0) / 1e6
+
+
 def is_up(state: dict[str, str]) -> bool:
     """Whether a unit runs, or tries to: a crash loop (`activating`) is up, a unit that gave up is not."""
     return state["ActiveState"] not in {"inactive", "failed"}

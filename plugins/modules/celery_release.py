@@ -70,6 +70,10 @@ options:
     description: How many releases to keep.
     type: int
     default: 3
+  keep_links:
+    description: With V(current), keep the links as they were, for M(fleet_kept).
+    type: bool
+    default: false
 attributes:
   check_mode:
     support: full
@@ -99,6 +103,7 @@ from pathlib import Path
 
 from ansible.module_utils.app_release_tree import ReleaseTree, TreeError
 from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.fleet_kept import Kept
 
 SHORTEST_SECRET = 8  # shorter values, such as "1" or "prod", would blot out half of every message
 CACHE_LIMIT = 1024**3
@@ -139,6 +144,9 @@ def current(module: AnsibleModule, tree: ReleaseTree) -> bool:
     release = module.params["id"]
     changed: bool = tree.linked("current") != release
     if changed and not module.check_mode:
+        if module.params["keep_links"]:
+            for link in ("current", "previous"):
+                Kept().keep(tree.root / link)
         tree.switch(release)
     return changed
 
@@ -221,6 +229,7 @@ def main() -> None:
             "sandbox": {"type": "str", "default": ""},
             "timeout": {"type": "int", "default": 60},
             "keep": {"type": "int", "default": 3},
+            "keep_links": {"type": "bool", "default": False},
         },
         required_if=[
             ("state", "present", ["id", "archive", "python", "uv"]),

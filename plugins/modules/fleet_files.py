@@ -49,6 +49,11 @@ options:
     type: list
     elements: str
     default: []
+  keep:
+    description: >-
+      Keep each file as it was before it is written, for M(fleet_kept). What I(purge) removes is not kept.
+    type: bool
+    default: false
 author: celery-fleet
 """
 
@@ -85,6 +90,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.fleet_kept import Kept
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -164,8 +170,8 @@ def make_directory(item: dict[str, Any], *, check: bool) -> bool:
     return True
 
 
-def write_file(item: dict[str, Any], *, check: bool) -> dict[str, str] | None:
-    """Write a file, unless it is already as asked for.
+def write_file(item: dict[str, Any], *, check: bool, kept: Kept | None = None) -> dict[str, str] | None:
+    """Write a file, unless it is already as asked for, and keep what was there before.
 
     Returns:
         The two sides of a diff, or None where nothing was to be done.
@@ -181,6 +187,8 @@ def write_file(item: dict[str, Any], *, check: bool) -> dict[str, str] | None:
     if status and regular and before == after and Access.found(status) == access:
         return None
     if not check:
+        if kept:
+            kept.keep(path)
         replace(path, after, access)
     texts = (before.decode(errors="replace"), item["content"])
     if item["secret"]:
@@ -238,11 +246,11 @@ def refuse_bad_arguments(params: dict[str, Any]) -> None:
             raise FilesError(f"{path} is named twice")
 
 
-def apply(params: dict[str, Any], *, check: bool) -> dict[str, Any]:
+def apply(params: dict[str, Any], *, check: bool, kept: Kept | None = None) -> dict[str, Any]:
     """Do what the arguments ask for, and return the module's result."""
     refuse_bad_arguments(params)
     made = [item["path"] for item in params["directories"] if make_directory(item, check=check)]
-    diffs = {item["path"]: write_file(item, check=check) for item in params["files"]}
+    diffs = {item["path"]: write_file(item, check=check, kept=kept) for item in params["files"]}
     written = {path: diff for path, diff in diffs.items() if diff}
     kept = {item["path"] for item in params["directories"]}
     removed = purge(params["purge"], set(diffs), kept, check=check)
@@ -277,11 +285,13 @@ def main() -> None:
             "directories": {"type": "list", "elements": "dict", "default": [], "options": directory},
             "files": {"type": "list", "elements": "dict", "default": [], "options": file},
             "purge": {"type": "list", "elements": "str", "default": []},
+            "keep": {"type": "bool", "default": False},
         },
         supports_check_mode=True,
     )
     try:
-        result = apply(module.params, check=module.check_mode)
+        kept = Kept() if module.params["keep"] else None
+        result = apply(module.params, check=module.check_mode, kept=kept)
     except (FilesError, OSError) as error:
         module.fail_json(msg=str(error))
     module.exit_json(**result)

@@ -20,10 +20,11 @@ options:
     description:
       - C(started) enables the units and starts those that are not up.
       - C(stopped) disables the units and stops those that are up.
+      - C(down) stops those that are up, together, and leaves them enabled.
       - C(restarted) restarts each unit when the one before it is ready. It does not enable them.
       - C(up) changes nothing. It waits until the units are ready.
     type: str
-    choices: [started, stopped, restarted, up]
+    choices: [started, stopped, down, restarted, up]
     required: true
   ready:
     description: Command that ends with exit code 0 once the units work. They are ready if it does, and if all
@@ -31,6 +32,10 @@ options:
     type: list
     elements: str
     default: []
+  ready_of:
+    description: Unit -> such a command of its own, in place of I(ready).
+    type: dict
+    default: {}
   ready_retries:
     description: How often I(ready) is tried again before the units count as failed.
     type: int
@@ -53,13 +58,17 @@ units:
   returned: always
   type: list
   elements: str
+seconds:
+  description: For each unit that was restarted how long it took to stop, to start, and to be ready.
+  returned: state is restarted
+  type: dict
 """
 
 import time
 from typing import TYPE_CHECKING
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.fleet_systemd import SystemdError, call, is_up, show
+from ansible.module_utils.fleet_systemd import SystemdError, call, is_up, show, stopped_at
 
 if TYPE_CHECKING:
     from typing import Any
@@ -80,10 +89,17 @@ class Services:
         self.run = run
         self.check = check
         self.states = show(run, params["units"])
+        self.seconds: dict[str, dict[str, float]] = {}
 
     def apply(self) -> list[str]:
         """Bring the units to the state asked for, and return those that were acted upon."""
-        states = {"started": self.start, "stopped": self.stop, "restarted": self.restart, "up": self.watch}
+        states = {
+            "started": self.start,
+            "stopped": self.stop,
+            "down": self.take_down,
+            "restarted": self.restart,
+            "up": self.watch,
+        }
         return states[self.params["state"]]()
 
     def where(self, key: str, *values: str) -> list[str]:
@@ -106,15 +122,20 @@ class Services:
     def stop(self) -> list[str]:
         """Disable the units, and stop together those that are up."""
         disable = self.where("UnitFileState", "enabled")
+        if not self.check:
+            self.call_for("disable", disable)
+        return sorted({*disable, *self.take_down()})
+
+    def take_down(self) -> list[str]:
+        """Stop together the units that are up."""
         stop = [unit for unit, state in self.states.items() if is_up(state)]
         failed = self.where("ActiveState", "failed")
         if not self.check:
-            self.call_for("disable", disable)
             self.call_for("stop", stop)
             # a unit that had to be killed is "failed" now, and systemd would list it for ever
             self.states.update(show(self.run, stop))
             self.call_for("reset-failed", self.where("ActiveState", "failed"))
-        return sorted({*disable, *stop, *failed})
+        return sorted({*stop, *failed})
 
     def restart(self) -> list[str]:
         """Restart the units, each when the one before it is ready."""
@@ -141,11 +162,22 @@ class Services:
         if not units or self.check:
             return
         try:
+            before = time.monotonic()
             call(self.run, verb, *units)
-            if self.params["ready"]:
+            done = time.monotonic()
+            if self.params["ready"] or self.params["ready_of"]:
                 self.wait(units)
+            if verb == "restart" and len(units) == 1:
+                self.clock(units[0], before, done)
         except SystemdError as error:
             raise ServiceError(self.explain(units, str(error))) from None
+
+    def clock(self, unit: str, before: float, done: float) -> None:
+        """Note how long a unit took to stop, to start, and to be ready: moments of the host's clock."""
+        stopped = stopped_at(self.run, unit)
+        down = min(max(stopped, before), done)  # one that was not up has stopped at some other time
+        times = {"stop": down - before, "start": done - down, "ready": time.monotonic() - done}
+        self.seconds[unit] = {name: round(seconds, 2) for name, seconds in times.items()}
 
     def wait(self, units: list[str]) -> None:
         """Wait until the units are ready.
@@ -163,15 +195,24 @@ class Services:
 
     def problem(self, units: list[str]) -> str:
         """Return why the units are not ready; nothing if they are."""
-        command = self.params["ready"]
         before = show(self.run, units)
-        code, out, err = self.run(command) if command else (0, "", "")
+        problems = [self.complaint(command) for command in self.commands(units)]
         after = show(self.run, units)
         for unit in units:
             if after[unit]["ActiveState"] != "active":
                 return f"{unit} is {after[unit]['ActiveState']}"
             if after[unit]["InvocationID"] != before[unit]["InvocationID"]:
                 return f"{unit} was started again meanwhile"
+        return "\n".join(filter(None, problems))
+
+    def commands(self, units: list[str]) -> list[list[str]]:
+        """Return the commands that tell whether units are ready, each once."""
+        of_units = [self.params["ready_of"].get(unit, self.params["ready"]) for unit in units]
+        return [command for at, command in enumerate(of_units) if command and command not in of_units[:at]]
+
+    def complaint(self, command: list[str]) -> str:
+        """Return what a command says that fails; nothing if it does not."""
+        code, out, err = self.run(command)
         return f"{' '.join(command)} ended with exit code {code}: {(err or out).strip()}" if code else ""
 
     def explain(self, units: list[str], error: str) -> str:
@@ -192,8 +233,13 @@ def main() -> None:
     module = AnsibleModule(
         argument_spec={
             "units": {"type": "list", "elements": "str", "required": True},
-            "state": {"type": "str", "choices": ["started", "stopped", "restarted", "up"], "required": True},
+            "state": {
+                "type": "str",
+                "choices": ["started", "stopped", "down", "restarted", "up"],
+                "required": True,
+            },
             "ready": {"type": "list", "elements": "str", "default": []},
+            "ready_of": {"type": "dict", "default": {}},
             "ready_retries": {"type": "int", "default": 10},
             "ready_delay": {"type": "int", "default": 1},
             "journal_lines": {"type": "int", "default": 20},
@@ -201,10 +247,11 @@ def main() -> None:
         supports_check_mode=True,
     )
     try:
-        units = Services(module.params, module.run_command, check=module.check_mode).apply()
+        services = Services(module.params, module.run_command, check=module.check_mode)
+        units = services.apply()
     except (SystemdError, ServiceError) as error:
         module.fail_json(msg=str(error))
-    module.exit_json(changed=bool(units), units=units)
+    module.exit_json(changed=bool(units), units=units, seconds=services.seconds)
 
 
 if __name__ == "__main__":

@@ -28,6 +28,9 @@ options:
     type: list
     elements: str
     default: []
+  mark:
+    description: A file by which the host says that these services are not to run now.
+    type: path
   family:
     description: Glob of unit names, for instance C(celery-worker@*.service). Units that match it, but are
       not in I(units), are returned as I(surplus).
@@ -55,48 +58,24 @@ surplus:
   returned: always
   type: list
   elements: str
+drained: {description: Whether the host has I(mark)., returned: always, type: bool}
 reload: {description: Whether systemd has yet to read a changed unit file., returned: always, type: bool}
 """
 
-import hashlib
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.fleet_stale import is_stale
 from ansible.module_utils.fleet_systemd import SystemdError, call, is_up, show
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
     from typing import Any
 
     from ansible.module_utils.fleet_systemd import Run
 
 UNIT_DIR = Path("/etc/systemd/system")
-
-
-def read_stamp(stamp: Path) -> dict[str, str]:
-    """Return the checksum of each file as it was when the unit started; nothing where that is not known."""
-    try:
-        lines = stamp.read_text().splitlines()
-    except FileNotFoundError:
-        return {}
-    # sha256sum prints "<sum>  <path>"; a file it cannot read is missing from the stamp
-    return {path: checksum for checksum, _, path in (line.partition("  ") for line in lines)}
-
-
-def is_stale(stamp: Path, pending: Collection[str]) -> bool:
-    """Whether a file that the stamp names is not what it was, or no stamp tells."""
-    sums = read_stamp(stamp)
-    return not sums or any(path in pending or checksum(Path(path)) != then for path, then in sums.items())
-
-
-def checksum(path: Path) -> str:
-    """Return a file's SHA-256 in hexadecimal, or nothing if there is no such file."""
-    try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
-    except FileNotFoundError:
-        return ""
 
 
 def family_members(run: Run, family: str, unit_dir: Path) -> set[str]:
@@ -118,6 +97,7 @@ def compare(params: dict[str, Any], run: Run, unit_dir: Path = UNIT_DIR) -> dict
         "changed": False,
         "stale": [u for u in stamps if is_up(states[u]) and is_stale(stamps[u], params["pending"])],
         "surplus": sorted(surplus),
+        "drained": bool(params.get("mark")) and Path(params["mark"]).exists(),
         "reload": any(state["NeedDaemonReload"] == "yes" for state in states.values()),
     }
 
@@ -130,6 +110,7 @@ def main() -> None:
             "units": {"type": "list", "elements": "dict", "required": True, "options": unit},
             "pending": {"type": "list", "elements": "str", "default": []},
             "family": {"type": "str"},
+            "mark": {"type": "path"},
         },
         supports_check_mode=True,
     )

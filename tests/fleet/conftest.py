@@ -33,10 +33,11 @@ MARKERS = (
     "group(name): needs a host of this group; `host` is each of them",
     "faults: breaks something on purpose, and runs when the quiet tests are done",
     "setting(name): needs a host on which this variable is neither 0 nor empty",
+    "operations: does what an operator does every week, while tasks are counted",
     "load: counts tasks while something breaks; needs two hosts of workers, for one may be gone",
     "afterwards: looks back at what the others left behind",
 )
-ORDER = ("faults", "afterwards", "second_change")
+ORDER = ("faults", "operations", "afterwards", "second_change")
 
 
 def pytest_configure(config: pytest.Config) -> None:

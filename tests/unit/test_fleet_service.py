@@ -25,6 +25,8 @@ class Host:
         self.invocations = 0
         self.crashes_while_asked = 0
         self.pings_until_ready = 0
+        self.proved: list[str] = []
+        self.sick: set[str] = set()
 
     def __call__(self, argv: list[str]) -> tuple[int, str, str]:
         """Do what the command says, and note it unless it only asks."""
@@ -33,9 +35,14 @@ class Host:
             self.invocations += self.crashes_while_asked >= 0
             self.pings_until_ready -= 1
             return (0, "pong", "") if self.pings_until_ready < 0 else (69, "", "no answer")
+        if argv[0] == "prove":
+            self.proved.append(argv[1])
+            return (1, "", f"{argv[1]} is not well") if argv[1] in self.sick else (0, "", "")
         if argv[0] == "journalctl":
             return 0, f"ImportError in {argv[-1].removeprefix('--unit=')}\n", ""
         verb, *units = [word for word in argv[1:] if not word.startswith("-")]
+        if verb == "show" and "--value" in argv:
+            return 0, "0\n", ""
         if verb == "show":
             return 0, "\n".join(self.describe(unit) for unit in units), ""
         self.ran.append(f"{verb} {' '.join(units)}")
@@ -67,7 +74,8 @@ class Host:
 
 def apply(host: Host, state: str, *units: str, check: bool = False, **params: Any) -> list[str]:
     """Run the module."""
-    defaults = {"ready": [], "ready_retries": 2, "ready_delay": 0, "journal_lines": 5}
+    ready: dict[str, Any] = {"ready_of": {}, "ready": [], "ready_retries": 2, "ready_delay": 0}
+    defaults = {**ready, "journal_lines": 5}
     return Services({"units": list(units), "state": state, **defaults, **params}, host, check=check).apply()
 
 
@@ -164,3 +172,41 @@ def test_systemctl_that_fails_is_an_error() -> None:
     """Its own message is shown."""
     with pytest.raises(SystemdError, match="unknown"):
         Services({"units": ["a"]}, lambda argv: (1, "", "unknown operation\n"), check=False)
+
+
+PROOFS = {unit: ["prove", unit] for unit in "abc"}
+
+
+def test_each_unit_proves_that_it_works_before_the_next_one_is_restarted() -> None:
+    host = Host(a=("active", "enabled"), b=("active", "enabled"), c=("active", "enabled"))
+    assert apply(host, "restarted", "a", "b", ready_of=PROOFS) == ["a", "b"]
+    assert host.proved == ["a", "b"]
+    host.sick.add("a")
+    with pytest.raises(ServiceError, match="a is not well"):
+        apply(host, "restarted", "a", "b", ready_of=PROOFS)
+    assert host.ran[-1] == "restart a", "the next one was not touched"
+
+
+def test_units_that_are_started_prove_it_too() -> None:
+    host = Host(a=("active", "enabled"), b=("inactive", "enabled"), c=("inactive", "enabled"))
+    apply(host, "started", "a", "b", "c", ready_of=PROOFS)
+    assert host.proved == ["b", "c"]
+
+
+def test_how_long_a_restart_took_is_told() -> None:
+    host = Host(a=("active", "enabled"))
+    services = Services(
+        {"units": ["a"], "state": "restarted", "ready": [], "ready_of": PROOFS, "ready_retries": 0}
+        | {"ready_delay": 0, "journal_lines": 5},
+        host,
+        check=False,
+    )
+    services.apply()
+    assert services.seconds["a"].keys() == {"stop", "start", "ready"}
+
+
+def test_units_are_taken_down_and_stay_enabled() -> None:
+    host = Host(a=("active", "enabled"), b=("inactive", "enabled"))
+    assert apply(host, "down", "a", "b") == ["a"]
+    assert host.ran == ["stop a"]
+    assert apply(host, "down", "a", "b") == []

@@ -61,7 +61,7 @@ def compare(params: dict[str, Any], systemd: Systemd, unit_dir: Path | None = No
 def test_a_unit_with_the_files_it_started_with_is_fresh(shaped: dict[str, Any]) -> None:
     """Nothing to do."""
     result = compare(shaped, Systemd(a_1="active"))
-    assert result == {"changed": False, "stale": [], "surplus": [], "reload": False}
+    assert result == {"changed": False, "stale": [], "surplus": [], "drained": False, "reload": False}
 
 
 @pytest.mark.parametrize("state", ["active", "activating", "reloading"])
@@ -141,3 +141,11 @@ def test_systemctl_that_fails_is_an_error(shaped: dict[str, Any]) -> None:
     """Its own message is shown."""
     with pytest.raises(SystemdError, match="Failed to connect to bus"):
         fleet_stale.compare(shaped, lambda argv: (1, "", "Failed to connect to bus\n"))
+
+
+def test_a_mark_says_that_the_host_is_drained(shaped: dict[str, Any], tmp_path: Path) -> None:
+    mark = tmp_path / "drained"
+    shaped["mark"] = str(mark)
+    assert compare(shaped, Systemd(a_1="active"))["drained"] is False
+    mark.touch()
+    assert compare(shaped, Systemd(a_1="active"))["drained"] is True

@@ -14,12 +14,15 @@ from tools import role_docs
 
 ROOT = Path(__file__).parents[2]
 ROLES = sorted(path.parents[1] for path in ROOT.glob("roles/*/meta/argument_specs.yml"))
+# Where a batch notes what is wrong, and where it ends.
+NOTES, END = "tasks/note_problem.yml", "tasks/end_batch.yml"
 TASK_FILES = sorted(
     path
     for pattern in (
         "roles/*/tasks/*.yml",
         "roles/*/handlers/*.yml",
         "playbooks/*.yml",
+        "playbooks/tasks/*.yml",
         "molecule/**/*.yml",
         "lab/*.yml",
     )
@@ -30,6 +33,14 @@ TASK_FILES = sorted(
 def load(path: Path) -> Any:
     """The content of a YAML file; an empty mapping if there is none."""
     return (yaml.safe_load(path.read_text()) or {}) if path.exists() else {}
+
+
+BATCHES = [
+    play
+    for path in sorted(ROOT.glob("playbooks/*.yml"))
+    for play in load(path)
+    if any("rescue" in task for task in play.get("tasks", ()))
+]
 
 
 def entry_points(role: Path) -> dict[str, Any]:
@@ -109,7 +120,20 @@ def test_no_task_hides_a_failure_or_a_change(path: Path) -> None:
         )
         if "rescue" in task:
             last = task["rescue"][-1]
-            assert "ansible.builtin.fail" in last, f"the rescue of {task.get('name')} does not fail"
+            # all hosts of a batch are put back before it fails: the task that follows sees to both
+            assert "ansible.builtin.fail" in last or last["ansible.builtin.import_tasks"] == NOTES, (
+                f"the rescue of {task.get('name')} does not fail"
+            )
+
+
+@pytest.mark.parametrize("play", BATCHES, ids=lambda play: play["name"])
+def test_what_was_noted_in_a_batch_fails_at_its_end(play: Any) -> None:
+    noting = [place for place, task in enumerate(play["tasks"]) if "rescue" in task]
+    for place in noting:
+        assert play["tasks"][place + 1]["ansible.builtin.import_tasks"] == END
+    [failing] = [task for task in load(ROOT / "playbooks" / END) if "ansible.builtin.fail" in task]
+    assert failing["when"] == "batch_problems | length > 0"
+    assert failing["any_errors_fatal"] is True
 
 
 @pytest.mark.parametrize("path", TASK_FILES, ids=lambda path: str(path.relative_to(ROOT)))

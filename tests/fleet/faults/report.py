@@ -25,7 +25,7 @@ class Report:
     """All trials so far."""
 
     def __init__(self, folder: Path = FOLDER) -> None:
-        """Begin with none."""
+        """Begin with none; the folder's name is that of the files as well."""
         self._folder = folder
         self._trials: list[Trial] = []
 
@@ -33,9 +33,10 @@ class Report:
         """Add a trial, and write the files anew: whoever is interrupted keeps what there is."""
         self._trials.append(trial)
         self._folder.mkdir(parents=True, exist_ok=True)
-        (self._folder / "faults.md").write_text(self.table())
-        (self._folder / "faults.json").write_text(json.dumps(self._details(), indent=2))
-        plot(self._trials).savefig(self._folder / "faults.png", dpi=80)
+        name = self._folder.name
+        (self._folder / f"{name}.md").write_text(self.table())
+        (self._folder / f"{name}.json").write_text(json.dumps(self._details(), indent=2))
+        plot(self._trials).savefig(self._folder / f"{name}.png", dpi=80)
 
     def table(self) -> str:
         """Return the table, in Markdown."""

@@ -109,6 +109,37 @@ def status(ctx: click.Context, as_json: bool) -> None:
 
 
 @fleet.command()
+@click.argument("node")
+@click.argument("queues", nargs=-1, required=True)
+@click.option("--timeout", default=10.0, show_default=True, help="Seconds to wait.")
+@click.pass_context
+def prove(ctx: click.Context, node: str, queues: tuple[str, ...], timeout: float) -> None:
+    """Let a node prove that it answers, consumes these QUEUES and no other, and runs tasks.
+
+    Fails, with what is wrong, if it does not within the time.
+    """
+    from fleet_runtime import proof
+
+    with sentences():
+        click.echo(proof.require(ctx.obj.app, node, queues, timeout))
+
+
+@fleet.command()
+@click.argument("host")
+@click.option("--why", default="", help="In a few words, for `fleet status`.")
+@click.option("--no", is_flag=True, help="It is not drained any more.")
+@click.pass_context
+def drained(ctx: click.Context, host: str, why: str, no: bool) -> None:
+    """Note that a HOST is drained, for `fleet status`. Stops nothing: playbooks/drain.yml does."""
+    from fleet_runtime import drained as marks
+
+    with sentences(), marks.client(ctx.obj.app) as redis:
+        news = marks.unmark(redis, host) if no else marks.mark(redis, host, why)
+    word = "not drained" if no else "drained"
+    click.echo(f"{host} is {word}." if news else f"{host} is {word} already.")
+
+
+@fleet.command()
 @click.option("--json", "as_json", is_flag=True, help="Print {seconds, entry, due}.")
 @click.pass_context
 def beat(ctx: click.Context, as_json: bool) -> None:

@@ -16,7 +16,10 @@ from celery.worker.consumer import Consumer
 from kombu.exceptions import ContentDisallowed
 from redis.exceptions import ResponseError
 
-from fleet_runtime import reading
+from fleet_runtime import (
+    proving,  # noqa: F401 (gives the node its commands)
+    reading,
+)
 from fleet_runtime.dead_letters import End, Reason
 from fleet_runtime.logs import about
 from fleet_runtime.request import Burial, Mortal, adopt, bury

@@ -18,6 +18,11 @@ NODES = "fleet:nodes"
 DEAD = "fleet:dead"
 DEAD_LETTERS = "fleet:dead:letters"
 
+# Hash of host -> JSON of who has drained it.
+DRAINED = "fleet:drained"
+
+# Queues in which nodes find the tasks by which they prove that they work.
+PROOFS_PREFIX = "fleet:proof:"
 LOSSES_PREFIX = "fleet:losses:"
 ONCE_PREFIX = "fleet:once:"
 
@@ -35,6 +40,11 @@ def unacked_index(node: str) -> str:
 def unacked_mutex(node: str) -> str:
     """Return the lock of kombu's own search for messages that are held too long."""
     return f"{UNACKED_MUTEX}:{node}"
+
+
+def proofs(node: str) -> str:
+    """Return the queue of a node's own, from which it consumes while it is to prove that it works."""
+    return f"{PROOFS_PREFIX}{node}"
 
 
 def losses(delivery_tag: str) -> str:

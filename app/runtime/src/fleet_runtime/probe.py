@@ -28,11 +28,12 @@ POLL = 0.05  # seconds between two looks for results
 
 @dataclass(frozen=True)
 class Answer:
-    """What came back for one queue; without a node, nothing did."""
+    """What came back for one queue; without a node, nothing did, or an error of the task."""
 
     node: str | None = None
     release: str | None = None
     seconds: float | None = None
+    error: str | None = None
 
 
 def register(app: Celery, release: str) -> None:
@@ -72,9 +73,12 @@ def ask(app: Celery, queues: Iterable[str], timeout: float) -> dict[str, Answer]
     with _blaming_the_broker("The answers cannot be read"):
         for task_id, meta in _results(app, list(waiting), timeout):
             queue, started = waiting[task_id]
-            said = meta["result"] if isinstance(meta["result"], dict) else {}
+            said = meta["result"]
             elapsed = round(time.monotonic() - started, 3)
-            answers[queue] = Answer(said.get("node"), said.get("release"), elapsed)
+            if isinstance(said, dict) and "node" in said:
+                answers[queue] = Answer(said["node"], said["release"], elapsed)
+            else:
+                answers[queue] = Answer(seconds=elapsed, error=f"{type(said).__name__}: {said}")
     return answers
 
 

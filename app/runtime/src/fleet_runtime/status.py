@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
-from fleet_runtime import keys, schedule
+from fleet_runtime import drained, keys, schedule
+from fleet_runtime.drained import Drained
 from fleet_runtime.errors import FleetError
 from fleet_runtime.schedule import Schedule
 from fleet_runtime.stamp import sent_at
@@ -98,6 +99,7 @@ class Status:
     queues: list[QueueState]
     dead_letters: int
     schedule: Schedule
+    drained: list[Drained] = field(default_factory=list)
 
     def problems(self) -> list[str]:
         """Return a sentence for each thing that is wrong."""
@@ -153,8 +155,9 @@ def look(app: Celery, queues: Iterable[str] = ()) -> Status:
         first.zrange(keys.LEASES, 0, -1, withscores=True)
         first.hgetall(keys.NODES)
         first.zcard(keys.DEAD)
+        first.hgetall(keys.DRAINED)
         schedule.ask(first)
-        info, clock, leases, told, dead, *of_beat = first.execute()
+        info, clock, leases, told, dead, hosts, *of_beat = first.execute()
 
         names = {_text(node): end - clock[0] - clock[1] / 1e6 for node, end in leases}
         facts = {_text(node): json.loads(text) for node, text in told.items()}
@@ -186,6 +189,7 @@ def look(app: Celery, queues: Iterable[str] = ()) -> Status:
         queues=[_queue(queue, parts, nodes) for queue, parts in waiting.items()],
         dead_letters=dead,
         schedule=schedule.answer(*of_beat),
+        drained=drained.read(hosts),
     )
 
 

@@ -26,6 +26,9 @@ def show(status: Status, problems: list[str]) -> None:
     console.print(Text(f"Dead letters  {status.dead_letters}"))
     console.print(Text(f"Beat          {status.schedule}"))
     console.print(Text(f"Redis         {_server(status.server)}"))
+    for host in status.drained:
+        said = f"Drained       {host.host}, for {_duration(host.since)}: {host.why}"
+        console.print(Text(said, style="yellow"))
     for problem in problems:
         console.print(Text(f"! {problem}", style="bold red"))
     if not problems:

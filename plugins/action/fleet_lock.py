@@ -1,0 +1,97 @@
+"""Take, or give back, the lock of the fleet, for the process of Ansible that this is.
+
+An action plugin beside the module, since only the controller knows who runs there, and whether a process that
+had the lock before is gone.
+"""
+
+from __future__ import annotations
+
+import getpass
+import os
+import socket
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from ansible.errors import AnsibleActionFail
+from ansible.plugins.action import ActionBase
+from ansible.utils.display import Display
+
+display = Display()
+
+
+class ActionModule(ActionBase):  # type: ignore[misc]  # ansible ships no types
+    """The action."""
+
+    def run(self, tmp: Any = None, task_vars: Any = None) -> dict[str, Any]:
+        """Run the action."""
+        result: dict[str, Any] = super().run(tmp, task_vars)
+        me = identity()
+        result |= self.ask(me, "", task_vars)
+        if result.get("failed") or self._task.args["state"] == "free":
+            return result
+        found = result["holder"]
+        if found.get("id") in {None, me["id"]}:
+            return result
+        if self._task.check_mode:
+            display.warning(f"{spelled(found)} A run that is no dry one would be refused.")
+        elif is_over(found) or self._task.args.get("takeover") in {True, "true", "True", "yes"}:
+            display.display(f"The lock is taken over from a run that is gone: {spelled(found)}")
+            result |= self.ask(me, found["id"], task_vars)
+            found = result["holder"]
+        if found.get("id") != me["id"] and not self._task.check_mode:
+            raise AnsibleActionFail(
+                f"{spelled(found)} Nothing was changed. Run again when that has ended. "
+                "If it is known to be over, since its controller is gone: -e lock_takeover=true."
+            )
+        return result
+
+    def ask(self, me: dict[str, Any], instead_of: str, task_vars: Any) -> dict[str, Any]:
+        """Run the module."""
+        arguments = {"state": self._task.args["state"], "who": me, "instead_of": instead_of}
+        answer: dict[str, Any] = self._execute_module(
+            module_name="fleet_lock", module_args=arguments, task_vars=task_vars
+        )
+        return answer
+
+
+def identity() -> dict[str, Any]:
+    """Return who runs Ansible here, and which process it is: tasks run in children of it."""
+    process = os.getppid()
+    playbooks = [Path(word).name for word in sys.argv if word.endswith((".yml", ".yaml"))]
+    began = started(process)
+    return {
+        "id": f"{machine()}:{process}:{began}",
+        "who": f"{getpass.getuser()}@{socket.gethostname()}",
+        "what": " ".join(playbooks) or "Ansible",
+        "since": datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC"),
+        "machine": machine(),
+        "process": process,
+        "began": began,
+    }
+
+
+def machine() -> str:
+    """Return what tells those processes whose numbers can be compared with ours: one boot, one container."""
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
+
+
+def started(process: int) -> str:
+    """Return when a process began, in the kernel's ticks; nothing if there is none."""
+    try:
+        # the name, in brackets, may have spaces in it
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[19]
+    except OSError:
+        return ""
+
+
+def is_over(found: dict[str, Any]) -> bool:
+    """Whether a run is known to be over: it was on this controller, and its process is gone."""
+    return found.get("machine") == machine() and started(found["process"]) != found["began"]
+
+
+def spelled(found: dict[str, Any]) -> str:
+    """Return a sentence about who has the lock."""
+    return f"{found['who']} runs {found['what']} on this fleet since {found['since']}."

@@ -1,0 +1,61 @@
+"""Filters of the role celery_app: which release a rollback goes to."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    # What the module celery_release_info tells of a host.
+    Info = Mapping[str, Any]
+
+
+def choice(hosts: Mapping[str, Info], wanted: str) -> dict[str, str]:
+    """Return the release that all hosts can switch to.
+
+    Args:
+        hosts: Each host, and what the module celery_release_info tells of it.
+        wanted: The release's id, or the beginning of one; nothing for the one before.
+
+    Returns:
+        Its `id`, and a `problem`, which is a text for the operator if there is no such release.
+    """
+    problem, chosen = "", ""
+    if wanted:
+        known = {release for info in hosts.values() for release in info["releases"]}
+        named = {release for release in known if release.startswith(wanted)}
+        if len(named) > 1:
+            problem = f"{wanted} is the beginning of {' and of '.join(sorted(named))}."
+        chosen = min(named, default=wanted)
+    else:
+        before = {info["previous"] for info in hosts.values()}
+        chosen = min(before)
+        if len(before) > 1:
+            problem = "The hosts had different releases before this one. Name one of these: -e release=ID"
+        elif not chosen:
+            problem = "No host had a release before this one."
+    lacking = [host for host, info in hosts.items() if chosen not in info["releases"]]
+    if not problem and lacking:
+        problem = (
+            f"Release {chosen} is not on {', '.join(lacking)}. A rollback builds nothing: to have it again, "
+            "set celery_app_source or celery_app_git_ref to it, and run playbooks/release.yml."
+        )
+    return {"id": chosen, "problem": "\n".join([problem, *map(spelled, hosts.items())]) if problem else ""}
+
+
+def spelled(item: tuple[str, Info]) -> str:
+    """Return a line about the releases of a host."""
+    host, info = item
+    return (
+        f"{host} runs {info['current'] or 'none'}, ran {info['previous'] or 'none'} before, "
+        f"and has {', '.join(info['releases']) or 'none'}."
+    )
+
+
+class FilterModule:
+    """Filters `celery_app_*`."""
+
+    def filters(self) -> dict[str, Callable[..., Any]]:
+        """Return the filters by name."""
+        return {"celery_app_choice": choice}

@@ -1,0 +1,37 @@
+"""Whether a service runs with other files than the host has now.
+
+Each service of the fleet writes the checksums of the files that shape it to a stamp when it starts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+
+def read_stamp(stamp: Path) -> dict[str, str]:
+    """Return the checksum of each file as it was when the unit started; nothing where that is not known."""
+    try:
+        lines = stamp.read_text().splitlines()
+    except FileNotFoundError:
+        return {}
+    # sha256sum prints "<sum>  <path>"; a file it cannot read is missing from the stamp
+    return {path: checksum for checksum, _, path in (line.partition("  ") for line in lines)}
+
+
+def is_stale(stamp: Path, pending: Collection[str]) -> bool:
+    """Whether a file that the stamp names is not what it was, or no stamp tells."""
+    sums = read_stamp(stamp)
+    return not sums or any(path in pending or checksum(Path(path)) != then for path, then in sums.items())
+
+
+def checksum(path: Path) -> str:
+    """Return a file's SHA-256 in hexadecimal, or nothing if there is no such file."""
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except FileNotFoundError:
+        return ""

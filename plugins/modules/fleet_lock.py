@@ -1,0 +1,68 @@
+#!/usr/bin/python
+"""Take, or give back, the lock of the fleet. The action plugin of this name says for whom."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+---
+module: fleet_lock
+short_description: Let one operator at a time change the fleet
+description:
+  - The lock is a file on one host. It says who has it, on which controller, with which playbook, since when.
+  - It is held until it is given back. A run that failed, or was interrupted, leaves it behind. The next run
+    on the same controller sees that the process is gone, and takes it. Another controller is refused, unless
+    I(takeover) is set.
+options:
+  state:
+    description: C(held) takes the lock, C(free) gives it back.
+    type: str
+    choices: [held, free]
+    required: true
+  takeover:
+    description: Take the lock from whoever has it.
+    type: bool
+    default: false
+author: celery-fleet
+"""
+
+EXAMPLES = r"""
+- name: Refuse to run beside another operator
+  fleet_lock:
+    state: held
+"""
+
+RETURN = r"""
+holder: {description: Who has the lock now., returned: always, type: dict}
+"""
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.fleet_lock import free, holder, take
+
+
+def main() -> None:
+    """Run the module."""
+    module = AnsibleModule(
+        argument_spec={
+            "state": {"type": "str", "choices": ["held", "free"], "required": True},
+            "takeover": {"type": "bool", "default": False},
+            "who": {"type": "dict", "required": True},
+            "instead_of": {"type": "str", "default": ""},
+        },
+        supports_check_mode=True,
+    )
+    given = module.params
+    try:
+        if module.check_mode:
+            found = holder() or {}
+        elif given["state"] == "held":
+            found = take(given["who"], given["instead_of"])
+        else:
+            free(given["who"]["id"])
+            found = holder() or {}
+    except OSError as error:
+        module.fail_json(msg=str(error))
+    module.exit_json(changed=False, holder=found)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,286 @@
+"""What an operator does every week, while tasks are sent and counted: none is lost, fails or runs twice."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.fleet.faults import trial
+from tests.fleet.faults.faults import Fault
+from tests.fleet.faults.ledger import Ledger
+from tests.fleet.faults.report import Report
+from tests.fleet.support.hosts import eventually
+from tests.fleet.support.inventory import ROOT
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from tests.fleet.faults.trial import Trial
+    from tests.fleet.support.fleet import Fleet
+    from tests.fleet.support.hosts import Host
+    from tests.fleet.support.plays import Plays, Run
+
+pytestmark = [
+    pytest.mark.operations,
+    pytest.mark.load,
+    pytest.mark.long,
+    pytest.mark.timeout(1200),
+    pytest.mark.group("redis"),
+    pytest.mark.group("workers"),
+]
+
+FOLDER = ROOT / ".cache" / "test" / "operations"
+# Seconds that a task may take from when it is sent to its end: half of the fleet always consumes.
+WAIT = 5.0
+BREAK = "\n\n# --- broken on purpose ---\n"
+
+
+class Operator:
+    """Runs playbooks while tasks are sent, with variables that stay otherwise than in the inventory."""
+
+    def __init__(self, fleet: Fleet, plays: Plays, ledger: Ledger, report: Report) -> None:
+        """Begin with the inventory as it is."""
+        self.fleet = fleet
+        self.variables: dict[str, Any] = {}
+        self._plays = plays
+        self._ledger = ledger
+        self._report = report
+
+    def play(self, playbook: str, *arguments: str, **variables: Any) -> Run:
+        """Run a playbook."""
+        return self._plays.run(*arguments, playbook=playbook, **{**self.variables, **variables})
+
+    def counted(self, name: str, act: Callable[[], Run], *, succeeds: bool = True) -> Run:
+        """Do something while tasks are sent, and require that none of them noticed."""
+        runs: list[Run] = []
+
+        def happens(_: Fleet) -> None:
+            runs.append(act())
+
+        happens.__name__ = name
+        fault = Fault(happens, wait=WAIT)
+        found = trial.run(self.fleet, self._ledger, fault)
+        self._report.add(found)
+        assert runs, found.problem
+        if succeeds:
+            runs[0].expect_success()
+        broken = [*found.broken(fault), *failures(found)]
+        assert not broken, "\n".join([*broken, self._report.table()])
+        return runs[0]
+
+
+def failures(found: Trial) -> list[str]:
+    """Return what is wrong besides lost and late tasks: some that failed are done, but not well."""
+    again = found.begun_again
+    return [f"{len(again)} tasks were begun again: {again[:10]}"] if again else []
+
+
+@pytest.fixture(scope="module")
+def operator(fleet: Fleet, plays: Plays) -> Iterator[Operator]:
+    """An operator; when all is done, the report is shown."""
+    ledger, report = Ledger(fleet), Report(FOLDER)
+    try:
+        ledger.install()
+        yield Operator(fleet, plays, ledger, report)
+    finally:
+        ledger.remove()
+        print(f"\n{report.table()}")
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """A copy of the demo app's source."""
+    ignore = shutil.ignore_patterns("__pycache__")
+    return shutil.copytree(ROOT / "app" / "demo", tmp_path / "demo", ignore=ignore)
+
+
+def append(source: Path, text: str) -> str:
+    """Make another version of the app, and return its source for the inventory."""
+    with (source / "src/demo/app.py").open("a") as file:
+        file.write(text)
+    return str(source)
+
+
+def status(fleet: Fleet) -> dict[str, Any]:
+    """Return what `fleet status` says, which fails if anything is wrong."""
+    said = fleet.group("workers")[-1].sh("fleet-celery fleet status --json || true")
+    found: dict[str, Any] = json.loads(said)
+    return found
+
+
+def releases(fleet: Fleet) -> set[str]:
+    """Return which releases the hosts of workers run, by their nodes' own word."""
+    return {said["release"] for said in status(fleet)["nodes"]}
+
+
+def starts(fleet: Fleet, hosts: list[Host]) -> dict[tuple[str, str], str]:
+    """Return when each unit of some hosts was started."""
+    names = {host.name for host in hosts}
+    return {place: start for place, start in fleet.starts().items() if place[0] in names}
+
+
+# --- releases that work ---
+
+
+def test_release_and_rollback(operator: Operator, source: Path) -> None:
+    """A new version, then the one before, then the same by name: each with a run's cost printed."""
+    fleet = operator.fleet
+    [old] = releases(fleet)
+    operator.variables["celery_app_source"] = append(source, "\nVERSION = 2\n")
+    run = operator.counted("release", lambda: operator.play("playbooks/release.yml"))
+    eventually(lambda: len(releases(fleet)) == 1, timeout=60)
+    [new] = releases(fleet)
+    assert new != old
+    costs = [float(cost) for cost in re.findall(r"Ansible\s+([0-9.]+) s", run.output)]
+    assert len(costs) == len(fleet.group("workers"))
+    assert max(costs) <= 3, costs
+
+    operator.counted("rollback", lambda: operator.play("playbooks/rollback.yml"))
+    assert releases(fleet) == {old}
+    operator.play("playbooks/rollback.yml", release=new[:6]).expect_success()
+    assert releases(fleet) == {new}
+
+
+def test_check_mode_says_what_would_restart(operator: Operator, source: Path) -> None:
+    """And changes nothing."""
+    fleet = operator.fleet
+    before = fleet.starts()
+    version = append(source, "\nVERSION = 3\n")
+    run = operator.play("playbooks/release.yml", "--check", celery_app_source=version).expect_success()
+    assert fleet.restarted(before) == set()
+    restart = "Restart the nodes that run with something old"
+    told = {host for host, task in run.changes if restart in task}
+    assert told == {host.name for host in fleet.group("workers")}
+
+
+# --- releases that do not ---
+
+SICK = {
+    "import": ("raise ImportError('no such driver')\n", "no such driver"),
+    "start": (
+        "import os\n\nif os.environ.get('FLEET_COMPONENT') == 'worker':\n"
+        "    raise RuntimeError('no license')\n",
+        "no license",
+    ),
+    "consumption": (
+        "from celery import signals\n\n\n@signals.worker_ready.connect\ndef never(sender, **_):\n"
+        "    for name in list(sender.task_consumer.queues):\n        sender.cancel_task_queue(name)\n",
+        "consumes nothing",
+    ),
+    "tasks": (
+        "import time\nfrom celery import signals\n\n\n@signals.task_prerun.connect\ndef hang(task, **_):\n"
+        "    if task.name == 'fleet.probe':\n        time.sleep(60)\n",
+        "did not run a task",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", SICK)
+def test_a_release_that_is_broken(operator: Operator, source: Path, kind: str) -> None:
+    """It stops at the first host, which runs the old one again; the others were not touched."""
+    fleet, (text, said) = operator.fleet, SICK[kind]
+    before, others = releases(fleet), starts(fleet, fleet.group("workers")[1:])
+    version = append(source, BREAK + text)
+    run = operator.counted(
+        f"broken {kind}",
+        lambda: operator.play(
+            "playbooks/release.yml", celery_app_source=version, celery_worker_health_retries=3
+        ),
+        succeeds=False,
+    )
+    assert run.code != 0
+    assert said in run.output
+    assert starts(fleet, fleet.group("workers")[1:]) == others
+    eventually(lambda: releases(fleet) == before, timeout=60)
+    eventually(fleet.is_whole, timeout=60)
+
+
+# --- the number of nodes ---
+
+
+def test_scale_up_and_down(operator: Operator) -> None:
+    """More nodes of a pool, and fewer, by the inventory alone."""
+    fleet = operator.fleet
+    pools = fleet.group("workers")[0].variables["celery_worker_pools"]
+    more = {**pools, "default": {**pools["default"], "nodes": pools["default"]["nodes"] + 1}}
+    operator.counted("scale up", lambda: operator.play("site.yml", celery_worker_pools=more))
+    assert any(node["name"].startswith("default-3@") for node in status(fleet)["nodes"])
+    operator.counted("scale down", lambda: operator.play("site.yml"))
+    assert not any(node["name"].startswith("default-3@") for node in status(fleet)["nodes"])
+
+
+# --- hosts out of service ---
+
+
+def test_drain_and_undrain(operator: Operator) -> None:
+    """A host that was drained stays so, through site.yml and a reboot, until it is undrained."""
+    fleet = operator.fleet
+    host = fleet.group("workers")[0]
+
+    def drain() -> Run:
+        return operator.play("playbooks/drain.yml", f"--limit={host.name}", why="a new disk")
+
+    operator.counted("drain", drain)
+    assert not nodes_of(fleet, host)
+    [mark] = status(fleet)["drained"]
+    assert (mark["host"], mark["why"]) == (host.name, "a new disk")
+    again = drain().expect_success()
+    assert again.changes == []
+    assert operator.play("site.yml").expect_success().changes == []
+    host.sh("systemctl start celery.target 'celery-worker@default-1.service'")
+    assert not nodes_of(fleet, host), "the unit itself refuses, as it would after a reboot"
+
+    operator.counted("undrain", lambda: operator.play("playbooks/undrain.yml", f"--limit={host.name}"))
+    assert nodes_of(fleet, host)
+    assert status(fleet)["drained"] == []
+    eventually(fleet.is_whole, timeout=60)
+
+
+def nodes_of(fleet: Fleet, host: Host) -> list[str]:
+    """Return the nodes of a host that live, by Redis."""
+    names = [node["name"] for node in status(fleet)["nodes"]]
+    return [name for name in names if name.endswith(f"@{host.name}")]
+
+
+def test_the_whole_fleet_is_not_drained_by_mistake(operator: Operator) -> None:
+    """Neither without a limit, nor by naming all who consume a queue."""
+    operator.play("playbooks/drain.yml").expect_refusal("Name the hosts")
+    everyone = ",".join(host.name for host in operator.fleet.group("workers"))
+    operator.play("playbooks/drain.yml", f"--limit={everyone}").expect_refusal("Nobody would consume")
+
+
+def test_restart(operator: Operator) -> None:
+    """Of all nodes, batch after batch; then of a pool."""
+    fleet = operator.fleet
+    before = fleet.starts()
+    operator.counted("restart", lambda: operator.play("playbooks/restart.yml"))
+    nodes = {(host.name, node.unit) for node in fleet.nodes for host in [node.host]}
+    assert fleet.restarted(before) == nodes
+    before = fleet.starts()
+    operator.play("playbooks/restart.yml", pools="heavy").expect_success()
+    assert {unit for _, unit in fleet.restarted(before)} == {"celery-worker@heavy-1.service"}
+    operator.play("playbooks/restart.yml", pools="hevy").expect_refusal("hevy")
+
+
+# --- two operators ---
+
+
+def test_the_second_operator_is_refused(operator: Operator) -> None:
+    """Who was first is said; a run on another controller that is over can be taken over from."""
+    fleet = operator.fleet
+    host = fleet.group("redis")[0]
+    other = (
+        '{"id": "x", "who": "ann@desk", "what": "release.yml", "since": "2026-01-01 00:00:00 UTC", '
+        '"machine": "another", "process": 1, "began": "1"}'
+    )
+    host.sh("mkdir -p /var/lib/fleet && cat >/var/lib/fleet/lock", text=other)
+    operator.play("playbooks/restart.yml", tier="beat").expect_refusal(
+        "ann@desk runs release.yml on this fleet since 2026-01-01 00:00:00 UTC.", "lock_takeover"
+    )
+    operator.play("playbooks/restart.yml", tier="beat", lock_takeover=True).expect_success()
+    assert host.sh("ls -A /var/lib/fleet").split() == []

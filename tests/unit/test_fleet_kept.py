@@ -1,0 +1,91 @@
+"""What a host had before a batch changed it, and how it comes back."""
+
+from __future__ import annotations
+
+import grp
+import os
+import pwd
+from pathlib import Path
+
+import pytest
+from ansible.module_utils.fleet_kept import WAS, WAS_NOT, Kept
+from modules import fleet_files
+
+ME = {"owner": pwd.getpwuid(os.getuid()).pw_name, "group": grp.getgrgid(os.getgid()).gr_name}
+
+
+@pytest.fixture
+def kept(tmp_path: Path) -> Kept:
+    """What is kept: nothing yet."""
+    return Kept(tmp_path / "kept")
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Path:
+    """Files of a host: a secret, a link, and a directory in which more can be."""
+    root = tmp_path / "etc"
+    root.mkdir()
+    (root / "app.env").write_text("old\n")
+    (root / "app.env").chmod(0o600)
+    (root / "current").symlink_to("releases/old")
+    return root
+
+
+def change(host: Path, kept: Kept, text: str) -> None:
+    """Change the host as a run does."""
+    for name in ("app.env", "new.env"):
+        file = {"path": str(host / name), "content": text, "mode": "0644", "secret": False, **ME}
+        fleet_files.apply({"files": [file], "directories": [], "purge": []}, check=False, kept=kept)
+    kept.keep(host / "current")
+    (host / "current").unlink()
+    (host / "current").symlink_to(f"releases/{text.strip()}")
+
+
+def as_it_was(host: Path) -> bool:
+    """Whether the host is as it was."""
+    return (
+        (host / "app.env").read_text() == "old\n"
+        and (host / "app.env").stat().st_mode & 0o7777 == 0o600
+        and not (host / "new.env").exists()
+        and (host / "current").readlink() == Path("releases/old")
+    )
+
+
+def test_what_was_changed_comes_back(host: Path, kept: Kept) -> None:
+    change(host, kept, "new\n")
+    assert not as_it_was(host)
+    assert kept.paths(WAS) == [host / "app.env", host / "current"]
+    assert kept.paths(WAS_NOT) == [host / "new.env"]
+    kept.restore()
+    assert as_it_was(host)
+    kept.drop()
+    assert kept.paths() == []
+
+
+def test_what_an_interrupted_run_kept_is_older_and_stays(host: Path, kept: Kept) -> None:
+    change(host, kept, "new\n")
+    change(host, Kept(kept.directory), "newer\n")
+    kept.restore()
+    assert as_it_was(host)
+
+
+def test_a_restoration_that_was_interrupted_is_done_again(host: Path, kept: Kept) -> None:
+    change(host, kept, "new\n")
+    kept.restore()
+    kept.restore()
+    assert as_it_was(host)
+
+
+def test_nothing_is_kept_in_check_mode_nor_of_what_does_not_change(host: Path, kept: Kept) -> None:
+    file = {"path": str(host / "app.env"), "content": "new\n", "mode": "0600", "secret": False, **ME}
+    params = {"files": [file], "directories": [], "purge": []}
+    fleet_files.apply(params, check=True, kept=kept)
+    fleet_files.apply({**params, "files": [{**file, "content": "old\n"}]}, check=False, kept=kept)
+    assert kept.paths() == []
+
+
+def test_secrets_are_kept_where_only_root_reads(host: Path, kept: Kept) -> None:
+    change(host, kept, "new\n")
+    assert kept.directory.stat().st_mode & 0o7777 == 0o700
+    modes = {entry.lstat().st_mode & 0o077 for entry in kept.directory.iterdir() if not entry.is_symlink()}
+    assert modes == {0}
