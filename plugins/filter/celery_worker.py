@@ -189,22 +189,50 @@ def in_service(hosts: Iterable[str], variables: Mapping[str, Mapping[str, Any]])
     return [host for host, found in looked.items() if not found.get("drained")]
 
 
+def orphans(
+    variables: Mapping[str, Mapping[str, Any]], hosts: Iterable[str], leaving: Iterable[str]
+) -> list[str]:
+    """Return the queues that nobody would consume if some hosts did not.
+
+    Args:
+        variables: The variables of all hosts, as `hostvars` has them.
+        hosts: Names of all hosts of workers.
+        leaving: Names of those that do not, as the inventory or as their nodes have it.
+    """
+    consumed: set[str] = set()
+    left: set[str] = set()
+    for host in hosts:
+        pools = plain(variables[host]["celery_worker_pools"]).values()
+        queues = {queue for pool in pools if pool.get("nodes", 1) for queue in pool["queues"]}
+        consumed |= queues
+        if not {host, variables[host].get("celery_worker_host_name", host)} & set(leaving):
+            left |= queues
+    return sorted(consumed - left)
+
+
 def each(names: list[str], **templates: str) -> list[dict[str, str]]:
     """Return a mapping for each name: the templates, with the name for `{}`."""
     return [{key: text.replace("{}", name) for key, text in templates.items()} for name in names]
 
 
-def proofs(nodes: list[Mapping[str, Any]], unit: str, timeout: int) -> dict[str, list[str]]:
+def proofs(
+    nodes: list[Mapping[str, Any]], unit: str, timeout: int, *, any_queues: bool = False
+) -> dict[str, list[str]]:
     """Return for each unit the command that ends well once its node works.
 
     Args:
         nodes: As the filter fleet_nodes returns them.
         unit: Name of a unit, with `{}` for the node's name.
         timeout: Seconds that the command may take.
+        any_queues: Whether it does not matter which queues the nodes consume.
     """
     command = ["/usr/local/bin/fleet-celery", "fleet", "prove", f"--timeout={timeout}"]
     return {
-        unit.replace("{}", node["name"]): [*command, node["node"], *node["options"]["queues"]]
+        unit.replace("{}", node["name"]): [
+            *command,
+            node["node"],
+            *([] if any_queues else node["options"]["queues"]),
+        ]
         for node in nodes
     }
 
@@ -414,5 +442,5 @@ class FilterModule:
 
     def filters(self) -> dict[str, Callable[..., Any]]:
         """Return the filters by name."""
-        functions = (complete, of_hosts, in_service, each, proofs, arguments, problems)
+        functions = (complete, of_hosts, in_service, orphans, each, proofs, arguments, problems)
         return {f"celery_worker_{function.__name__}": function for function in functions}

@@ -18,6 +18,8 @@ import tarfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ansible.module_utils.fleet_kept import Kept
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Any
@@ -60,14 +62,16 @@ class ReleaseTree:
         )
 
     def surplus(self, keep: int) -> list[str]:
-        """Return what may be removed: all but the current, the previous and the newest releases.
+        """Return what may be removed: all but the newest, the current, the previous, and what those were.
 
         What a process still runs from stays as well: a node that was not restarted yet loads modules from
         there for as long as it lives.
         """
-        linked = [release for release in (self.linked("current"), self.linked("previous")) if release]
-        kept = list(dict.fromkeys([*linked, *self.whole()]))[: max(keep, len(set(linked)))]
-        candidates = sorted(entry.name for entry in self._entries() if entry.name not in kept)
+        kept = (Path(Kept().target(self.root / name)).name for name in ("current", "previous"))
+        links = (self.linked("current"), self.linked("previous"), *kept)
+        linked = [release for release in links if release]
+        stay = list(dict.fromkeys([*linked, *self.whole()]))[: max(keep, len(set(linked)))]
+        candidates = sorted(entry.name for entry in self._entries() if entry.name not in stay)
         used = self._used(candidates) if candidates else set()
         return [name for name in candidates if name not in used]
 

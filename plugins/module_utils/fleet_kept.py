@@ -49,14 +49,22 @@ class Kept:
     def restore(self) -> None:
         """Put all back as it was. What was interrupted can be done again."""
         for path in self.paths(WAS):
+            path.parent.mkdir(parents=True, exist_ok=True)
             _copy(self._entry(WAS, path), path)
         for path in self.paths(WAS_NOT):
             path.unlink(missing_ok=True)
+            if path.parent.suffix == ".d" and path.parent.is_dir() and not any(path.parent.iterdir()):
+                path.parent.rmdir()  # by an empty one a unit is taken to be there
 
     def drop(self) -> None:
         """Forget all of it."""
         if self.directory.is_dir():
             shutil.rmtree(self.directory)
+
+    def target(self, link: Path) -> str:
+        """Return where a link that is kept led; nothing if there is none."""
+        entry = self._entry(WAS, link)
+        return str(entry.readlink()) if entry.is_symlink() else ""
 
     def _entry(self, kind: str, path: Path) -> Path:
         """Return where a path is kept."""

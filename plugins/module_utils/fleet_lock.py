@@ -1,17 +1,17 @@
-"""A lock on the whole fleet: a file on one host, which says who has it.
-
-The file is made whole under another name, and gets its own by a hard link, which fails if there is one.
-"""
+"""A lock on the whole fleet: a file on one host, which says who has it."""
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import tempfile
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from typing import Any
 
 LOCK = Path("/var/lib/fleet/lock")
@@ -40,28 +40,38 @@ def take(who: dict[str, Any], instead_of: str = "", lock: Path = LOCK) -> dict[s
         Who has it now.
     """
     lock.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-    found = holder(lock)
-    if found and found["id"] not in {who["id"], instead_of or who["id"]}:
-        return found
-    handle, name = tempfile.mkstemp(dir=lock.parent, prefix=".lock.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            json.dump(who, file)
-        if found:
+    with alone(lock):
+        found = holder(lock)
+        if found and found["id"] not in {who["id"], instead_of or who["id"]}:
+            return found
+        handle, name = tempfile.mkstemp(dir=lock.parent, prefix=".lock.")
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                json.dump(who, file)
             Path(name).replace(lock)
-        else:
-            os.link(name, lock)
-    except FileExistsError:
-        return holder(lock) or take(who, instead_of, lock)
-    finally:
-        Path(name).unlink(missing_ok=True)
+        finally:
+            Path(name).unlink(missing_ok=True)
     return who
 
 
 def free(identity: str, lock: Path = LOCK) -> bool:
     """Give the lock back, and return whether this one had it."""
-    found = holder(lock)
-    if found is None or found["id"] != identity:
+    if not lock.parent.is_dir():
         return False
-    lock.unlink()
+    with alone(lock):
+        found = holder(lock)
+        if found is None or found["id"] != identity:
+            return False
+        lock.unlink()
     return True
+
+
+@contextmanager
+def alone(lock: Path) -> Iterator[None]:
+    """Let nobody else look at the lock, and take it, at the same moment."""
+    handle = os.open(lock.parent, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)

@@ -42,6 +42,11 @@ options:
           the host's journal and of Ansible's output.
         type: bool
         default: false
+      keep:
+        description: >-
+          With I(keep), keep this one, too. Not what has to fit something outside of the host, such as a password.
+        type: bool
+        default: true
   purge:
     description:
       - Globs of absolute paths. A file that one of them finds is removed, unless I(files) names it.
@@ -187,7 +192,7 @@ def write_file(item: dict[str, Any], *, check: bool, kept: Kept | None = None) -
     if status and regular and before == after and Access.found(status) == access:
         return None
     if not check:
-        if kept:
+        if kept and item.get("keep", True):
             kept.keep(path)
         replace(path, after, access)
     texts = (before.decode(errors="replace"), item["content"])
@@ -279,6 +284,7 @@ def main() -> None:
         "content": {"type": "str", "required": True},
         "mode": {"type": "str", "default": "0644"},
         "secret": {"type": "bool", "default": False, "no_log": False},
+        "keep": {"type": "bool", "default": True},
     }
     module = AnsibleModule(
         argument_spec={

@@ -36,6 +36,10 @@ options:
     description: Unit -> such a command of its own, in place of I(ready).
     type: dict
     default: {}
+  keep_going:
+    description: With C(restarted), restart all units even if one fails, and fail at the end.
+    type: bool
+    default: false
   ready_retries:
     description: How often I(ready) is tried again before the units count as failed.
     type: int
@@ -139,8 +143,16 @@ class Services:
 
     def restart(self) -> list[str]:
         """Restart the units, each when the one before it is ready."""
+        failures = []
         for unit in self.states:
-            self.bring_up("restart", [unit])
+            try:
+                self.bring_up("restart", [unit])
+            except ServiceError as error:
+                if not self.params["keep_going"]:
+                    raise
+                failures.append(str(error))
+        if failures:
+            raise ServiceError("\n".join(failures))
         return list(self.states)
 
     def watch(self) -> list[str]:
@@ -240,6 +252,7 @@ def main() -> None:
             },
             "ready": {"type": "list", "elements": "str", "default": []},
             "ready_of": {"type": "dict", "default": {}},
+            "keep_going": {"type": "bool", "default": False},
             "ready_retries": {"type": "int", "default": 10},
             "ready_delay": {"type": "int", "default": 1},
             "journal_lines": {"type": "int", "default": 20},

@@ -75,7 +75,7 @@ class Host:
 def apply(host: Host, state: str, *units: str, check: bool = False, **params: Any) -> list[str]:
     """Run the module."""
     ready: dict[str, Any] = {"ready_of": {}, "ready": [], "ready_retries": 2, "ready_delay": 0}
-    defaults = {**ready, "journal_lines": 5}
+    defaults = {**ready, "keep_going": False, "journal_lines": 5}
     return Services({"units": list(units), "state": state, **defaults, **params}, host, check=check).apply()
 
 
@@ -197,7 +197,7 @@ def test_how_long_a_restart_took_is_told() -> None:
     host = Host(a=("active", "enabled"))
     services = Services(
         {"units": ["a"], "state": "restarted", "ready": [], "ready_of": PROOFS, "ready_retries": 0}
-        | {"ready_delay": 0, "journal_lines": 5},
+        | {"ready_delay": 0, "journal_lines": 5, "keep_going": False},
         host,
         check=False,
     )
@@ -210,3 +210,11 @@ def test_units_are_taken_down_and_stay_enabled() -> None:
     assert apply(host, "down", "a", "b") == ["a"]
     assert host.ran == ["stop a"]
     assert apply(host, "down", "a", "b") == []
+
+
+def test_all_units_are_restarted_though_one_fails() -> None:
+    host = Host(a=("active", "enabled"), b=("active", "enabled"))
+    host.sick.add("a")
+    with pytest.raises(ServiceError, match="a is not well"):
+        apply(host, "restarted", "a", "b", ready_of=PROOFS, keep_going=True)
+    assert host.ran == ["restart a", "restart b"]

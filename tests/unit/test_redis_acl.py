@@ -87,7 +87,7 @@ PERMITTED = {
         LINDEX default -1
         HDEL fleet:dead:letters id
         ZREM fleet:dead id
-        HSETNX fleet:drained worker1 reason
+        HSET fleet:drained worker1 reason
         HDEL fleet:drained worker1
         LPUSH fleet:proof:default-1@worker1 message
         DEL fleet:proof:default-1@worker1\x06\x163

@@ -121,7 +121,7 @@ def test_no_task_hides_a_failure_or_a_change(path: Path) -> None:
         if "rescue" in task:
             last = task["rescue"][-1]
             # all hosts of a batch are put back before it fails: the task that follows sees to both
-            assert "ansible.builtin.fail" in last or last["ansible.builtin.import_tasks"] == NOTES, (
+            assert "ansible.builtin.fail" in last or NOTES.endswith(last["ansible.builtin.import_tasks"]), (
                 f"the rescue of {task.get('name')} does not fail"
             )
 

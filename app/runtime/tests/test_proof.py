@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -70,9 +71,10 @@ def test_hosts_that_are_drained_are_shown(sick: Fleet, broker: Broker) -> None:
     """And no longer once they are not."""
     said = [
         sick.run("ops", "fleet", "drained", "worker1", *words).stdout
-        for words in (["--why=a new disk"], ["--why=else"], [])
+        for words in (["--why=a disk"], ["--why=a new disk"], ["--why=a new disk"])
     ]
-    assert said == ["worker1 is drained.\n", "worker1 is drained already.\n", "worker1 is drained already.\n"]
+    assert said == ["worker1 is drained.\n", "worker1 is drained.\n", "worker1 is drained already.\n"]
+    assert json.loads(sick.run("ops", "fleet", "drained", "--list").stdout) == ["worker1"]
     shown = sick.run("ops", "fleet", "status").stdout
     assert "Drained       worker1, for" in shown
     assert "a new disk" in shown

@@ -231,6 +231,8 @@ def test_drain_and_undrain(operator: Operator) -> None:
     assert (mark["host"], mark["why"]) == (host.name, "a new disk")
     again = drain().expect_success()
     assert again.changes == []
+    others = ",".join(other.name for other in fleet.group("workers")[1:])
+    operator.play("playbooks/drain.yml", f"--limit={others}").expect_refusal("Nobody would consume")
     assert operator.play("site.yml").expect_success().changes == []
     host.sh("systemctl start celery.target 'celery-worker@default-1.service'")
     assert not nodes_of(fleet, host), "the unit itself refuses, as it would after a reboot"

@@ -110,11 +110,11 @@ def status(ctx: click.Context, as_json: bool) -> None:
 
 @fleet.command()
 @click.argument("node")
-@click.argument("queues", nargs=-1, required=True)
+@click.argument("queues", nargs=-1)
 @click.option("--timeout", default=10.0, show_default=True, help="Seconds to wait.")
 @click.pass_context
 def prove(ctx: click.Context, node: str, queues: tuple[str, ...], timeout: float) -> None:
-    """Let a node prove that it answers, consumes these QUEUES and no other, and runs tasks.
+    """Let a node prove that it answers, consumes these QUEUES and no other (or any), and runs tasks.
 
     Fails, with what is wrong, if it does not within the time.
     """
@@ -125,14 +125,21 @@ def prove(ctx: click.Context, node: str, queues: tuple[str, ...], timeout: float
 
 
 @fleet.command()
-@click.argument("host")
+@click.argument("host", default="")
 @click.option("--why", default="", help="In a few words, for `fleet status`.")
 @click.option("--no", is_flag=True, help="It is not drained any more.")
+@click.option("--list", "as_list", is_flag=True, help="Print the hosts that are, as JSON.")
 @click.pass_context
-def drained(ctx: click.Context, host: str, why: str, no: bool) -> None:
+def drained(ctx: click.Context, host: str, why: str, no: bool, as_list: bool) -> None:
     """Note that a HOST is drained, for `fleet status`. Stops nothing: playbooks/drain.yml does."""
     from fleet_runtime import drained as marks
 
+    if as_list == bool(host):
+        raise click.UsageError("Name a host, or say --list.")
+    if as_list:
+        with sentences(), marks.client(ctx.obj.app) as redis:
+            click.echo(json.dumps([one.host for one in marks.known(redis)]))
+        return
     with sentences(), marks.client(ctx.obj.app) as redis:
         news = marks.unmark(redis, host) if no else marks.mark(redis, host, why)
     word = "not drained" if no else "drained"

@@ -50,12 +50,22 @@ def client(app: Celery) -> Iterator[Any]:
 
 def mark(redis: Any, host: str, why: str) -> bool:
     """Note that a host is drained, and return whether that is news."""
-    return bool(redis.hsetnx(keys.DRAINED, host, json.dumps({"at": time.time(), "why": why})))
+    known = redis.hget(keys.DRAINED, host)
+    said = json.loads(known) if known else {"at": time.time(), "why": None}
+    if said["why"] == why:
+        return False
+    redis.hset(keys.DRAINED, host, json.dumps({**said, "why": why}))
+    return True
 
 
 def unmark(redis: Any, host: str) -> bool:
     """Note that it is not drained any more, and return whether that is news."""
     return bool(redis.hdel(keys.DRAINED, host))
+
+
+def known(redis: Any) -> list[Drained]:
+    """Return the hosts that are drained."""
+    return read(redis.hgetall(keys.DRAINED))
 
 
 def read(told: Mapping[bytes, bytes]) -> list[Drained]:

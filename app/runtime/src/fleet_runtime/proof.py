@@ -23,14 +23,14 @@ def require(app: Celery, node: str, queues: Sequence[str], timeout: float) -> st
     Args:
         app: The app.
         node: Its full name.
-        queues: What it should consume, and nothing else.
+        queues: What it should consume, and nothing else; if there are none, anything.
         timeout: Seconds.
 
     Raises:
         FleetError: It does not; the message tells what is wrong.
     """
     until = time.monotonic() + timeout
-    _require_consumption(app, node, queues, until)
+    consumed = ", ".join(_require_consumption(app, node, queues, until))
     queue = keys.proofs(node)
     listen = {"destination": [node], "reply": True, "timeout": ANSWER}
     try:
@@ -40,16 +40,16 @@ def require(app: Celery, node: str, queues: Sequence[str], timeout: float) -> st
         app.control.broadcast("fleet_unlisten", **listen)
         _forget(app, queue)
     if answer.node:
-        return f"{node} consumes {', '.join(sorted(queues))}, and ran a task of release {answer.release}."
+        return f"{node} consumes {consumed}, and ran a task of release {answer.release}."
     if answer.error:
         raise FleetError(f"{node} ran a task for a proof, and it failed: {answer.error}")
     if running := _is_full(app, node):
-        return f"{node} consumes {', '.join(sorted(queues))}, and runs {running} tasks, as many as it may."
+        return f"{node} consumes {consumed}, and runs {running} tasks, as many as it may."
     raise FleetError(f"{node} consumes its queues, but did not run a task within {timeout:g} seconds.")
 
 
-def _require_consumption(app: Celery, node: str, queues: Sequence[str], until: float) -> None:
-    """Wait until a node consumes these queues.
+def _require_consumption(app: Celery, node: str, queues: Sequence[str], until: float) -> list[str]:
+    """Wait until a node consumes these queues, or any, and return which it does.
 
     Raises:
         FleetError: It does not, until then.
@@ -57,15 +57,16 @@ def _require_consumption(app: Celery, node: str, queues: Sequence[str], until: f
     while True:
         said = app.control.inspect(destination=[node], timeout=ANSWER).active_queues() or {}
         consumed = _names(said[node]) if node in said else None
-        if consumed == sorted(queues):
-            return
+        if consumed and consumed == (sorted(queues) or consumed):
+            return consumed
         if time.monotonic() > until:
             break
         time.sleep(PAUSE)
     if consumed is None:
         raise FleetError(f"{node} does not answer.")
     found = ", ".join(consumed) or "nothing"
-    raise FleetError(f"{node} should consume {', '.join(sorted(queues))}, and consumes {found}.")
+    wanted = ", ".join(sorted(queues)) or "something"
+    raise FleetError(f"{node} should consume {wanted}, and consumes {found}.")
 
 
 def _names(said: Sequence[dict[str, str]]) -> list[str]:
