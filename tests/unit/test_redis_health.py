@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 WELL = {"loading": 0, "aof_enabled": 1, "aof_last_write_status": "ok"}
+UNASKED = {"host": "", "port": 0, "ca_file": "", "timeout": 0, "certificate": ""}
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +40,8 @@ def patient(server: Server, **given: Any) -> redis_health.Patient:
         "health_password": PASSWORDS["health"],
         "admin_user": "admin",
         "admin_password": PASSWORDS["admin"],
+        "previous_passwords": {},
+        "certificate": str(server.directory / "host.crt"),
     }
     return redis_health.Patient(params | given)
 
@@ -48,6 +51,7 @@ class Stub(redis_health.Patient):
 
     def __init__(self, role: str = "master", **info: Any) -> None:
         """Take its role, and what differs from a healthy one's INFO."""
+        super().__init__(UNASKED)
         self.role = role
         self.information = WELL | info
 
