@@ -54,9 +54,13 @@ class Inventory:
         parser = argparse.ArgumentParser()
         parser.add_argument("-i", "--inventory", action="append", required=True)
         parser.add_argument("--vault-password-file", default=os.environ.get("ANSIBLE_VAULT_PASSWORD_FILE"))
-        options = parser.parse_args(arguments)
-
+        self._options = parser.parse_args(arguments)
         init_plugin_loader()
+        self.read()
+
+    def read(self) -> None:
+        """Read all files, as they are now."""
+        options = self._options
         self._loader = DataLoader()
         self._loader.set_basedir(str(ROOT))
         if options.vault_password_file:
@@ -68,6 +72,7 @@ class Inventory:
         self._manager = InventoryManager(self._loader, [str(ROOT / source) for source in options.inventory])
         self._variables = VariableManager(self._loader, self._manager)
         HostVars(self._manager, self._variables, self._loader)  # gives the variables `hostvars`
+        self.__dict__.pop("secrets", None)
 
     @cached_property
     def hosts(self) -> list[str]:
