@@ -58,7 +58,8 @@ previous: {description: The same for C(fleet_secrets_previous)., returned: with 
 
 ALPHABET = string.ascii_letters + string.digits
 LENGTH = 40  # 238 bits, and easy to copy
-NOW, BEFORE = "fleet_secrets", "fleet_secrets_previous"
+NOW = "fleet_secrets"
+BEFORE = "fleet_secrets_previous"
 HEADER = (
     "# The passwords of this fleet, made by playbooks/secrets.yml, which never changes one that is here.\n"
 )
