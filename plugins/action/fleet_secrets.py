@@ -1,4 +1,4 @@
-"""Make the passwords that an environment lacks, into its vault file.
+"""Make the passwords of an environment, into its vault file, and replace them.
 
 An action plugin and not a module: it runs on the controller, and encrypts with whatever vault password
 Ansible was given (file, prompt or vault id), which no module gets to see.
@@ -20,19 +20,52 @@ from ansible.plugins.action import ActionBase
 
 DOCUMENTATION = r"""
 name: fleet_secrets
-short_description: Make the passwords that an environment lacks, into its vault file
+short_description: Make the passwords of an environment, into its vault file, and replace them
 description:
-  - A password that exists is never changed. A file that lacks none is not written.
+  - A password that exists is changed only if I(replace) names it. A file that lacks none is not written.
+  - A password that was replaced stays in the file, in the mapping C(fleet_secrets_previous), until I(forget)
+    names it. So the file tells what is under way, to whoever runs the next play from whichever controller.
+  - The file is replaced at once. Its other variables and its comments stay.
   - Passwords are neither shown nor logged.
 options:
   path: {description: The vault file., type: path, required: true}
-  names: {description: Keys that `fleet_secrets` must have., type: list, elements: str, required: true}
+  names: {description: Keys that C(fleet_secrets) must have., type: list, elements: str, required: true}
+  replace:
+    description: Keys of passwords to make anew. One that was replaced, and is not forgotten yet, stays.
+    type: list
+    elements: str
+    default: []
+  forget:
+    description: Keys to remove from C(fleet_secrets_previous).
+    type: list
+    elements: str
+    default: []
+  expected:
+    description: What the inventory has as C(fleet_secrets). A file that has something else is refused.
+    type: dict
 author: celery-fleet
+"""
+
+RETURN = r"""
+made: {description: Keys that were made., returned: success, type: list, elements: str}
+replaced: {description: Keys that were replaced., returned: success, type: list, elements: str}
+secrets:
+  description: What C(fleet_secrets) has now, or would have. A result that has it is not shown.
+  returned: with expected
+  type: dict
+previous: {description: The same for C(fleet_secrets_previous)., returned: with expected, type: dict}
 """
 
 ALPHABET = string.ascii_letters + string.digits
 LENGTH = 40  # 238 bits, and easy to copy
-HEADER = "# The passwords of this fleet, made by playbooks/secrets.yml. It never changes one that is here.\n"
+NOW = "fleet_secrets"
+BEFORE = "fleet_secrets_previous"
+HEADER = (
+    "# The passwords of this fleet, made by playbooks/secrets.yml, which never changes one that is here.\n"
+)
+BEFORE_HEADER = (
+    "# Being replaced, and valid until playbooks/rotate-secrets.yml has ended. It removes them itself.\n"
+)
 
 
 class ActionModule(ActionBase):  # type: ignore[misc]  # ansible ships no types
@@ -43,10 +76,14 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # ansible ships no types
     def run(self, tmp: Any = None, task_vars: Any = None) -> dict[str, Any]:
         """Run the action."""
         result: dict[str, Any] = super().run(tmp, task_vars)
+        names = {"type": "list", "elements": "str"}
         _, arguments = self.validate_argument_spec(
             {
                 "path": {"type": "path", "required": True},
-                "names": {"type": "list", "elements": "str", "required": True},
+                "names": {**names, "required": True},
+                "replace": {**names, "default": []},
+                "forget": {**names, "default": []},
+                "expected": {"type": "dict"},
             }
         )
         path = Path(arguments["path"])
@@ -57,13 +94,36 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # ansible ships no types
                 "name it in ANSIBLE_VAULT_PASSWORD_FILE or with --vault-password-file."
             )
         text = read(path, VaultLib(secrets=context.secrets))
-        present = secrets_of(path, text)
+        now, before = mapping_of(path, text, NOW), mapping_of(path, text, BEFORE)
+        expected = arguments["expected"]
+        if expected is not None and plain(expected) != plain(now):
+            raise AnsibleActionFail(
+                f"The inventory does not have its fleet_secrets from {path}. Name the file that they are in "
+                "with -e secrets_file=..., and give none with -e: all are replaced in that one file."
+            )
         # str: Ansible's own kind of text is one that YAML cannot write
-        missing = [str(name) for name in arguments["names"] if name not in present]
-        if missing and not self._task.check_mode:
-            write(path, VaultLib(secrets=context.secrets).encrypt(extended(text, present, missing)))
-        result.update(changed=bool(missing), made=missing)
+        missing = [str(name) for name in arguments["names"] if name not in now]
+        replaced = [str(name) for name in arguments["replace"] if name in now and name not in before]
+        wanted_before = {**before, **{name: now[name] for name in replaced}}
+        wanted_before = {name: old for name, old in wanted_before.items() if name not in arguments["forget"]}
+        wanted_now = {**now, **{name: new_password() for name in [*missing, *replaced]}}
+
+        result.update(changed=(wanted_now, wanted_before) != (now, before), made=missing, replaced=replaced)
+        if result["changed"] and not self._task.check_mode:
+            write(path, VaultLib(secrets=context.secrets).encrypt(edited(text, wanted_now, wanted_before)))
+        if expected is not None:
+            result.update(secrets=wanted_now, previous=wanted_before, _ansible_no_log=True)
         return result
+
+
+def plain(values: dict[str, Any]) -> dict[str, str]:
+    """Return a mapping in Python's own types, to be compared."""
+    return {str(name): str(value) for name, value in values.items()}
+
+
+def new_password() -> str:
+    """Return a password."""
+    return "".join(secrets.choice(ALPHABET) for _ in range(LENGTH))
 
 
 def read(path: Path, vault: VaultLib) -> str:
@@ -89,8 +149,8 @@ def read(path: Path, vault: VaultLib) -> str:
         ) from None
 
 
-def secrets_of(path: Path, text: str) -> dict[str, Any]:
-    """Return the passwords in the text of a vault file.
+def mapping_of(path: Path, text: str, name: str) -> dict[str, Any]:
+    """Return a mapping of names to passwords in the text of a vault file.
 
     Raises:
         AnsibleActionFail: The text is not what a variables file has.
@@ -99,25 +159,90 @@ def secrets_of(path: Path, text: str) -> dict[str, Any]:
         content = yaml.safe_load(text) or {}
     except yaml.YAMLError:
         raise AnsibleActionFail(f"{path} is not YAML. Look at it with `ansible-vault edit {path}`.") from None
-    found = content.get("fleet_secrets", {}) if isinstance(content, dict) else None
+    found = content.get(name, {}) if isinstance(content, dict) else None
     if not isinstance(found, dict):
-        raise AnsibleActionFail(f"{path} must have a mapping fleet_secrets, of a name to a password each.")
+        raise AnsibleActionFail(f"{path} must have a mapping {name}, of a name to a password each.")
     return found
 
 
-def extended(text: str, present: dict[str, Any], missing: list[str]) -> str:
-    """Return the text with a new password for each name; its other variables and its comments stay."""
-    made = {name: "".join(secrets.choice(ALPHABET) for _ in range(LENGTH)) for name in missing}
-    lines = "".join(f"  {name}: {password}\n" for name, password in made.items())
-    if not present:
-        rest = text.replace("fleet_secrets: {}\n", "").replace("fleet_secrets:\n", "")
-        return f"{rest or '---' + chr(10) + HEADER}fleet_secrets:\n{lines}"
-    if "\nfleet_secrets:\n  " in f"\n{text}":
-        return text.replace("fleet_secrets:\n", f"fleet_secrets:\n{lines}", 1)
+# --- the text of a vault file ---
+
+
+def edited(text: str, now: dict[str, Any], before: dict[str, Any]) -> str:
+    """Return the text with other passwords; its other variables and its comments stay."""
+    old = yaml.safe_load(text) or {}
+    wanted = {**old, NOW: now, BEFORE: before}
+    if not before:
+        del wanted[BEFORE]
+    try:
+        result = in_place(text, old, now, before)
+        if yaml.safe_load(result) == wanted:
+            return result
+    except (yaml.YAMLError, KeyError):
+        pass
     # somebody wrote it in another style, so its comments cannot be kept in place
-    content = yaml.safe_load(text)
-    content["fleet_secrets"] = {**present, **made}
-    return "---\n" + HEADER + yaml.safe_dump(content, allow_unicode=True, sort_keys=False)
+    rest = {name: value for name, value in wanted.items() if name != BEFORE}
+    dumped = "---\n" + HEADER + yaml.safe_dump(rest, allow_unicode=True, sort_keys=False)
+    return with_previous(dumped, before)
+
+
+def in_place(text: str, old: dict[str, Any], now: dict[str, Any], before: dict[str, Any]) -> str:
+    """Return the text with other passwords, if it is in the style in which they are written here."""
+    present = old.get(NOW) or {}
+    text = with_values(text, {name: now[name] for name in present if now[name] != present[name]})
+    text = with_new(text, {name: now[name] for name in now if name not in present})
+    return text if before == old.get(BEFORE, {}) else with_previous(text, before)
+
+
+def with_values(text: str, values: dict[str, str]) -> str:
+    """Return the text with other values in the places of those that it has."""
+    nodes = {key.value: node for key, node in children(value_of(text, NOW))} if values else {}
+    for name in sorted(values, key=lambda name: -int(nodes[name].start_mark.index)):
+        start, end = nodes[name].start_mark.index, nodes[name].end_mark.index
+        line_end = "\n" if text[start:end].endswith("\n") else ""  # a block of lines ends with its last one
+        text = text[:start] + values[name] + line_end + text[end:]
+    return text
+
+
+def with_new(text: str, values: dict[str, str]) -> str:
+    """Return the text with values that it did not have."""
+    if not values:
+        return text
+    lines = "".join(f"  {name}: {value}\n" for name, value in values.items())
+    if f"\n{NOW}:\n  " in f"\n{text}":
+        return text.replace(f"{NOW}:\n", f"{NOW}:\n{lines}", 1)
+    rest = text.replace(f"{NOW}: {{}}\n", "").replace(f"{NOW}:\n", "")
+    return f"{rest or '---' + chr(10) + HEADER}{NOW}:\n{lines}"
+
+
+def with_previous(text: str, before: dict[str, Any]) -> str:
+    """Return the text with other previous passwords, which are its last lines."""
+    for key, value in children(yaml.compose(text, yaml.SafeLoader)):
+        if key.value == BEFORE:
+            last = [node for _, node in children(value)][-1:] or [value]
+            end = text.find("\n", last[0].end_mark.index - 1) + 1 or len(text)
+            text = text[: key.start_mark.index].removesuffix(BEFORE_HEADER) + text[end:]
+    if not before:
+        return text
+    lines = "".join(f"  {name}: {quoted(password)}\n" for name, password in before.items())
+    line_end = "" if text.endswith("\n") else "\n"
+    return f"{text}{line_end}{BEFORE_HEADER}{BEFORE}:\n{lines}"
+
+
+def value_of(text: str, name: str) -> yaml.Node | None:
+    """Return the value of a key at the top of a text, with its place; None if there is no such key."""
+    found = [value for key, value in children(yaml.compose(text, yaml.SafeLoader)) if key.value == name]
+    return found[0] if found else None
+
+
+def children(node: yaml.Node | None) -> list[tuple[yaml.Node, yaml.Node]]:
+    """Return the keys and values of a mapping, in their order; nothing if it is none."""
+    return node.value if isinstance(node, yaml.MappingNode) else []
+
+
+def quoted(value: Any) -> str:
+    """Return a value as one line of YAML."""
+    return yaml.safe_dump(value, default_style='"', width=float("inf")).removesuffix("\n")
 
 
 def write(path: Path, data: bytes) -> None:
@@ -127,6 +252,8 @@ def write(path: Path, data: bytes) -> None:
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)
+            file.flush()
+            os.fsync(handle)  # what it replaces may be the only copy of a password
         Path(temporary).replace(path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)

@@ -62,6 +62,12 @@ def redis_url(user: str, password: str, host: str, port: int, db: int, ca_file: 
     return f"rediss://{quote(user, safe='')}:{quote(password, safe='')}@{name}:{int(port)}/{int(db)}?{tls}"
 
 
+def redis_passwords(secrets: Mapping[str, str]) -> dict[str, str]:
+    """Return those of the fleet's secrets that are passwords of Redis, by the user that each is for."""
+    prefix = "redis_"
+    return {name.removeprefix(prefix): secret for name, secret in secrets.items() if name.startswith(prefix)}
+
+
 def env_file(variables: Mapping[str, Any]) -> str:
     """Return the text of a systemd EnvironmentFile, sorted by name.
 
@@ -163,10 +169,12 @@ def status_rows(
     return rows
 
 
+FILTERS = (redis_url, redis_passwords, env_file, nodes, node_names, queues, sandbox, table, status_rows)
+
+
 class FilterModule:
     """Filters `fleet_*`, one for each function above."""
 
     def filters(self) -> dict[str, Callable[..., Any]]:
         """Return the filters by name."""
-        functions = (redis_url, env_file, nodes, node_names, queues, sandbox, table, status_rows)
-        return {f"fleet_{function.__name__}": function for function in functions}
+        return {f"fleet_{f.__name__}": f for f in FILTERS}

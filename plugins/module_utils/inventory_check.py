@@ -1,7 +1,7 @@
 """What is wrong with an inventory, found on the controller before any host is asked.
 
-Pure: `check` takes variables and returns findings, and `costs` what works, but costs much. The action plugin
-inventory_check gathers the variables.
+Pure: `check` takes variables and returns findings, and `costs` what works, but costs much or is not
+finished. The action plugin inventory_check gathers the variables.
 """
 
 from __future__ import annotations
@@ -103,11 +103,14 @@ def check(inventory: Inventory) -> list[tuple[Finding, list[str]]]:
 
 
 def costs(inventory: Inventory) -> list[tuple[Finding, list[str]]]:
-    """Return everything that costs much with its hosts, for an inventory that can work."""
+    """Return what works, but costs much or is not finished, with its hosts."""
     found: dict[Finding, list[str]] = defaultdict(list)
     for host in inventory.members("workers"):
         for finding in expensive(inventory.hosts[host]):
             found[finding].append(host)
+    for of in list(inventory.hosts.values())[:1]:
+        for finding in under_way(of):
+            found[finding].append(WHOLE_FLEET)
     return by_variable(found)
 
 
@@ -238,6 +241,8 @@ def secrets(inventory: Inventory, host: str) -> Iterator[Finding]:
         nearest = difflib.get_close_matches(name, wanted, n=1)
         advice = f"Is it {nearest[0]}?" if nearest else "Remove it."
         yield Finding(f"fleet_secrets.{name}", "Nothing uses a password of this name.", advice)
+    before = inventory.hosts[host].get("fleet_secrets_previous")
+    yield from left_over(given, dict_of(before), wanted)
     names_by_value: dict[str, list[str]] = defaultdict(list)
     for name in wanted:
         if isinstance(given.get(name), str) and given[name]:
@@ -246,6 +251,19 @@ def secrets(inventory: Inventory, host: str) -> Iterator[Finding]:
         if len(names) > 1:
             reason = f"It is the same as {', '.join(names[1:])}, so one stolen password opens several doors."
             yield Finding(f"fleet_secrets.{names[0]}", reason, f"Remove all but one. {remedy}")
+
+
+def left_over(
+    now: Mapping[str, Any], before: Mapping[str, Any], wanted: Mapping[str, Any]
+) -> Iterator[Finding]:
+    """Find previous passwords that no rotation could have left."""
+    for name in sorted(before):
+        variable = f"fleet_secrets_previous.{name}"
+        if name not in wanted:
+            yield Finding(variable, "Nothing uses a password of this name.", "Remove it from the vault file.")
+        elif before[name] == now.get(name):
+            reason = f"It is the same as fleet_secrets.{name}, and would have to be taken and refused."
+            yield Finding(variable, reason, "Remove it from the vault file.")
 
 
 def weaknesses(variable: str, secret: Any, remedy: str) -> Iterator[Finding]:
@@ -379,6 +397,13 @@ def expensive(of: Mapping[str, Any]) -> Iterator[Finding]:
                 f"{tasks}: each child is replaced after so many tasks, and {CHILD_COST}",
                 f"set {LEAST_TASKS_PER_CHILD} or more, or max_memory_per_child if tasks leak memory",
             )
+
+
+def under_way(of: Mapping[str, Any]) -> Iterator[Finding]:
+    """Find passwords of which the one before is still taken."""
+    if names := sorted(dict_of(of.get("fleet_secrets_previous"))):
+        reason = f"not empty: {', '.join(names)} is being replaced, and the old one is not refused yet"
+        yield Finding("fleet_secrets_previous", reason, "playbooks/rotate-secrets.yml finishes that")
 
 
 def is_on(value: Any) -> bool:

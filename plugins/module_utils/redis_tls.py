@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import ssl
 from typing import TYPE_CHECKING
@@ -14,6 +15,7 @@ except ImportError:
     redis = None
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from typing import Any
 
 
@@ -95,3 +97,21 @@ def login(host: str, port: int, ca_file: str, timeout: int, *, user: str, passwo
             raise StrangeServerError("it lets users in without a password") from None
         raise
     return client
+
+
+def login_with_one_of(
+    host: str, port: int, ca_file: str, timeout: int, *, user: str, passwords: Sequence[str]
+) -> Any:
+    """Return a client that is logged in with the first of the passwords that the server takes.
+
+    While a password is being replaced, a server may not know the new one yet, or the old one no longer.
+
+    Raises:
+        StrangeServerError: The server takes none of them.
+        TimeoutError: It does not answer.
+    """
+    *others, last = passwords
+    for password in others:
+        with contextlib.suppress(StrangeServerError):
+            return login(host, port, ca_file, timeout, user=user, password=password)
+    return login(host, port, ca_file, timeout, user=user, password=last)

@@ -44,7 +44,7 @@ options:
         default: false
       keep:
         description: >-
-          With I(keep), keep this one, too. Not what has to fit something outside of the host, such as a password.
+          With I(keep), keep this one, too; not what has to fit something outside of the host, as passwords do.
         type: bool
         default: true
   purge:

@@ -14,7 +14,9 @@ options:
   url: {description: "Where nginx listens, without a path.", type: str, required: true}
   username: {description: Name that nginx asks for., type: str, required: true}
   password: {description: Its password., type: str, required: true}
+  previous_password: {description: One that must open nothing any more., type: str, default: ""}
   ca_file: {description: CA certificate that nginx's must chain to., type: path, required: true}
+  certificate: {description: File of the certificate that nginx must show., type: path, default: ""}
   expected: {description: Nodes that must be online., type: list, elements: str, default: []}
   timeout: {description: Seconds to wait for one answer., type: int, default: 15}
   retries: {description: How often an unhealthy Flower is asked again., type: int, default: 30}
@@ -35,11 +37,14 @@ EXAMPLES = r"""
 """
 
 import json
+import ssl
 import time
 from typing import TYPE_CHECKING
 from urllib.error import HTTPError
+from urllib.parse import urlsplit
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.certificates import certificate_of
 from ansible.module_utils.urls import open_url
 
 if TYPE_CHECKING:
@@ -70,19 +75,21 @@ def ask(params: dict[str, Any], path: str, **credentials: Any) -> str:
         raise UnhealthyError(f"nobody answers there ({error})") from None
 
 
+def login(username: str, password: str) -> dict[str, Any]:
+    """Return what makes open_url send a password."""
+    return {"url_username": username, "url_password": password, "force_basic_auth": True}
+
+
 def examine(params: dict[str, Any]) -> None:
     """Look at Flower once.
 
     Raises:
         UnhealthyError: It is not well.
     """
-    login = {
-        "url_username": params["username"],
-        "url_password": params["password"],
-        "force_basic_auth": True,
-    }
     try:
-        shown = json.loads(ask(params, "/api/workers?status=true", **login))
+        shown = json.loads(
+            ask(params, "/api/workers?status=true", **login(params["username"], params["password"]))
+        )
     except HTTPError as error:
         raise UnhealthyError(f"it answers {error.code} {error.reason}") from None
     except ValueError:
@@ -90,21 +97,50 @@ def examine(params: dict[str, Any]) -> None:
     missing = [node for node in params["expected"] if not shown.get(node)]
     if missing:
         raise UnhealthyError(f"it does not show as online: {', '.join(missing)}")
+    if params["certificate"]:
+        refuse_other_certificate(params)
 
 
 def refuse_open_door(params: dict[str, Any]) -> None:
-    """Refuse a Flower that shows something without a password.
+    """Refuse a Flower that shows something without a password, or with the one before.
+
+    Raises:
+        UnhealthyError: It does.
+    """
+    refuse_opening(params, "without a password")
+    if params["previous_password"]:
+        given = login(params["username"], params["previous_password"])
+        refuse_opening(params, "with the previous password", **given)
+
+
+def refuse_opening(params: dict[str, Any], how: str, **credentials: Any) -> None:
+    """Refuse a Flower that opens in some way.
 
     Raises:
         UnhealthyError: It does.
     """
     try:
-        ask(params, "/metrics")
+        ask(params, "/metrics", **credentials)
     except HTTPError as error:
         if error.code == UNAUTHORIZED:
             return
-        raise UnhealthyError(f"without a password it answers {error.code}, not {UNAUTHORIZED}") from None
-    raise UnhealthyError("it shows /metrics without a password")
+        raise UnhealthyError(f"{how} it answers {error.code}, not {UNAUTHORIZED}") from None
+    raise UnhealthyError(f"it shows /metrics {how}")
+
+
+def refuse_other_certificate(params: dict[str, Any]) -> None:
+    """Refuse an nginx that shows another certificate than it should.
+
+    Raises:
+        UnhealthyError: It does, or there is none that it should show.
+    """
+    file, address = params["certificate"], urlsplit(params["url"])
+    try:
+        shown = ssl.get_server_certificate((address.hostname, address.port), timeout=params["timeout"])
+        if certificate_of(file) != ssl.PEM_cert_to_DER_cert(shown):
+            raise UnhealthyError(f"nginx does not show the certificate in {file}; site.yml has it read that")
+    except (OSError, ValueError) as error:
+        raise UnhealthyError(str(error)) from None
 
 
 def wait(params: dict[str, Any]) -> None:
@@ -130,7 +166,9 @@ def main() -> None:
             "url": {"type": "str", "required": True},
             "username": {"type": "str", "required": True},
             "password": {"type": "str", "required": True, "no_log": True},
+            "previous_password": {"type": "str", "default": "", "no_log": True},
             "ca_file": {"type": "path", "required": True},
+            "certificate": {"type": "path", "default": ""},
             "expected": {"type": "list", "elements": "str", "default": []},
             "timeout": {"type": "int", "default": 15},
             "retries": {"type": "int", "default": 30},

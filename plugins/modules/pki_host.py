@@ -43,12 +43,12 @@ lacks:
 
 import grp
 import os
-import ssl
 import stat
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.certificates import belong_together
 from ansible.module_utils.debian_packages import missing
 
 if TYPE_CHECKING:
@@ -73,15 +73,6 @@ def has_access(path: str, gid: int | None, mode: int) -> bool:
     except OSError:
         return False
     return (found.st_uid, found.st_gid, stat.S_IMODE(found.st_mode)) == (ROOT, gid, mode)
-
-
-def belong_together(certificate: str, key: str) -> bool:
-    """Return whether a key is the one of a certificate."""
-    try:
-        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key, password="")
-    except (OSError, ValueError):  # an SSLError is an OSError
-        return False
-    return True
 
 
 def lacks(params: dict[str, Any]) -> Iterator[str]:

@@ -20,6 +20,12 @@ options:
   health_password: {description: Its password., type: str, required: true}
   admin_user: {description: User for INFO., type: str, default: admin}
   admin_password: {description: Its password., type: str, required: true}
+  previous_passwords:
+    description: Passwords that users had before, while those are being replaced, by user. A Redis that only
+      takes these is well, too.
+    type: dict
+    default: {}
+  certificate: {description: File of the certificate that Redis must show., type: path, default: ""}
   unit: {description: The systemd unit., type: str, default: redis-server.service}
   retries: {description: How often an unhealthy Redis is asked again., type: int, default: 30}
   delay: {description: Seconds between two questions., type: int, default: 1}
@@ -51,10 +57,11 @@ import time
 from typing import TYPE_CHECKING
 
 from ansible.module_utils.basic import AnsibleModule, missing_required_lib
+from ansible.module_utils.certificates import certificate_of
 from ansible.module_utils.redis_tls import (
     StrangeServerError,
     connection_arguments,
-    login,
+    login_with_one_of,
     redis,
     served_certificate,
 )
@@ -78,13 +85,15 @@ class Patient:
         """Take the module's arguments."""
         self.params = params
         self.place = (params["host"], params["port"], params["ca_file"], params["timeout"])
+        self.shown = b""  # the certificate, once it was asked
 
     def client(self, kind: str) -> Any:
         """Return a client that is logged in as the user for `health` or `admin`."""
         user, password = self.params[f"{kind}_user"], self.params[f"{kind}_password"]
+        passwords = [one for one in (password, self.params["previous_passwords"].get(user)) if one]
         try:
-            served_certificate(*self.place)
-            return login(*self.place, user=user, password=password)
+            self.shown = served_certificate(*self.place)
+            return login_with_one_of(*self.place, user=user, passwords=passwords)
         except StrangeServerError as reason:
             raise NoAnswerError(str(reason)) from None
         except (redis.exceptions.RedisError, OSError) as error:
@@ -107,7 +116,17 @@ class Patient:
             raise UnhealthyError("it is loading its data")
         if not persistence["aof_enabled"]:
             raise UnhealthyError("its append-only file is off")
+        self.refuse_other_certificate()
         return role
+
+    def refuse_other_certificate(self) -> None:
+        """Refuse a Redis that shows another certificate than it should."""
+        file = self.params["certificate"]
+        try:
+            if file and certificate_of(file) != self.shown:
+                raise UnhealthyError(f"it does not show the certificate in {file}; site.yml has it read that")
+        except (OSError, ValueError) as error:
+            raise UnhealthyError(str(error)) from None
 
     def persistence(self) -> dict[str, Any]:
         """Return what INFO tells of persistence, if the append-only file takes writes."""
@@ -160,6 +179,8 @@ def main() -> None:
             "health_password": {"type": "str", "required": True, "no_log": True},
             "admin_user": {"type": "str", "default": "admin"},
             "admin_password": {"type": "str", "required": True, "no_log": True},
+            "previous_passwords": {"type": "dict", "default": {}, "no_log": True},
+            "certificate": {"type": "path", "default": ""},
             "unit": {"type": "str", "default": "redis-server.service"},
             "retries": {"type": "int", "default": 30},
             "delay": {"type": "int", "default": 1},

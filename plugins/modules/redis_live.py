@@ -28,6 +28,11 @@ options:
   timeout: {description: Seconds to wait for an answer., type: int, default: 10}
   user: {description: User that may administrate., type: str, required: true}
   password: {description: Its password., type: str, required: true}
+  previous_password:
+    description: The one before it, while that is being replaced. It is tried first, for a server that does
+      not know the new one yet.
+    type: str
+    default: ""
   config: {description: Text of redis.conf., type: str, required: true}
   acl: {description: Text of users.acl., type: str, required: true}
 author: celery-fleet
@@ -62,7 +67,6 @@ restart_required:
 """
 
 import contextlib
-import ssl
 import subprocess
 import tempfile
 import time
@@ -70,6 +74,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ansible.module_utils.basic import AnsibleModule, missing_required_lib
+from ansible.module_utils.certificates import certificate_of
 from ansible.module_utils.redis_desired import (
     SCRATCH_ARGUMENTS,
     acl_changes,
@@ -81,7 +86,7 @@ from ansible.module_utils.redis_desired import (
 from ansible.module_utils.redis_tls import (
     StrangeServerError,
     connection_arguments,
-    login,
+    login_with_one_of,
     new_client,
     redis,
     served_certificate,
@@ -92,8 +97,6 @@ if TYPE_CHECKING:
 
 # Their content counts, not their name, so they are set together and at every run.
 TLS_FILES = ("tls-cert-file", "tls-key-file", "tls-ca-cert-file")
-
-PEM_END = "-----END CERTIFICATE-----"
 
 
 class RefusedError(Exception):
@@ -199,21 +202,13 @@ def scratch_config(text: str) -> dict[str, str]:
         raise RefusedError(f"Redis does not start with redis.conf:\n{log.read_text()}")
 
 
-def certificate_of(path: str) -> bytes:
-    """Return the first certificate (DER) of a PEM file, which is the server's own."""
-    first, end, _ = Path(path).read_text().partition(PEM_END)
-    start = first.find("-----BEGIN CERTIFICATE-----")
-    if start < 0 or not end:
-        raise RefusedError(f"{path} has no certificate")
-    return ssl.PEM_cert_to_DER_cert(first[start:] + PEM_END)
-
-
 def apply(params: dict[str, Any], *, check: bool) -> dict[str, Any]:
     """Do what can be done live, and return the module's result."""
     place = (params["host"], params["port"], params["ca_file"], params["timeout"])
     try:
         served = served_certificate(*place)
-        client = login(*place, user=params["user"], password=params["password"])
+        passwords = [one for one in (params["previous_password"], params["password"]) if one]
+        client = login_with_one_of(*place, user=params["user"], passwords=passwords)
     except StrangeServerError as reason:
         why = f"{params['host']}:{params['port']}: {reason}"
         return {"changed": False, "applied": [], "restart_required": [why]}
@@ -242,6 +237,7 @@ def main() -> None:
             **connection_arguments(),
             "user": {"type": "str", "required": True},
             "password": {"type": "str", "required": True, "no_log": True},
+            "previous_password": {"type": "str", "default": "", "no_log": True},
             "config": {"type": "str", "required": True},
             "acl": {"type": "str", "required": True, "no_log": True},
         },
@@ -251,7 +247,7 @@ def main() -> None:
         module.fail_json(msg=missing_required_lib("redis"))
     try:
         result = apply(module.params, check=module.check_mode)
-    except (RefusedError, redis.exceptions.RedisError, OSError) as error:
+    except (RefusedError, redis.exceptions.RedisError, OSError, ValueError) as error:
         module.fail_json(msg=str(error))
     module.exit_json(**result)
 

@@ -22,8 +22,8 @@ class Role:
         """Read the role's defaults and vars, and lay the given variables over them."""
         self.path = PROJECT / "roles" / name
         self.variables = {
-            **_trusted(self.read("defaults/main.yml")),
-            **_trusted(self.read("vars/main.yml")),
+            **trusted(self.read("defaults/main.yml")),
+            **trusted(self.read("vars/main.yml")),
             **variables,
             "inventory_hostname": "host1",
             "role_path": str(self.path),
@@ -45,10 +45,10 @@ class Role:
         return str(self.evaluate(f"lookup('ansible.builtin.template', '{name}')"))
 
 
-def _trusted(value: Any) -> Any:
+def trusted(value: Any) -> Any:
     """Mark the strings of a role's own file as templates, as Ansible does when it reads the file."""
     if isinstance(value, str):
         return trust_as_template(value)
     if isinstance(value, dict):
-        return {key: _trusted(item) for key, item in value.items()}
-    return [_trusted(item) for item in value] if isinstance(value, list) else value
+        return {key: trusted(item) for key, item in value.items()}
+    return [trusted(item) for item in value] if isinstance(value, list) else value

@@ -87,6 +87,11 @@ def test_a_url_has_an_ipv6_address_in_brackets() -> None:
     assert urlsplit(url).hostname == "2001:db8::1"
 
 
+def test_only_some_secrets_are_passwords_of_redis() -> None:
+    secrets = {"redis_web": "a", "flower": "b", "pki_ca": "c", "redis_admin": "d"}
+    assert fleet.redis_passwords(secrets) == {"web": "a", "admin": "d"}
+
+
 def test_nodes_are_named_by_pool_number_and_host() -> None:
     nodes = fleet.nodes({"b": {"queues": ["x"]}, "a": {"queues": ["y"], "nodes": 2}}, "host1")
     assert [(node["name"], node["node"]) for node in nodes] == [

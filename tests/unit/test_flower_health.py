@@ -60,7 +60,9 @@ def params(server: Flower, **given: Any) -> dict[str, Any]:
         "url": f"http://127.0.0.1:{server.server_address[1]}",
         "username": "flower",
         "password": "a:b",
+        "previous_password": "",
         "ca_file": None,
+        "certificate": "",
         "expected": ["a-1@h", "b-1@h"],
         "timeout": 5,
         "retries": 0,
@@ -103,3 +105,10 @@ def test_a_flower_without_password_is_refused(server: Flower) -> None:
     server.nodes, server.guarded = {}, False
     with pytest.raises(flower_health.UnhealthyError, match="without a password"):
         flower_health.refuse_open_door(params(server))
+
+
+def test_a_flower_that_takes_the_previous_password_is_refused(server: Flower) -> None:
+    server.nodes = {}
+    flower_health.refuse_open_door(params(server, previous_password="another"))
+    with pytest.raises(flower_health.UnhealthyError, match="with the previous password"):
+        flower_health.refuse_open_door(params(server, previous_password="a:b"))

@@ -157,6 +157,17 @@ BROKEN: dict[str, tuple[Callable[[Any, Any], None], str]] = {
         both(set_secret("flower", "qW3rTzUiOpAsDfGhJk"), set_secret("pki_ca", "qW3rTzUiOpAsDfGhJk")),
         "fleet_secrets.flower: It is the same as pki_ca",
     ),
+    "unknown previous secret": (
+        set_all(fleet_secrets_previous={"redis_opps": "qW3rTzUiOpAsDfGhJk"}),
+        "fleet_secrets_previous.redis_opps: Nothing uses",
+    ),
+    "a secret that is its previous one": (
+        both(
+            set_secret("redis_web", "qW3rTzUiOpAsDfGhJk"),
+            set_all(fleet_secrets_previous={"redis_web": "qW3rTzUiOpAsDfGhJk"}),
+        ),
+        "fleet_secrets_previous.redis_web: It is the same as fleet_secrets.redis_web",
+    ),
     "no broker": (set_group("redis"), "group redis: It has 0 hosts"),
     "two brokers": (set_group("redis", "redis1", "beat1"), "group redis: It has 2 hosts: redis1, beat1"),
     "no worker": (set_group("workers"), "group workers: It has no host"),
@@ -237,6 +248,10 @@ COSTLY: dict[str, tuple[Callable[[Any, Any], None], str]] = {
         set_on("worker2", celery_worker_task_events=True),
         f"worker2: celery_worker_task_events is true: {preflight.EVENTS_COST}; leave it out, unless ",
     ),
+    "a secret that is being replaced": (
+        set_all(fleet_secrets_previous={"redis_web": "qW3rTzUiOpAsDfGhJk"}),
+        "the whole fleet: fleet_secrets_previous is not empty: redis_web is being replaced",
+    ),
     "children that are replaced": (
         pool(max_tasks_per_child=999),
         "worker2: celery_worker_pools.default.max_tasks_per_child is 999: each child is replaced after so "
@@ -260,6 +275,7 @@ def test_warns_of_what_costs_much(change: Callable[[Any, Any], None], expected: 
         set_all(celery_worker_task_events=False),
         set_on("beat1", celery_app_settings={"track_started": True}),
         pool(max_tasks_per_child=1000),
+        set_all(fleet_secrets_previous={}),
     ],
 )
 def test_warns_of_nothing_else(change: Callable[[Any, Any], None]) -> None:

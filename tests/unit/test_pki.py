@@ -235,3 +235,61 @@ def test_a_provided_certificate_with_another_key_is_refused(tmp_path: Path) -> N
     write_certificate(tmp_path, 90, "host1")
     (tmp_path / "host.crt").write_bytes(certificate)
     assert refusals(provided(tmp_path), "tasks/provided.yml") == ["it belongs to another key"]
+
+
+# --- the replacement of the authority ---
+
+
+def authorities(directory: Path, step: str) -> Role:
+    """Return the role with two authorities on the controller, and how far the one replaces the other."""
+    for folder, days in (("", 90), ("next", 91), ("hosts", 90)):
+        (directory / folder).mkdir(exist_ok=True)
+        write_certificate(directory / folder, days, "host1")
+        (directory / folder / "host.crt").rename(directory / folder / "ca.crt")
+    if step:
+        (directory / "rotation").write_text(step)
+    return role(pki_ca_dir=str(directory))
+
+
+@pytest.mark.parametrize(
+    ("step", "trusted", "signs"),
+    [
+        ("", [""], ""),
+        ("begun", ["", "next"], ""),
+        ("switched", ["", "next"], "next"),
+        ("ending", ["next"], "next"),
+    ],
+)
+def test_who_is_trusted_and_who_signs(tmp_path: Path, step: str, trusted: list[str], signs: str) -> None:
+    given = authorities(tmp_path, step)
+    contents = given.evaluate("__pki_contents")
+    certificates = [(tmp_path / folder / "ca.crt").read_text() for folder in trusted]
+    assert contents["/etc/fleet/tls/ca.crt"] == "".join(certificates)
+    assert given.evaluate("__pki_authority_cert") == str(tmp_path / signs / "ca.crt")
+    assert len(x509.load_pem_x509_certificates(contents["/etc/fleet/tls/ca.crt"].encode())) == len(trusted)
+
+
+def test_with_the_next_authority_every_host_is_certified_anew(tmp_path: Path) -> None:
+    assert certified(tmp_path)
+    (tmp_path / "next").mkdir()
+    write_certificate(tmp_path / "next", 3650, "host1")
+    (tmp_path / "next" / "host.crt").rename(tmp_path / "next" / "ca.crt")
+    for step, done in (("begun", True), ("switched", False), ("ending", False)):
+        (tmp_path / "rotation").write_text(step)
+        assert role(pki_ca_dir=str(tmp_path)).evaluate("__pki_certified") is done
+
+
+def test_a_certificate_is_replaced_on_request(tmp_path: Path) -> None:
+    assert certified(tmp_path)
+    assert role(pki_ca_dir=str(tmp_path), pki_replace=True).evaluate("__pki_certified") is False
+
+
+def test_a_step_that_nobody_knows_is_refused(tmp_path: Path) -> None:
+    (found,) = refusals(authorities(tmp_path, "half"), "tasks/validate.yml")
+    assert f"{tmp_path}/rotation must have one of begun, switched, ending" in found
+
+
+def test_what_was_provided_is_not_replaced() -> None:
+    own = {f"pki_provided_{name}_file": f"/{name}" for name in ("ca", "cert", "key")}
+    (found,) = refusals(role(**own, pki_replace=True), "tasks/validate.yml")
+    assert "one of your own" in found

@@ -15,6 +15,7 @@ from tests.unit.redis_server import PASSWORDS, USERS, Server
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 PERMITTED = {
     "worker": """
@@ -258,6 +259,21 @@ def test_nobody_is_in_the_file_in_clear(server: Server) -> None:
     assert not any(password in text for password in PASSWORDS.values())
     assert len(re.findall(r" #[0-9a-f]{64} ", text)) == len(USERS)
     assert {line.split()[1] for line in text.splitlines()} == {*USERS, "default"}
+
+
+def test_two_passwords_are_taken_while_one_is_replaced(tmp_path: Path) -> None:
+    server = Server(tmp_path)
+    server.write(redis_previous_passwords={user: f"the one of {user} before" for user in USERS})
+    server.start()
+    try:
+        for user, password in PASSWORDS.items():
+            assert server.client(user, f"the one of {user} before").ping()
+            assert server.client(user, password).ping()
+            with pytest.raises(redis.exceptions.AuthenticationError):
+                server.client(user, "wrong").ping()
+        assert "web" in server.client("admin").acl_users()
+    finally:
+        server.stop()
 
 
 def test_a_transaction_survives_a_restart(server: Server) -> None:

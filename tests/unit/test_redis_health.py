@@ -6,15 +6,17 @@ from typing import TYPE_CHECKING, Any
 from unittest import mock
 
 import pytest
-from modules import redis_health
+from modules import flower_health, redis_health
 
 from tests.unit import redis_server
-from tests.unit.redis_server import PASSWORDS, Server
+from tests.unit.redis_server import PASSWORDS, Authority, Server
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 WELL = {"loading": 0, "aof_enabled": 1, "aof_last_write_status": "ok"}
+UNASKED = {"host": "", "port": 0, "ca_file": "", "timeout": 0, "certificate": ""}
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +41,8 @@ def patient(server: Server, **given: Any) -> redis_health.Patient:
         "health_password": PASSWORDS["health"],
         "admin_user": "admin",
         "admin_password": PASSWORDS["admin"],
+        "previous_passwords": {},
+        "certificate": str(server.directory / "host.crt"),
     }
     return redis_health.Patient(params | given)
 
@@ -48,6 +52,7 @@ class Stub(redis_health.Patient):
 
     def __init__(self, role: str = "master", **info: Any) -> None:
         """Take its role, and what differs from a healthy one's INFO."""
+        super().__init__(UNASKED)
         self.role = role
         self.information = WELL | info
 
@@ -95,6 +100,27 @@ def test_a_server_that_does_not_let_one_ask(server: Server, given: dict[str, Any
 def test_a_server_that_is_not_well(stub: Stub, complaint: str) -> None:
     with pytest.raises(redis_health.UnhealthyError, match=complaint):
         redis_health.wait(stub, retries=0, delay=0)
+
+
+def test_a_server_that_knows_the_password_before_only_is_well(server: Server) -> None:
+    given = {"admin_password": "new", "health_password": "new", "previous_passwords": PASSWORDS}
+    assert redis_health.wait(patient(server, **given), retries=0, delay=0) == "master"
+
+
+def test_a_server_that_shows_another_certificate(server: Server, tmp_path: Path) -> None:
+    """Flower's nginx is held to the same."""
+    other = Authority(tmp_path)
+    other.issue()
+    for file, complaint in (
+        (tmp_path / "host.crt", "does not show the certificate in"),
+        (tmp_path / "no", "No such"),
+    ):
+        with pytest.raises(redis_health.UnhealthyError, match=complaint):
+            redis_health.wait(patient(server, certificate=str(file)), retries=0, delay=0)
+        asked = {"url": f"https://127.0.0.1:{server.port}", "timeout": 5, "certificate": str(file)}
+        with pytest.raises(flower_health.UnhealthyError, match=complaint):
+            flower_health.refuse_other_certificate(asked)
+    flower_health.refuse_other_certificate(asked | {"certificate": str(server.directory / "host.crt")})
 
 
 def test_it_is_waited_for() -> None:

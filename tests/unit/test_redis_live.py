@@ -40,14 +40,15 @@ def params(server: Server, **variables: Any) -> dict[str, Any]:
         "timeout": 10,
         "user": "admin",
         "password": role.variables["redis_passwords"]["admin"],
+        "previous_password": "",
         "config": role.template("redis.conf.j2"),
         "acl": role.template("users.acl.j2"),
     }
 
 
-def apply(server: Server, *, check: bool = False, **variables: Any) -> dict[str, Any]:
+def apply(server: Server, *, check: bool = False, previous: str = "", **variables: Any) -> dict[str, Any]:
     """Run the module."""
-    return redis_live.apply(params(server, **variables), check=check)
+    return redis_live.apply(params(server, **variables) | {"previous_password": previous}, check=check)
 
 
 def pid(server: Server) -> int:
@@ -136,6 +137,47 @@ def test_a_password_is_changed_live(server: Server) -> None:
         server.client("web").ping()
 
 
+def test_a_password_is_replaced_with_an_overlap(server: Server) -> None:
+    old, new = PASSWORDS["worker"], "another password, #2"
+    both: dict[str, Any] = {
+        "redis_passwords": PASSWORDS | {"worker": new},
+        "redis_previous_passwords": {"worker": old},
+    }
+    worker = server.client("worker", single_connection_client=True)
+    assert apply(server, **both)["applied"] == ["user worker"]
+    assert not apply(server, **both)["changed"]
+    assert server.client("worker", old).ping()
+    assert server.client("worker", new).ping()
+
+    del both["redis_previous_passwords"]
+    assert apply(server, **both)["applied"] == ["user worker"]
+    assert server.client("worker", new).ping()
+    with pytest.raises(redis.exceptions.AuthenticationError):
+        server.client("worker", old).ping()
+    assert worker.ping()  # what is connected stays
+
+
+def test_the_administrators_password_is_replaced_without_a_restart(server: Server) -> None:
+    old, new = PASSWORDS["admin"], "another password, #2"
+    process = pid(server)
+    both: dict[str, Any] = {
+        "redis_passwords": PASSWORDS | {"admin": new},
+        "redis_previous_passwords": {"admin": old},
+    }
+    told = apply(server, check=True, previous=old, **both)
+    assert told == {"changed": True, "applied": ["user admin"], "restart_required": []}
+    assert apply(server, previous=old, **both) == told
+    assert not apply(server, previous=old, **both)["changed"]
+
+    del both["redis_previous_passwords"]
+    assert apply(server, **both)["applied"] == ["user admin"]
+    # as by a run that goes on after one that was interrupted here
+    assert apply(server, previous=old, **both) == {"changed": False, "applied": [], "restart_required": []}
+    with pytest.raises(redis.exceptions.AuthenticationError):
+        server.client("admin").ping()
+    assert server.client("admin", new).info("server")["process_id"] == process
+
+
 def test_rights_that_were_given_by_hand_are_taken_back(server: Server) -> None:
     admin = server.client("admin")
     admin.execute_command("ACL SETUSER", "intruder", "on", "nopass", "~*", "+@all")
@@ -187,6 +229,37 @@ def test_a_certificate_with_another_key_is_refused_and_the_old_one_served(server
     with pytest.raises(redis_live.RefusedError, match="TLS configuration"):
         apply(server)
     assert served(server) == before
+
+
+def test_an_authority_is_replaced_while_clients_run(server: Server, tmp_path: Path) -> None:
+    """A client reads the file of the authorities with each connection, so that it needs no restart."""
+    ca_file, old = server.directory / "ca.crt", (server.directory / "ca.crt").read_text()
+    client = server.client("worker")
+    assert client.ping()
+    other = tmp_path / "next"
+    other.mkdir()
+    new = Authority(other)  # of the same name as the old one
+    new.issue()
+
+    for trusted in (old + new.ca_file.read_text(), new.ca_file.read_text() + old):
+        ca_file.write_text(trusted)
+        client.connection_pool.disconnect()
+        assert client.ping()
+
+    for name in ("host.key", "host.crt"):
+        (server.directory / name).write_bytes((other / name).read_bytes())
+    assert apply(server)["applied"] == [f"certificate: {server.directory / 'host.crt'}"]
+    client.connection_pool.disconnect()
+    assert client.ping()
+
+    ca_file.write_text(new.ca_file.read_text())
+    assert not apply(server)["changed"]
+    client.connection_pool.disconnect()
+    assert client.ping()
+    ca_file.write_text(old)
+    client.connection_pool.disconnect()
+    with pytest.raises(redis.exceptions.ConnectionError, match="CERTIFICATE_VERIFY_FAILED"):
+        client.ping()
 
 
 def test_another_password_of_the_administrator_needs_a_restart(server: Server) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import stat
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -28,10 +30,17 @@ def password(tmp_path: Path) -> Path:
 
 def run(vault: Path, password: Path | None, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run the playbook for a vault file."""
+    return play(ROOT / "playbooks" / "secrets.yml", password, *arguments, secrets_file=str(vault))
+
+
+def play(
+    playbook: Path, password: Path | None, *arguments: str, **variables: Any
+) -> subprocess.CompletedProcess[str]:
+    """Run a playbook on this machine, with a file that has a vault password."""
     given = ["--vault-password-file", str(password)] if password else []
     env = {name: value for name, value in os.environ.items() if not name.startswith("ANSIBLE_VAULT")}
     return subprocess.run(
-        ["ansible-playbook", *given, "playbooks/secrets.yml", "-e", f"secrets_file={vault}", *arguments],
+        ["ansible-playbook", *given, str(playbook), "-e", json.dumps(variables), *arguments],
         cwd=ROOT,
         env=env,
         text=True,

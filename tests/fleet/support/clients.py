@@ -23,9 +23,14 @@ class Producer:
     def __init__(self, broker: Broker, **settings: Any) -> None:
         """Configure Celery, with settings besides."""
         self._broker = broker
-        url = broker.url("web")
+        self._settings = settings
+        self.configure()
+
+    def configure(self) -> None:
+        """Take the password that there is now."""
+        url = self._broker.url("web")
         self._app = Celery("application", broker=url, backend=url)
-        self._app.conf.update(settings)
+        self._app.conf.update(self._settings)
 
     def send(self, task: str, *arguments: Any, queue: str, **options: Any) -> AsyncResult:
         """Send a task to a queue, with options of Celery's besides."""

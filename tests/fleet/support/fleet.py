@@ -120,6 +120,18 @@ class Fleet:
         path.write_text(host.sh('cat "$1/ca.crt"', host.variables["fleet_tls_dir"]))
         return path
 
+    def reread(self) -> None:
+        """Learn of passwords and of an authority that a play has replaced."""
+        self.inventory.read()
+        for host in self.hosts.values():
+            host.variables = self.inventory.variables(host.name)
+        self.broker.learn(self.inventory.secrets)
+        if self.group("flower"):
+            self.flower.password = self.group("flower")[0].variables["flower_password"]
+        self.__dict__.pop("operator", None)
+        self.__dict__.pop("ca_file", None)
+        assert self.ca_file  # at the same path
+
     @cached_property
     def broker(self) -> Broker:
         """The broker, for an application that is not on the fleet's hosts."""

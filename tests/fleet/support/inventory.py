@@ -57,17 +57,24 @@ class Inventory:
         options = parser.parse_args(arguments)
 
         init_plugin_loader()
-        self._loader = DataLoader()
-        self._loader.set_basedir(str(ROOT))
+        self._sources = [str(ROOT / source) for source in options.inventory]
+        self._vault_secrets = []
         if options.vault_password_file:
             files = [str(ROOT / options.vault_password_file)]
-            secrets = CLI.setup_vault_secrets(
-                self._loader, vault_ids=[], vault_password_files=files, auto_prompt=False
+            self._vault_secrets = CLI.setup_vault_secrets(
+                DataLoader(), vault_ids=[], vault_password_files=files, auto_prompt=False
             )
-            self._loader.set_vault_secrets(secrets)
-        self._manager = InventoryManager(self._loader, [str(ROOT / source) for source in options.inventory])
+        self.read()
+
+    def read(self) -> None:
+        """Read all files, as they are now."""
+        self._loader = DataLoader()
+        self._loader.set_basedir(str(ROOT))
+        self._loader.set_vault_secrets(self._vault_secrets)
+        self._manager = InventoryManager(self._loader, self._sources)
         self._variables = VariableManager(self._loader, self._manager)
         HostVars(self._manager, self._variables, self._loader)  # gives the variables `hostvars`
+        self.__dict__.pop("secrets", None)
 
     @cached_property
     def hosts(self) -> list[str]:

@@ -1,0 +1,225 @@
+"""Passwords, certificates and the authority are replaced while the fleet works, and no task notices."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import redis
+import yaml
+from action import fleet_secrets
+from cryptography import x509
+
+from tests.fleet.support import canaries
+from tests.fleet.support.inventory import ROOT
+from tests.fleet.support.stream import Stream
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.fleet.support.clients import Producer
+    from tests.fleet.support.fleet import Fleet
+    from tests.fleet.support.hosts import Host
+    from tests.fleet.support.plays import Plays, Run
+
+pytestmark = [pytest.mark.faults, pytest.mark.group("redis"), pytest.mark.group("workers")]
+
+SECRETS = "playbooks/rotate-secrets.yml"
+CERTIFICATES = "playbooks/rotate-certificates.yml"
+
+
+@pytest.fixture(autouse=True)
+def _denials(fleet: Fleet) -> Iterator[None]:
+    """Keep what these tests and plays try on purpose out of the denials that count."""
+    with fleet.broker.expected_denials():
+        yield
+
+
+def takes(fleet: Fleet, user: str, password: str) -> bool:
+    """Whether Redis lets a user in with a password."""
+    try:
+        with fleet.broker.connect(user, password=password) as client:
+            return bool(client.ping())
+    except redis.AuthenticationError:
+        return False
+
+
+def shown(run: Run, *secrets: dict[str, str]) -> set[str]:
+    """Return the names of the secrets that a run has shown."""
+    return {name for some in secrets for name in canaries.search(run.output, some)}
+
+
+def restarting(fleet: Fleet) -> set[tuple[str, str]]:
+    """Return the units that read a password at their start."""
+    return {
+        (host.name, unit)
+        for host in fleet.hosts.values()
+        for unit in fleet.units(host)
+        if unit.startswith(("celery-worker@", "celery-beat.", "flower."))
+    }
+
+
+def test_passwords_are_replaced(fleet: Fleet, plays: Plays) -> None:
+    """All but one for programs outside the fleet: the old one ends up refused, and no task fails."""
+    old, before = dict(fleet.inventory.secrets), fleet.starts()
+    with Stream(fleet) as stream:
+        run = plays.run(playbook=SECRETS).expect_success()
+    fleet.reread()
+    new = fleet.inventory.secrets
+
+    stream.expect_success()
+    assert {name for name in old if old[name] != new[name]} == set(old) - {"redis_web"}
+    assert fleet.restarted(before) == restarting(fleet)
+    users = {name.removeprefix("redis_"): name for name in old if name.startswith("redis_")}
+    assert {user for user, name in users.items() if not takes(fleet, user, new[name])} == set()
+    assert {user for user, name in users.items() if takes(fleet, user, old[name])} == {"web"}
+    if fleet.group("flower"):
+        login = (fleet.flower.user, old["flower"])
+        assert fleet.flower.statuses(["/workers"], "GET", login) == {"/workers": 401}
+    assert fleet.is_whole()
+    assert shown(run, old, dict(new)) == set()
+    assert not plays.run(playbook="playbooks/redis.yml").expect_success().changes
+
+
+def test_check_mode_replaces_nothing(fleet: Fleet, plays: Plays) -> None:
+    """It says what would be replaced and restarted, and both the vault file and the fleet stay."""
+    before = fleet.starts()
+    vault = vault_file(plays).read_bytes()
+    run = plays.run("--check", playbook=SECRETS, rotate="beat").expect_success()
+    assert "Replaced now: redis_beat" in run.output
+    assert "Restarted, batch by batch: Beat" in run.output
+    assert vault_file(plays).read_bytes() == vault
+    assert fleet.restarted(before) == set()
+    assert fleet.is_whole()
+
+
+@pytest.mark.long
+def test_a_replacement_that_was_interrupted_is_finished(fleet: Fleet, plays: Plays) -> None:
+    """Whatever had been done: both passwords are taken until the next run, which makes no third one."""
+    old = fleet.inventory.secrets["redis_health"]
+    content = yaml.safe_load(vault_tool("view", plays))
+    new = fleet_secrets.new_password()
+    now, before = {**content["fleet_secrets"], "redis_health": new}, {"redis_health": old}
+    write_vault(plays, fleet_secrets.edited(yaml.safe_dump(content), now, before))
+
+    plays.run(playbook="playbooks/redis.yml").expect_success()
+    assert [takes(fleet, "health", password) for password in (old, new)] == [True, True]
+
+    plays.run(playbook=SECRETS, rotate="health").expect_success()
+    fleet.reread()
+    assert fleet.inventory.secrets["redis_health"] == new
+    assert [takes(fleet, "health", password) for password in (old, new)] == [False, True]
+    assert "fleet_secrets_previous" not in yaml.safe_load(vault_tool("view", plays))
+
+
+@pytest.mark.long
+def test_programs_outside_the_fleet_have_time(fleet: Fleet, plays: Plays, producer: Producer) -> None:
+    """Both passwords of `web` are taken until an operator says that the old one is not used any more."""
+    old = fleet.inventory.secrets["redis_web"]
+    refused = plays.run(playbook=SECRETS, rotate_finish="web")
+    refused.expect_refusal("whose password is not being replaced")
+
+    with Stream(fleet) as stream:
+        begun = plays.run(playbook=SECRETS, rotate="web").expect_success()
+    stream.expect_success()
+    assert "rotate_finish=web" in begun.output
+    fleet.reread()
+    new = fleet.inventory.secrets["redis_web"]
+    assert [takes(fleet, "web", password) for password in (old, new)] == [True, True]
+
+    producer.configure()
+    with Stream(fleet) as stream:
+        ended = plays.run(playbook=SECRETS, rotate_finish="web").expect_success()
+    stream.expect_success()
+    assert [takes(fleet, "web", password) for password in (old, new)] == [False, True]
+    assert fleet.is_whole()
+    assert shown(begun, {"old": old, "new": new}) | shown(ended, {"old": old, "new": new}) == set()
+
+
+def test_certificates_are_replaced(fleet: Fleet, plays: Plays) -> None:
+    """Each host has a new key and certificate, which Redis and nginx show at once; nothing is restarted."""
+    before, old, keys = fleet.starts(), serials(fleet), of_hosts(fleet, "host.key")
+    with Stream(fleet) as stream:
+        plays.run(playbook=CERTIFICATES).expect_success()
+
+    stream.expect_success()
+    assert not set(serials(fleet).values()) & set(old.values())
+    assert not set(of_hosts(fleet, "host.key").values()) & set(keys.values())
+    assert fleet.restarted(before) == set()
+    assert fleet.is_whole()
+    assert not plays.run(playbook="playbooks/pki.yml").expect_success().changes
+
+
+@pytest.mark.long
+def test_the_authority_is_replaced(fleet: Fleet, plays: Plays) -> None:
+    """Hosts trust both, then the new one signs, then the old one is gone; no client is refused meanwhile."""
+    before, old, trusted = fleet.starts(), serials(fleet), fleet.ca_file.read_text()
+    plays.run(playbook=CERTIFICATES, rotate_ca="finish").expect_refusal("No new authority was begun")
+    with Stream(fleet) as stream:
+        plays.run(playbook=CERTIFICATES, rotate_ca="begin").expect_success()
+        assert serials(fleet) == old
+        assert {len(authorities(text)) for text in of_hosts(fleet, "ca.crt").values()} == {2}
+        assert not plays.run(playbook="playbooks/pki.yml").expect_success().changes
+        fleet.reread()
+        plays.run(playbook=CERTIFICATES, rotate_ca="finish").expect_success()
+    stream.expect_success()
+    fleet.reread()
+
+    assert not set(serials(fleet).values()) & set(old.values())
+    (now,) = set(of_hosts(fleet, "ca.crt").values())
+    assert len(authorities(now)) == 1
+    assert not set(authorities(now)) & set(authorities(trusted))
+    assert fleet.restarted(before) == set()
+    assert fleet.is_whole()
+    controller = Path(fleet.group("redis")[0].variables["pki_ca_dir"])
+    assert {path.name for path in controller.iterdir()} == {"ca.crt", "ca.csr", "ca.key", "hosts"}
+    assert not plays.run(playbook="playbooks/pki.yml").expect_success().changes
+
+
+# --- what the controller and the hosts have ---
+
+
+def vault_file(plays: Plays) -> Path:
+    """Return the vault file of the inventory that counts most."""
+    sources = [
+        plays.inventory_arguments[i + 1] for i, word in enumerate(plays.inventory_arguments) if word == "-i"
+    ]
+    return ROOT / sources[-1] / "group_vars" / "all" / "vault.yml"
+
+
+def vault_tool(verb: str, plays: Plays, *arguments: str, text: str = "") -> str:
+    """Return what `ansible-vault` says."""
+    given = [word for word in plays.inventory_arguments if word.startswith("--vault-password-file")]
+    command = ["ansible-vault", verb, *given, *(arguments or [str(vault_file(plays))])]
+    done = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True, input=text)
+    return done.stdout
+
+
+def write_vault(plays: Plays, text: str) -> None:
+    """Encrypt a text into the vault file."""
+    vault_tool(
+        "encrypt", plays, "--encrypt-vault-id=default", f"--output={vault_file(plays)}", "-", text=text
+    )
+
+
+def of_hosts(fleet: Fleet, name: str) -> dict[str, str]:
+    """Return what each host has in a file with its certificates; of a key, a checksum."""
+
+    def read(host: Host) -> str:
+        tool = "sha256sum" if name.endswith(".key") else "cat"
+        return host.sh('"$1" "$2"', tool, f"{host.variables['fleet_tls_dir']}/{name}")
+
+    return {host.name: read(host) for host in fleet.hosts.values()}
+
+
+def authorities(text: str) -> list[Any]:
+    """Return the certificates in a text."""
+    return x509.load_pem_x509_certificates(text.encode())
+
+
+def serials(fleet: Fleet) -> dict[str, str]:
+    """Return the serial numbers of the certificates that Redis and nginx show."""
+    found = {"redis": fleet.broker.serial()}
+    return found | ({"flower": fleet.flower.serial()} if fleet.group("flower") else {})
