@@ -49,6 +49,11 @@ options:
     type: list
     elements: str
     default: []
+  empty:
+    description: Absolute paths of directories that are removed, in this order, if nothing is in them at last.
+    type: list
+    elements: str
+    default: []
 author: celery-fleet
 """
 
@@ -227,10 +232,33 @@ def purge(globs: Iterable[str], keep: set[str], kept_directories: set[str], *, c
     return removed
 
 
+def remove_empty(directories: Iterable[str], gone: Iterable[str], *, check: bool) -> list[str]:
+    """Remove directories in which nothing is left.
+
+    Args:
+        directories: Their paths.
+        gone: What was removed, or in check mode would have been.
+        check: Whether to remove none.
+
+    Returns:
+        Those that were, or in check mode would be, removed.
+    """
+    removed: list[str] = []
+    for path in map(Path, directories):
+        status = _lstat(path)
+        if not status or not stat.S_ISDIR(status.st_mode):
+            continue
+        if not {str(inner) for inner in path.iterdir()} - {*gone, *removed}:
+            if not check:
+                path.rmdir()
+            removed.append(str(path))
+    return removed
+
+
 def refuse_bad_arguments(params: dict[str, Any]) -> None:
     """Refuse paths that are not absolute, and two entries for one path."""
     paths = [item["path"] for item in params["files"] + params["directories"]]
-    for path in [*paths, *params["purge"]]:
+    for path in [*paths, *params["purge"], *params["empty"]]:
         if not path.startswith("/"):
             raise FilesError(f"{path!r} is not an absolute path")
     for path in paths:
@@ -246,6 +274,7 @@ def apply(params: dict[str, Any], *, check: bool) -> dict[str, Any]:
     written = {path: diff for path, diff in diffs.items() if diff}
     kept = {item["path"] for item in params["directories"]}
     removed = purge(params["purge"], set(diffs), kept, check=check)
+    removed += remove_empty(params["empty"], removed, check=check)
     return {
         "changed": bool(made or written or removed),
         "changed_files": list(written),
@@ -277,6 +306,7 @@ def main() -> None:
             "directories": {"type": "list", "elements": "dict", "default": [], "options": directory},
             "files": {"type": "list", "elements": "dict", "default": [], "options": file},
             "purge": {"type": "list", "elements": "str", "default": []},
+            "empty": {"type": "list", "elements": "str", "default": []},
         },
         supports_check_mode=True,
     )
