@@ -122,12 +122,16 @@ def is_replaced(run: Run, unit: str, proc: Path) -> bool:
 
 
 def family_members(run: Run, family: str, unit_dir: Path) -> set[str]:
-    """Return the units of a family that run or failed, are enabled, or have a drop-in."""
+    """Return the units of a family that run or failed, are enabled, or have a drop-in.
+
+    A drop-in for all instances, which an administrator may have laid, is that of no unit.
+    """
     listed = call(run, "list-units", "--plain", "--no-legend", family).splitlines()
     members = {line.split()[0] for line in listed if line.strip()}
     enabled = {path.name for path in unit_dir.glob("*.wants/*")}
     tuned = {path.name.removesuffix(".d") for path in unit_dir.glob("*.service.d")}
-    return members | {name for name in enabled | tuned if fnmatchcase(name, family)}
+    named = {name for name in enabled | tuned if "@." not in name}
+    return members | {name for name in named if fnmatchcase(name, family)}
 
 
 def compare(params: dict[str, Any], run: Run, unit_dir: Path = UNIT_DIR, proc: Path = PROC) -> dict[str, Any]:

@@ -141,6 +141,7 @@ def test_surplus_units_are_found_by_what_is_left_of_them(shaped: dict[str, Any],
     for name in (UNIT, "celery-worker@enabled-1.service", "celery-beat.service"):
         (wants / name).symlink_to("/dev/null")
     (tmp_path / "celery-worker@tuned-1.service.d").mkdir()
+    (tmp_path / "celery-worker@.service.d").mkdir()  # for all instances: an administrator's
     (tmp_path / "redis-server.service.d").mkdir()
     systemd = Systemd(a_1="active", running_1="active", broken_1="failed", gone_1="inactive")
     shaped["family"] = "celery-worker@*.service"
