@@ -1,8 +1,30 @@
-"""Which Debian packages a host has."""
+"""Which Debian packages a host has, in which versions, and which it could have."""
 
 from __future__ import annotations
 
 import subprocess
+from dataclasses import dataclass
+
+# Its answers are parsed, so they must not be in the host's language.
+PLAIN = {"LC_ALL": "C", "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
+
+
+@dataclass(frozen=True)
+class Package:
+    """A package, as dpkg has it and as the host's archive offers it.
+
+    Attributes:
+        installed: The version that the host has; empty if it has none.
+        whole: Whether dpkg has done with it. A run that was interrupted leaves one that is not.
+        candidate: The version that apt would install.
+        available: Every version that the archive has, the newest first.
+    """
+
+    name: str
+    installed: str
+    whole: bool
+    candidate: str
+    available: list[str]
 
 
 def missing(packages: list[str]) -> list[str]:
@@ -17,3 +39,73 @@ def missing(packages: list[str]) -> list[str]:
         argv, capture_output=True, text=True, check=False
     )  # 1: it does not know one of them
     return [name for name in packages if f"installed {name}" not in result.stdout.splitlines()]
+
+
+def look(names: list[str]) -> list[Package]:
+    """Return what the host has, and could have, of some packages."""
+    form = "--showformat=${Package}\t${Version}\t${db:Status-Status}\n"
+    known = parse_status(_said("dpkg-query", "--show", form, *names))
+    candidates = parse_policy(_said("apt-cache", "policy", *names))
+    offered = parse_madison(_said("apt-cache", "madison", *names))
+    return [
+        Package(
+            name,
+            known.get(name, ("", ""))[0],
+            known.get(name, ("", ""))[1] == "installed",
+            candidates.get(name, ""),
+            offered.get(name, []),
+        )
+        for name in names
+    ]
+
+
+def parse_status(text: str) -> dict[str, tuple[str, str]]:
+    """Return the version and the state of each package that dpkg has files of."""
+    rows = [line.split("\t") for line in text.splitlines()]
+    return {
+        name: (version, state)
+        for name, version, state in rows
+        if state not in {"not-installed", "config-files"}
+    }
+
+
+def parse_policy(text: str) -> dict[str, str]:
+    """Return the candidate of each package, of what `apt-cache policy` prints."""
+    found, name = {}, ""
+    for line in text.splitlines():
+        if not line.startswith(" "):
+            name = line.strip().removesuffix(":")
+        elif line.strip().startswith("Candidate: ") and "(none)" not in line:
+            found[name] = line.split(": ", 1)[1].strip()
+    return found
+
+
+def parse_madison(text: str) -> dict[str, list[str]]:
+    """Return the versions that the archive has of each package, of what `apt-cache madison` prints."""
+    found: dict[str, list[str]] = {}
+    for line in text.splitlines():
+        name, version, place = (part.strip() for part in line.split("|"))
+        if place.endswith("Packages") and version not in found.setdefault(name, []):
+            found[name].append(version)
+    return found
+
+
+def upstream(version: str) -> str:
+    """Return the part of a version that the program's authors gave it.
+
+    >>> upstream("5:7.0.15-1~deb12u7"), upstream("8.0"), upstream("1:2-rc1-3")
+    ('7.0.15', '8.0', '2-rc1')
+    """
+    without_epoch = version.partition(":")[2] if ":" in version else version
+    return without_epoch.rpartition("-")[0] or without_epoch
+
+
+def is_older(one: str, other: str) -> bool:
+    """Whether a version is older than another one, as dpkg counts."""
+    argv = ["dpkg", "--compare-versions", one, "lt", other]
+    return subprocess.run(argv, check=False, env=PLAIN).returncode == 0
+
+
+def _said(*argv: str) -> str:
+    """Return what a command prints; one that does not know a package fails, and tells of the others."""
+    return subprocess.run(argv, capture_output=True, text=True, check=False, env=PLAIN).stdout

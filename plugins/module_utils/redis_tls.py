@@ -65,7 +65,7 @@ def new_client(**options: Any) -> Any:
     return redis.Redis(decode_responses=True, retry=Retry(NoBackoff(), 0), **options)
 
 
-def login(host: str, port: int, ca_file: str, timeout: int, *, user: str, password: str) -> Any:
+def login(host: str, port: int, ca_file: str, timeout: int, *, user: str, password: str, db: int = 0) -> Any:
     """Return a client that is connected and logged in.
 
     Raises:
@@ -75,6 +75,7 @@ def login(host: str, port: int, ca_file: str, timeout: int, *, user: str, passwo
     client = new_client(
         host=host,
         port=port,
+        db=db,
         username=user,
         password=password,
         ssl=True,

@@ -44,7 +44,7 @@ options:
         default: false
       keep:
         description: >-
-          With I(keep), keep this one, too; not what has to fit something outside of the host, as passwords do.
+          With I(keep), keep this one, too; not what must fit something outside of the host, as passwords do.
         type: bool
         default: true
   purge:
@@ -59,6 +59,11 @@ options:
       Keep each file as it was before it is written, for M(fleet_kept). What I(purge) removes is not kept.
     type: bool
     default: false
+  empty:
+    description: Absolute paths of directories that are removed, in this order, if nothing is in them at last.
+    type: list
+    elements: str
+    default: []
 author: celery-fleet
 """
 
@@ -240,10 +245,33 @@ def purge(globs: Iterable[str], keep: set[str], kept_directories: set[str], *, c
     return removed
 
 
+def remove_empty(directories: Iterable[str], gone: Iterable[str], *, check: bool) -> list[str]:
+    """Remove directories in which nothing is left.
+
+    Args:
+        directories: Their paths.
+        gone: What was removed, or in check mode would have been.
+        check: Whether to remove none.
+
+    Returns:
+        Those that were, or in check mode would be, removed.
+    """
+    removed: list[str] = []
+    for path in map(Path, directories):
+        status = _lstat(path)
+        if not status or not stat.S_ISDIR(status.st_mode):
+            continue
+        if not {str(inner) for inner in path.iterdir()} - {*gone, *removed}:
+            if not check:
+                path.rmdir()
+            removed.append(str(path))
+    return removed
+
+
 def refuse_bad_arguments(params: dict[str, Any]) -> None:
     """Refuse paths that are not absolute, and two entries for one path."""
     paths = [item["path"] for item in params["files"] + params["directories"]]
-    for path in [*paths, *params["purge"]]:
+    for path in [*paths, *params["purge"], *params["empty"]]:
         if not path.startswith("/"):
             raise FilesError(f"{path!r} is not an absolute path")
     for path in paths:
@@ -259,6 +287,7 @@ def apply(params: dict[str, Any], *, check: bool, kept: Kept | None = None) -> d
     written = {path: diff for path, diff in diffs.items() if diff}
     kept = {item["path"] for item in params["directories"]}
     removed = purge(params["purge"], set(diffs), kept, check=check)
+    removed += remove_empty(params["empty"], removed, check=check)
     return {
         "changed": bool(made or written or removed),
         "changed_files": list(written),
@@ -292,6 +321,7 @@ def main() -> None:
             "files": {"type": "list", "elements": "dict", "default": [], "options": file},
             "purge": {"type": "list", "elements": "str", "default": []},
             "keep": {"type": "bool", "default": False},
+            "empty": {"type": "list", "elements": "str", "default": []},
         },
         supports_check_mode=True,
     )

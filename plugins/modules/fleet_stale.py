@@ -22,6 +22,11 @@ options:
     suboptions:
       unit: {description: Full name of the unit., type: str, required: true}
       stamp: {description: Path of the unit's stamp., type: path, required: true}
+      program:
+        description: Whether the unit is stale, too, if the program that its main process runs was replaced
+          since. A package that was upgraded without a restart leaves such a unit.
+        type: bool
+        default: false
   pending:
     description: Files that a task before this one changed, or would have changed in check mode. A running
       service whose stamp names one of them is stale, which lets a dry run tell what would restart.
@@ -53,6 +58,11 @@ stale:
   returned: always
   type: list
   elements: str
+replaced:
+  description: Those of the stale ones whose program was replaced since they started.
+  returned: always
+  type: list
+  elements: str
 surplus:
   description: Units of the family that run, are enabled or have a drop-in, and are not in I(units).
   returned: always
@@ -62,6 +72,7 @@ drained: {description: Whether the host has I(mark)., returned: always, type: bo
 reload: {description: Whether systemd has yet to read a changed unit file., returned: always, type: bool}
 """
 
+import os
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -76,26 +87,45 @@ if TYPE_CHECKING:
     from ansible.module_utils.fleet_systemd import Run
 
 UNIT_DIR = Path("/etc/systemd/system")
+PROC = Path("/proc")
+
+
+def is_replaced(run: Run, unit: str, proc: Path) -> bool:
+    """Whether the program of a unit's main process is gone; an upgrade lays another in its place."""
+    pid = call(run, "show", "--property=MainPID", "--value", unit).strip()
+    try:
+        program: str = os.readlink(proc / pid / "exe")  # noqa: PTH115 - it may be no path
+    except OSError:  # the process ended, or there is none: 0
+        return False
+    return program.endswith(" (deleted)")
 
 
 def family_members(run: Run, family: str, unit_dir: Path) -> set[str]:
-    """Return the units of a family that run or failed, are enabled, or have a drop-in."""
+    """Return the units of a family that run or failed, are enabled, or have a drop-in.
+
+    A drop-in for all instances, which an administrator may have laid, is that of no unit.
+    """
     listed = call(run, "list-units", "--plain", "--no-legend", family).splitlines()
     members = {line.split()[0] for line in listed if line.strip()}
     enabled = {path.name for path in unit_dir.glob("*.wants/*")}
     tuned = {path.name.removesuffix(".d") for path in unit_dir.glob("*.service.d")}
-    return members | {name for name in enabled | tuned if fnmatchcase(name, family)}
+    named = {name for name in enabled | tuned if "@." not in name}
+    return members | {name for name in named if fnmatchcase(name, family)}
 
 
-def compare(params: dict[str, Any], run: Run, unit_dir: Path = UNIT_DIR) -> dict[str, Any]:
+def compare(params: dict[str, Any], run: Run, unit_dir: Path = UNIT_DIR, proc: Path = PROC) -> dict[str, Any]:
     """Return the module's result."""
     stamps = {item["unit"]: Path(item["stamp"]) for item in params["units"]}
     states = show(run, list(stamps))
     family = params["family"]
     surplus = family_members(run, family, unit_dir) - set(stamps) if family else set()
+    up = [unit for unit in stamps if is_up(states[unit])]
+    watched = {item["unit"] for item in params["units"] if item.get("program")}
+    replaced = [unit for unit in up if unit in watched and is_replaced(run, unit, proc)]
     return {
         "changed": False,
-        "stale": [u for u in stamps if is_up(states[u]) and is_stale(stamps[u], params["pending"])],
+        "stale": [u for u in up if u in replaced or is_stale(stamps[u], params["pending"])],
+        "replaced": replaced,
         "surplus": sorted(surplus),
         "drained": bool(params.get("mark")) and Path(params["mark"]).exists(),
         "reload": any(state["NeedDaemonReload"] == "yes" for state in states.values()),
@@ -104,7 +134,11 @@ def compare(params: dict[str, Any], run: Run, unit_dir: Path = UNIT_DIR) -> dict
 
 def main() -> None:
     """Run the module."""
-    unit = {"unit": {"type": "str", "required": True}, "stamp": {"type": "path", "required": True}}
+    unit = {
+        "unit": {"type": "str", "required": True},
+        "stamp": {"type": "path", "required": True},
+        "program": {"type": "bool", "default": False},
+    }
     module = AnsibleModule(
         argument_spec={
             "units": {"type": "list", "elements": "dict", "required": True, "options": unit},

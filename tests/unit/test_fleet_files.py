@@ -28,9 +28,16 @@ def directory(path: Path, mode: str = "0755") -> dict[str, Any]:
     return {"path": str(path), "mode": mode, **ME}
 
 
-def run(*files: Any, directories: Any = (), purge: Any = (), check: bool = False) -> dict[str, Any]:
+def run(
+    *files: Any, directories: Any = (), purge: Any = (), empty: Any = (), check: bool = False
+) -> dict[str, Any]:
     """Run the module."""
-    params = {"files": list(files), "directories": list(directories), "purge": list(purge)}
+    params = {
+        "files": list(files),
+        "directories": list(directories),
+        "purge": list(purge),
+        "empty": [str(path) for path in empty],
+    }
     return fleet_files.apply(params, check=check)
 
 
@@ -156,6 +163,25 @@ def test_purge_keeps_a_directory_that_is_no_drop_in(tmp_path: Path) -> None:
     stray.write_text("")
     run(purge=[f"{stray.parent}/*.env"])
     assert list(tmp_path.iterdir()) == [stray.parent]
+
+
+@pytest.mark.parametrize("check", [True, False])
+def test_directories_that_are_empty_at_last_are_removed(tmp_path: Path, check: bool) -> None:
+    """The inner one first; one in which something is left stays, and so does what is no directory."""
+    inner, shared = tmp_path / "celery" / "nodes", tmp_path / "shared"
+    for path in (inner, shared):
+        path.mkdir(parents=True)
+        (path / "a.env").touch()
+    (shared / "operators-own").touch()
+    link = tmp_path / "link"
+    link.symlink_to(inner)
+    purge = [f"{tmp_path}/*/a.env", f"{tmp_path}/*/nodes/a.env"]
+    result = run(purge=purge, empty=[inner, inner.parent, shared, link, tmp_path / "none"], check=check)
+    assert result["removed_files"][-2:] == [str(inner), str(inner.parent)]
+    assert inner.parent.exists() is check
+    assert (shared / "operators-own").exists()
+    if not check:
+        assert run(purge=purge, empty=[inner, inner.parent, shared])["changed"] is False
 
 
 def test_the_diff_shows_files_and_hides_secrets(tmp_path: Path) -> None:

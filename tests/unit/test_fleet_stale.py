@@ -25,6 +25,7 @@ class Systemd:
             f"celery-worker@{name.replace('_', '-')}.service": state for name, state in active.items()
         }
         self.reload = "no"
+        self.main_pid = 0
 
     def __call__(self, argv: list[str]) -> tuple[int, str, str]:
         """Answer as systemctl would."""
@@ -33,6 +34,8 @@ class Systemd:
             running = [unit for unit, state in self.active.items() if state != "inactive"]
             return 0, "".join(f"{unit} loaded active running A node\n" for unit in running), ""
         assert verb == "show"
+        if "--property=MainPID" in argv:
+            return 0, f"{self.main_pid}\n", ""
         blocks = [
             f"LoadState=loaded\nActiveState={self.active.get(unit, 'inactive')}\n"
             f"UnitFileState=enabled\nNeedDaemonReload={self.reload}\n"
@@ -61,7 +64,14 @@ def compare(params: dict[str, Any], systemd: Systemd, unit_dir: Path | None = No
 def test_a_unit_with_the_files_it_started_with_is_fresh(shaped: dict[str, Any]) -> None:
     """Nothing to do."""
     result = compare(shaped, Systemd(a_1="active"))
-    assert result == {"changed": False, "stale": [], "surplus": [], "drained": False, "reload": False}
+    assert result == {
+        "changed": False,
+        "stale": [],
+        "replaced": [],
+        "surplus": [],
+        "drained": False,
+        "reload": False,
+    }
 
 
 @pytest.mark.parametrize("state", ["active", "activating", "reloading"])
@@ -108,6 +118,29 @@ def test_a_dry_run_on_a_bare_host(tmp_path: Path) -> None:
     assert compare(params, Systemd(), tmp_path)["stale"] == []
 
 
+@pytest.mark.parametrize(
+    ("program", "watched", "stale"),
+    [
+        ("/usr/bin/redis-check-rdb", True, False),
+        ("/usr/bin/redis-check-rdb (deleted)", True, True),
+        ("/usr/bin/redis-check-rdb (deleted)", False, False),
+        (None, True, False),
+    ],
+)
+def test_a_unit_whose_program_was_replaced_is_stale(
+    shaped: dict[str, Any], tmp_path: Path, program: str | None, watched: bool, stale: bool
+) -> None:
+    """A package was upgraded, and nothing restarted it; where that is asked for."""
+    systemd = Systemd(a_1="active")
+    systemd.main_pid = 42
+    (tmp_path / "42").mkdir()
+    if program:
+        (tmp_path / "42" / "exe").symlink_to(program)
+    shaped["units"][0]["program"] = watched
+    result = fleet_stale.compare(shaped, systemd, Path("/nonexistent"), tmp_path)
+    assert (result["stale"], result["replaced"]) == (([UNIT], [UNIT]) if stale else ([], []))
+
+
 def test_surplus_units_are_found_by_what_is_left_of_them(shaped: dict[str, Any], tmp_path: Path) -> None:
     """A run, a failure, an enablement or a drop-in each give a unit away; other families do not count."""
     wants = tmp_path / "celery.target.wants"
@@ -115,6 +148,7 @@ def test_surplus_units_are_found_by_what_is_left_of_them(shaped: dict[str, Any],
     for name in (UNIT, "celery-worker@enabled-1.service", "celery-beat.service"):
         (wants / name).symlink_to("/dev/null")
     (tmp_path / "celery-worker@tuned-1.service.d").mkdir()
+    (tmp_path / "celery-worker@.service.d").mkdir()  # for all instances: an administrator's
     (tmp_path / "redis-server.service.d").mkdir()
     systemd = Systemd(a_1="active", running_1="active", broken_1="failed", gone_1="inactive")
     shaped["family"] = "celery-worker@*.service"

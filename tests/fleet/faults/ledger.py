@@ -56,10 +56,14 @@ class Ledger:
 
     def remove(self) -> None:
         """Leave the hosts as they were."""
+        self.take_back()
+        self._restart()
+
+    def take_back(self) -> None:
+        """Remove its files, and restart nothing."""
         for host in self._hosts:
             host.sh('rm -rf "$1" "$(dirname "$2")"', DROPIN, FILE)
-            host.sh('rmdir --ignore-fail-on-non-empty "$(dirname "$1")"', DROPIN)
-        self._restart()
+            host.sh('d=$(dirname "$1"); [ ! -e "$d" ] || rmdir --ignore-fail-on-non-empty "$d"', DROPIN)
 
     def runs(self, trial: str) -> list[Run]:
         """Return every run of a trial's tasks so far."""

@@ -1,0 +1,229 @@
+#!/usr/bin/python
+"""What Redis knows of the nodes of some hosts: can the fleet do without them? And have it forget them."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+---
+module: fleet_nodes
+short_description: Tell whether the fleet can do without the nodes of some hosts, and have Redis forget them
+description:
+  - Runs where Redis can be reached with python3-redis, which is its own host.
+  - Nodes count as the hosts' by their names, C(<pool>-<n>@<host>).
+options:
+  state:
+    description:
+      - C(dispensable) fails if a queue would have no consumer without these nodes, as the leases are now. It
+        changes nothing.
+      - C(forgotten) waits until these nodes hold no message, and removes their leases, bindings and what they
+        said of themselves. What a node held that ended badly is given back by others when its lease has
+        ended. Fails if nobody gives it back in time, and if a node lives.
+    type: str
+    choices: [dispensable, forgotten]
+    required: true
+  hosts: {description: "The hosts' parts of the nodes' names.", type: list, elements: str, required: true}
+  host: {description: Name or address of Redis., type: str, required: true}
+  port: {description: Its TLS port., type: int, required: true}
+  ca_file: {description: CA certificate that the server's must chain to., type: path, required: true}
+  timeout: {description: Seconds to wait for one answer., type: int, default: 10}
+  user: {description: User that may do this., type: str, default: admin}
+  password: {description: Its password., type: str, required: true}
+  db: {description: Number of the fleet's database., type: int, default: 0}
+  wait: {description: Seconds until what nodes hold counts as nobody's., type: int, default: 120}
+author: celery-fleet
+requirements: [python3-redis]
+"""
+
+EXAMPLES = r"""
+- name: Have Redis forget the nodes of a host that is gone
+  fleet_nodes:
+    state: forgotten
+    hosts: [worker2]
+    host: 192.0.2.11
+    port: 6379
+    ca_file: /etc/fleet/tls/ca.crt
+    password: "{{ fleet_secrets.redis_admin }}"
+  delegate_to: redis1
+"""
+
+RETURN = r"""
+nodes: {description: Nodes that Redis knew., returned: success, type: list, elements: str}
+"""
+
+import json
+import time
+from typing import TYPE_CHECKING
+
+from ansible.module_utils.basic import AnsibleModule, missing_required_lib
+from ansible.module_utils.redis_tls import (
+    StrangeServerError,
+    connection_arguments,
+    login,
+    redis,
+    served_certificate,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from typing import Any
+
+# The runtime's names (fleet_runtime.keys), and kombu's.
+LEASES, NODES = "fleet:leases", "fleet:nodes"
+UNACKED, UNACKED_INDEX, UNACKED_MUTEX = "unacked", "unacked_index", "unacked_mutex"
+PIDBOX = "celery.pidbox"
+BINDINGS = (f"_kombu.binding.{PIDBOX}", f"_kombu.binding_permanent.{PIDBOX}")
+SEPARATOR = "\x06\x16"  # between the routing key, the pattern and the queue of a binding
+
+PAUSE = 1.0  # seconds between two looks
+
+# Forgets a node that is dead and holds nothing; returns whether it did.
+# KEYS: leases, nodes, unacked, unacked_index, unacked_mutex, the node's queue of remote control, bindings
+# ARGV: node, binding
+FORGET = """
+local time = redis.call('TIME')
+local ends = redis.call('ZSCORE', KEYS[1], ARGV[1])
+if ends and tonumber(ends) > time[1] + time[2] / 1000000 or redis.call('HLEN', KEYS[3]) > 0 then
+  return 0
+end
+redis.call('ZREM', KEYS[1], ARGV[1])
+redis.call('HDEL', KEYS[2], ARGV[1])
+redis.call('DEL', KEYS[3], KEYS[4], KEYS[5], KEYS[6])
+for at = 7, #KEYS do
+  redis.call('SREM', KEYS[at], ARGV[2])
+end
+return 1
+"""
+
+
+class NodesError(Exception):
+    """The fleet cannot do without these nodes yet; the message says why."""
+
+
+class Nodes:
+    """The nodes of some hosts, as Redis knows them."""
+
+    def __init__(self, client: Any, hosts: Iterable[str]) -> None:
+        """Take a client that may do everything, and the hosts' parts of the names."""
+        self.client = client
+        self.hosts = set(hosts)
+
+    def are_ours(self, node: str) -> bool:
+        """Whether a node is on one of the hosts."""
+        return node.partition("@")[2] in self.hosts
+
+    def ends(self) -> dict[str, float]:
+        """Return when the lease of each node of the fleet ends, by Redis's clock."""
+        return dict(self.client.zrange(LEASES, 0, -1, withscores=True))
+
+    def living(self) -> list[str]:
+        """Return the nodes of the fleet whose lease goes on."""
+        seconds, _ = self.client.time()
+        return [node for node, ends in self.ends().items() if ends > seconds]
+
+    def known(self) -> list[str]:
+        """Return every node of the hosts that Redis has something of."""
+        bound = {member.rpartition(SEPARATOR)[2] for key in BINDINGS for member in self.client.smembers(key)}
+        controlled = {queue.removesuffix(f".{PIDBOX}") for queue in bound if queue.endswith(f".{PIDBOX}")}
+        held = {key.partition(":")[2] for key in self.client.scan_iter(f"{UNACKED}:*", count=1000)}
+        named = {*self.client.zrange(LEASES, 0, -1), *self.client.hkeys(NODES), *controlled, *held}
+        return sorted(node for node in named if self.are_ours(node))
+
+    def consumers(self) -> dict[str, set[str]]:
+        """Return the nodes that live and consume it, for each queue."""
+        facts = {node: json.loads(text) for node, text in self.client.hgetall(NODES).items()}
+        found: dict[str, set[str]] = {}
+        for node in self.living():
+            for queue in facts.get(node, {}).get("queues", ()):
+                found.setdefault(queue, set()).add(node)
+        return found
+
+    def orphans(self) -> list[str]:
+        """Return the queues that only nodes of these hosts consume now."""
+        return sorted(queue for queue, nodes in self.consumers().items() if all(map(self.are_ours, nodes)))
+
+    def forget(self, node: str) -> bool:
+        """Forget a node; return whether it was dead and held nothing."""
+        queue = f"{node}.{PIDBOX}"
+        own = [f"{key}:{node}" for key in (UNACKED, UNACKED_INDEX, UNACKED_MUTEX)]
+        names = [LEASES, NODES, *own, queue, *BINDINGS]
+        return bool(self.client.eval(FORGET, len(names), *names, node, SEPARATOR.join(["", "", queue])))
+
+    def forget_all(self, wait: float, sleep: Callable[[float], None] = time.sleep) -> list[str]:
+        """Forget all nodes of the hosts, each as soon as it holds nothing; return which Redis knew.
+
+        Raises:
+            NodesError: One of them lives, or nobody gives back what it holds.
+        """
+        nodes = left = self.known()
+        began = self.ends()
+        until = time.monotonic() + wait
+        while left := [node for node in left if not self.forget(node)]:
+            now = self.ends()
+            if alive := [node for node in left if now.get(node, 0) > began.get(node, 0)]:
+                raise NodesError(f"{', '.join(alive)} still runs: it has renewed its lease. Stop it first.")
+            if time.monotonic() > until:
+                raise NodesError(self.explain(left, wait))
+            sleep(PAUSE)
+        return nodes
+
+    def explain(self, nodes: Iterable[str], wait: float) -> str:
+        """Return why nodes cannot be forgotten."""
+        held = {node: self.client.hlen(f"{UNACKED}:{node}") for node in nodes}
+        told = ", ".join(f"{node} holds {number} messages" for node, number in held.items())
+        others = [node for node in self.living() if not self.are_ours(node)]
+        why = (
+            f"none of the {len(others)} other nodes gave them back within {wait:g} s. Their journals say why"
+            if others
+            else "no other node lives that would give them back. Start one, on another host"
+        )
+        return f"{told}; {why}. Then run this again. Nothing was removed."
+
+
+def apply(nodes: Nodes, state: str, wait: float, *, check: bool) -> dict[str, Any]:
+    """Do what the state asks for, and return the module's result."""
+    if state == "dispensable":
+        if orphans := nodes.orphans():
+            raise NodesError(
+                f"nobody else consumes {', '.join(orphans)} now, whatever the inventory says. Have another "
+                "host do so first (site.yml, playbooks/health.yml), or say -e decommission_anyway=true."
+            )
+        return {"changed": False, "nodes": nodes.known()}
+    known = nodes.known() if check else nodes.forget_all(wait)
+    return {"changed": bool(known), "nodes": known}
+
+
+def main() -> None:
+    """Run the module."""
+    module = AnsibleModule(
+        argument_spec={
+            **connection_arguments(),
+            "state": {"type": "str", "choices": ["dispensable", "forgotten"], "required": True},
+            "hosts": {"type": "list", "elements": "str", "required": True},
+            "user": {"type": "str", "default": "admin"},
+            "password": {"type": "str", "required": True, "no_log": True},
+            "db": {"type": "int", "default": 0},
+            "wait": {"type": "int", "default": 120},
+        },
+        supports_check_mode=True,
+    )
+    if redis is None:
+        module.fail_json(msg=missing_required_lib("redis"))
+    params = module.params
+    place = [params[name] for name in ("host", "port", "ca_file", "timeout")]
+    try:
+        served_certificate(*place)
+        client = login(*place, user=params["user"], password=params["password"], db=params["db"])
+        result = apply(
+            Nodes(client, params["hosts"]), params["state"], params["wait"], check=module.check_mode
+        )
+    except NodesError as error:
+        module.fail_json(msg=str(error))
+    except (StrangeServerError, redis.exceptions.RedisError, OSError) as error:
+        module.fail_json(
+            msg=f"Redis at {params['host']}:{params['port']} cannot be asked: {str(error) or 'no answer'}"
+        )
+    module.exit_json(**result)
+
+
+if __name__ == "__main__":
+    main()

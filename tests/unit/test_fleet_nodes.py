@@ -1,0 +1,155 @@
+"""The module fleet_nodes: whether the fleet can do without some nodes, and how Redis forgets them."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import redis
+from fleet_runtime import keys
+from kombu.transport.redis import Channel
+from modules import fleet_nodes
+from modules.fleet_nodes import BINDINGS, SEPARATOR, Nodes, NodesError, apply
+
+from tests.unit import redis_server
+from tests.unit.redis_server import Server
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+LEASE = 30.0
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server with what the role renders."""
+    redis_server.require()
+    server = Server(tmp_path_factory.mktemp("redis"))
+    server.write()
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def client(server: Server) -> redis.Redis:
+    """A Redis without nodes, for its administrator."""
+    client = server.client("admin")
+    client.flushall()
+    return client
+
+
+def add(
+    client: redis.Redis, node: str, lease: float = LEASE, held: int = 0, queues: tuple[str, ...] = ("q",)
+) -> None:
+    """Let there be a node, as the runtime and kombu write it down."""
+    now: Any = client.time()
+    client.zadd(keys.LEASES, {node: now[0] + lease})
+    client.hset(keys.NODES, node, json.dumps({"queues": queues}))
+    for number in range(held):
+        client.hset(keys.unacked(node), str(number), "[]")
+        client.zadd(keys.unacked_index(node), {str(number): 1})
+    for key in BINDINGS:
+        client.sadd(key, SEPARATOR.join(["", "", f"{node}.celery.pidbox"]))
+
+
+def traces(client: redis.Redis, host: str) -> list[str]:
+    """Return every key in whose name or members a host is."""
+    found = []
+    for key in client.scan_iter():
+        content = {
+            "zset": lambda key: client.zrange(key, 0, -1),
+            "hash": client.hgetall,
+            "set": client.smembers,
+            "string": client.get,
+            "list": lambda key: client.lrange(key, 0, -1),
+        }[str(client.type(key))](key)
+        if f"@{host}" in f"{key} {content}":
+            found.append(key)
+    return sorted(found)
+
+
+def test_the_names_are_those_of_the_runtime_and_of_kombu() -> None:
+    assert (fleet_nodes.LEASES, fleet_nodes.NODES) == (keys.LEASES, keys.NODES)
+    own = [f"{key}:n" for key in (fleet_nodes.UNACKED, fleet_nodes.UNACKED_INDEX, fleet_nodes.UNACKED_MUTEX)]
+    assert own == [keys.unacked("n"), keys.unacked_index("n"), keys.unacked_mutex("n")]
+    forms = (Channel.keyprefix_queue, Channel.keyprefix_binding_permanent)
+    assert tuple(form % fleet_nodes.PIDBOX for form in forms) == BINDINGS
+    assert Channel.sep == SEPARATOR
+
+
+def test_nodes_that_have_ended_are_forgotten(client: redis.Redis) -> None:
+    """And those of other hosts are not."""
+    for node in ("a-1@w2", "b-1@w2"):
+        add(client, node, lease=-1)
+    add(client, "a-1@w1")
+    client.rpush("a-1@w2.celery.pidbox", "asked for something")
+    client.set(keys.unacked_mutex("a-1@w2"), "1")
+    others = traces(client, "w1")
+    assert apply(Nodes(client, ["w2"]), "forgotten", 0, check=False) == {
+        "changed": True,
+        "nodes": ["a-1@w2", "b-1@w2"],
+    }
+    assert traces(client, "w2") == []
+    assert traces(client, "w1") == others
+    assert not apply(Nodes(client, ["w2"]), "forgotten", 0, check=False)["changed"]
+
+
+def test_a_host_is_not_one_whose_name_it_ends_with(client: redis.Redis) -> None:
+    add(client, "a-1@new-w2", lease=-1)
+    assert Nodes(client, ["w2"]).known() == []
+
+
+def test_check_mode_forgets_nothing(client: redis.Redis) -> None:
+    add(client, "a-1@w2", lease=-1)
+    before = traces(client, "w2")
+    assert apply(Nodes(client, ["w2"]), "forgotten", 0, check=True)["changed"]
+    assert traces(client, "w2") == before
+
+
+def test_what_a_node_holds_is_waited_for(client: redis.Redis) -> None:
+    """Others give it back, message by message."""
+    add(client, "a-1@w2", lease=-1, held=3)
+
+    def give_one_back(_: float) -> None:
+        """Do what another node does meanwhile."""
+        client.hdel(keys.unacked("a-1@w2"), *client.hkeys(keys.unacked("a-1@w2"))[:1])
+
+    assert Nodes(client, ["w2"]).forget_all(60, give_one_back) == ["a-1@w2"]
+    assert traces(client, "w2") == []
+
+
+def test_a_lease_is_waited_for(client: redis.Redis) -> None:
+    """A node that was killed leaves one behind, which ends."""
+    add(client, "a-1@w2")
+    assert Nodes(client, ["w2"]).forget_all(60, lambda _: client.zadd(keys.LEASES, {"a-1@w2": 1})) == [
+        "a-1@w2"
+    ]
+
+
+def test_what_nobody_gives_back_is_not_removed(client: redis.Redis) -> None:
+    add(client, "a-1@w2", lease=-1, held=2)
+    with pytest.raises(NodesError, match="a-1@w2 holds 2 messages; no other node lives"):
+        Nodes(client, ["w2"]).forget_all(0, lambda _: None)
+    add(client, "a-1@w1")
+    with pytest.raises(NodesError, match="none of the 1 other nodes gave them back within 0 s"):
+        Nodes(client, ["w2"]).forget_all(0, lambda _: None)
+    assert client.hlen(keys.unacked("a-1@w2")) == 2
+
+
+def test_a_node_that_lives_is_not_forgotten(client: redis.Redis) -> None:
+    """Whoever said that its host is gone."""
+    add(client, "a-1@w2")
+    with pytest.raises(NodesError, match="a-1@w2 still runs"):
+        Nodes(client, ["w2"]).forget_all(60, lambda _: client.zincrby(keys.LEASES, 10, "a-1@w2"))
+    assert client.zscore(keys.LEASES, "a-1@w2")
+
+
+def test_a_queue_needs_another_consumer_that_lives(client: redis.Redis) -> None:
+    add(client, "a-1@w1", queues=("a",))
+    add(client, "b-1@w1", lease=-1, queues=("b",))
+    add(client, "a-1@w2", queues=("a", "b", "c"))
+    with pytest.raises(NodesError, match="nobody else consumes b, c now"):
+        apply(Nodes(client, ["w2"]), "dispensable", 0, check=False)
+    assert not apply(Nodes(client, ["w1"]), "dispensable", 0, check=False)["changed"]
