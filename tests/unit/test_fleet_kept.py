@@ -13,6 +13,8 @@ from modules import fleet_files
 
 ME = {"owner": pwd.getpwuid(os.getuid()).pw_name, "group": grp.getgrgid(os.getgid()).gr_name}
 
+NOTHING_ELSE: dict[str, list[str]] = {"directories": [], "purge": [], "empty": []}
+
 
 @pytest.fixture
 def kept(tmp_path: Path) -> Kept:
@@ -35,7 +37,7 @@ def change(host: Path, kept: Kept, text: str) -> None:
     """Change the host as a run does."""
     for name in ("app.env", "new.env"):
         file = {"path": str(host / name), "content": text, "mode": "0644", "secret": False, **ME}
-        fleet_files.apply({"files": [file], "directories": [], "purge": []}, check=False, kept=kept)
+        fleet_files.apply({"files": [file], **NOTHING_ELSE}, check=False, kept=kept)
     kept.keep(host / "current")
     (host / "current").unlink()
     (host / "current").symlink_to(f"releases/{text.strip()}")
@@ -78,7 +80,7 @@ def test_a_restoration_that_was_interrupted_is_done_again(host: Path, kept: Kept
 
 def test_nothing_is_kept_in_check_mode_nor_of_what_does_not_change(host: Path, kept: Kept) -> None:
     file = {"path": str(host / "app.env"), "content": "new\n", "mode": "0600", "secret": False, **ME}
-    params = {"files": [file], "directories": [], "purge": []}
+    params = {"files": [file], **NOTHING_ELSE}
     fleet_files.apply(params, check=True, kept=kept)
     fleet_files.apply({**params, "files": [{**file, "content": "old\n"}]}, check=False, kept=kept)
     assert kept.paths() == []
@@ -89,3 +91,32 @@ def test_secrets_are_kept_where_only_root_reads(host: Path, kept: Kept) -> None:
     assert kept.directory.stat().st_mode & 0o7777 == 0o700
     modes = {entry.lstat().st_mode & 0o077 for entry in kept.directory.iterdir() if not entry.is_symlink()}
     assert modes == {0}
+
+
+def test_what_follows_something_else_is_not_kept(host: Path, kept: Kept) -> None:
+    file = {"path": str(host / "app.env"), "content": "new\n", "mode": "0600", "secret": True, **ME}
+    fleet_files.apply({"files": [{**file, "keep": False}], **NOTHING_ELSE}, check=False, kept=kept)
+    assert kept.paths() == []
+
+
+def test_a_drop_in_directory_that_was_not_there_goes_as_well(host: Path, kept: Kept) -> None:
+    limits = host / "celery-worker@a-1.service.d" / "limits.conf"
+    kept.keep(limits)
+    limits.parent.mkdir()
+    limits.write_text("new")
+    kept.restore()
+    assert not limits.parent.exists()
+
+
+def test_what_lies_in_a_directory_that_is_gone_comes_back(host: Path, kept: Kept) -> None:
+    limits = host / "celery-worker@a-1.service.d" / "limits.conf"
+    limits.parent.mkdir()
+    limits.write_text("old")
+    kept.keep(limits)
+    limits.unlink()
+    limits.parent.rmdir()
+    kept.restore()
+    assert limits.read_text() == "old"
+    assert kept.target(host / "current") == ""
+    kept.keep(host / "current")
+    assert kept.target(host / "current") == "releases/old"

@@ -434,7 +434,11 @@ def test_the_unit_waits_for_signs_of_life() -> None:
 def test_each_host_answers_for_its_own_nodes_only() -> None:
     """One host asks for the nodes of all."""
     seen = {"sick": {"io-1@host1": None, "p-1@host1": ["a"], "p-1@host2": []}}
-    rendered = role({"p": {"queues": ["a", "b"]}, "io": {"queues": ["io"]}}, __celery_worker_health=seen)
+    rendered = role(
+        {"p": {"queues": ["a", "b"]}, "io": {"queues": ["io"]}},
+        ansible_play_batch=["host0", "host1"],
+        hostvars={"host0": {"__celery_worker_health": seen}, "host1": {}},
+    )
     assert rendered.evaluate("__celery_worker_sick") == {"io-1@host1": None, "p-1@host1": ["a"]}
 
 
