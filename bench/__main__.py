@@ -51,7 +51,6 @@ def main() -> None:
                         continue
                     results["runs"][name].append(asdict(row))
                 in_order(results["runs"][name], measure)
-            results["rounds"] |= dict.fromkeys(measures, number + 1)
             text = report.write(results)
     print(text, end="")
     if failures:

@@ -78,16 +78,14 @@ def _ratio(what: str, measure: str, column: str, bar: float, **options: bool) ->
 
 
 FLEET = variants.RUNTIME.name
-# What runs many tasks in the process that fetched them, as peers with coroutines do.
-IN_PROCESS = next(one.name for one in variants.PROFILES if one.pool == "threads")
 BARS = (
     _ratio("CPU of a task without a result", "throughput", "cpu", 0.55),
     _ratio("tasks a second", "throughput", "tasks_per_second", 1.7, at_least=True),
     Bar(
         "CPU of a task, of a tutorial's settings with events", _cpu(FLEET), 0.3, _cpu(variants.TUTORIAL.name)
     ),
-    Bar("CPU of a task in a thread, of taskiq's on streams", _cpu(IN_PROCESS), 1.5, _cpu(peers.TASKIQ.name)),
-    Bar("CPU of a task in a thread, of arq's", _cpu(IN_PROCESS), 0.4, _cpu(peers.ARQ.name)),
+    Bar("CPU of a task, of taskiq's on streams", _cpu(FLEET), 1.5, _cpu(peers.TASKIQ.name)),
+    Bar("CPU of a task, of arq's", _cpu(FLEET), 0.4, _cpu(peers.ARQ.name)),
     Bar("CPU of a task, of rq's with SimpleWorker", _cpu(FLEET), 0.2, _cpu(peers.RQ_SIMPLE.name)),
     Bar("CPU of a task with TLS, ACL and AOF, of plain", _cpu(variants.RUNTIME_TLS.name), 1.2, _cpu(FLEET)),
     _ratio("latency at 60 tasks a second, p50", "latency", "p50", 1),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from contextlib import suppress
 from dataclasses import dataclass
 from statistics import median
@@ -91,13 +91,12 @@ TABLES: dict[str, tuple[str, tuple[Column, ...]]] = {
 
 def begin(machine: Mapping[str, str], measures: Iterable[str]) -> dict[str, Any]:
     """Return results to add to: none of these measures, and of others those of an earlier session."""
-    found: dict[str, Any] = {"machine": machine, "rounds": {}, "runs": {}}
+    found: dict[str, Any] = {"machine": machine, "runs": {}}
     with suppress(FileNotFoundError):
         before = json.loads((FOLDER / FILE).read_text())
         if before["machine"] == machine:
             found = before
-    for measure in measures:
-        found["rounds"][measure], found["runs"][measure] = 0, []
+    found["runs"] |= {measure: [] for measure in measures}
     return found
 
 
@@ -105,14 +104,14 @@ def write(results: Mapping[str, Any]) -> str:
     """Write all files, and return the tables.
 
     Args:
-        results: `machine`, and of each measure the `rounds`, and the `runs`, which are its rows.
+        results: `machine`, and `runs`: the rows of each measure.
     """
     FOLDER.mkdir(parents=True, exist_ok=True)
     (FOLDER / FILE).write_text(json.dumps(results, indent=1))
     found = {measure: medians(rows) for measure, rows in results["runs"].items()}
     parts = [
         "# Benchmark",
-        f"Rounds: {spelled_rounds(results['rounds'])}. The figures are medians.",
+        f"Rounds: {rounds(results['runs'])}. The figures are medians.",
         table(["machine", ""], [[name, value] for name, value in results["machine"].items()]),
     ]
     for measure, (title, columns) in TABLES.items():
@@ -191,13 +190,14 @@ def spelled(rates: Mapping[str, float]) -> str:
     return ", ".join(f"{name} {rate:.2f}" for name, rate in rates.items() if rate >= 0.01)
 
 
-def spelled_rounds(rounds: Mapping[str, int]) -> str:
-    """Return how many rounds each measure had.
+def rounds(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+    """Return how many rounds each measure had; what has failed in one has fewer rows.
 
-    >>> spelled_rounds({"memory": 5, "idle": 3})
-    'memory 5, idle 3'
+    >>> rounds({"memory": [{"variant": "one"}, {"variant": "two"}, {"variant": "one"}], "idle": []})
+    'memory 2, idle 0'
     """
-    return ", ".join(f"{measure} {count}" for measure, count in rounds.items())
+    counts = {measure: Counter(row["variant"] for row in rows) for measure, rows in runs.items()}
+    return ", ".join(f"{measure} {max(of.values(), default=0)}" for measure, of in counts.items())
 
 
 def main() -> None:

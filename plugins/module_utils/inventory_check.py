@@ -29,7 +29,7 @@ SHOWN_CHARACTERS = 80
 
 # What settings cost, by tasks that do nothing: roles/celery_worker/README.md, "What costs much".
 MEASURED = "measured on 2 cores, Celery 5.7"
-TRACK_STARTED_COST = f"it writes to Redis a second time for each task, 12 % more CPU ({MEASURED})"
+TRACK_STARTED_COST = f"it asks Redis a third time for each task, where twice would do ({MEASURED})"
 EVENTS_COST = f"the nodes tell monitors of each step of each task, 14 % more CPU ({MEASURED})"
 LEAST_TASKS_PER_CHILD = 1000
 CHILD_COST = f"at 100 it costs short tasks 46 % more CPU, and halves their rate ({MEASURED})"

@@ -163,7 +163,6 @@ def test_bars(bar: Bar, row: list[str]) -> None:
 def test_each_bar_is_about_something_that_is_measured() -> None:
     fleets: list[Celery] = [one for variant in variants.IDLE for one in idle.fleets(variant)]
     celery = (*variants.COMPARED, *variants.SECURED, *fleets)
-    celery = (*celery, *variants.PROFILES)
     names = {one.name for one in celery} | {peer.name for peer in peers.PEERS}
     for bar in bars.BARS:
         for figure in filter(None, (bar.figure, bar.base)):
@@ -185,7 +184,7 @@ def test_a_report_has_medians_in_tables_plots_and_json(
     monkeypatch.setattr(report, "FOLDER", tmp_path)
     row: dict[str, Any] = {"variant": "one", "total": 100.0, "main": 20.0, "child": 10.0}
     rows = [row, {**row, "total": 300.0}, {**row, "total": 200.0}, {**row, "variant": "two", "total": 50.0}]
-    results = {"machine": {"CPU": "fast"}, "rounds": {"memory": 3}, "runs": {"memory": rows}}
+    results = {"machine": {"CPU": "fast"}, "runs": {"memory": rows}}
     text = report.write(results)
     assert "Rounds: memory 3." in text
     assert "| one     | 200 |         1.00 |   20 |         10 |" in text
@@ -197,16 +196,10 @@ def test_a_report_has_medians_in_tables_plots_and_json(
 def test_other_measures_of_the_same_machine_stay(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(report, "FOLDER", tmp_path)
     machine, other = {"CPU": "fast"}, {"CPU": "slow"}
-    assert report.begin(machine, ["idle"]) == {
-        "machine": machine,
-        "rounds": {"idle": 0},
-        "runs": {"idle": []},
-    }
+    assert report.begin(machine, ["idle"]) == {"machine": machine, "runs": {"idle": []}}
     row = {"variant": "one", "total": 100.0, "main": 20.0, "child": 10.0}
-    report.write({"machine": machine, "rounds": {"memory": 1}, "runs": {"memory": [row]}})
-    both = report.begin(machine, ["idle"])
-    assert both["rounds"] == {"memory": 1, "idle": 0}
-    assert both["runs"] == {"memory": [row], "idle": []}
+    report.write({"machine": machine, "runs": {"memory": [row]}})
+    assert report.begin(machine, ["idle"])["runs"] == {"memory": [row], "idle": []}
     assert report.begin(machine, ["memory"])["runs"] == {"memory": []}
     assert report.begin(other, ["idle"])["runs"] == {"idle": []}
 

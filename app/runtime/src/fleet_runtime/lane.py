@@ -155,12 +155,7 @@ class Lane(Hashable):
         while self._asked and self.is_open and not self._reads:
             if monotonic() > until:
                 raise self._lose("it does not answer")
-            try:
-                there = self.connection.can_read(seconds)
-            except NoConnectionError as error:
-                raise self._lose(error) from error
-            if there:
-                self.read()
+            self.read_within(seconds)
 
     def is_overdue(self, seconds: float) -> bool:
         """Return whether an answer should have come, so that the connection is dead."""

@@ -127,7 +127,7 @@ class FleetSettings(BaseSettings):
         description="Store that a task started, too: a second write for each. false leaves it to the app.",
     )
     task_events: bool = Field(
-        default=False, description="Tell monitors of each step of each task: 14 % more CPU for each."
+        default=False, description="Tell monitors of each step of each task, which costs CPU."
     )
     soft_shutdown_timeout: float = Field(
         default=10,
