@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     Run = Callable[[list[str]], tuple[int, str, str]]
 
 PROPERTIES = ("LoadState", "ActiveState", "UnitFileState", "NeedDaemonReload", "InvocationID")
+ENABLED = ("enabled", "static")
 
 
 class SystemdError(Exception):
@@ -52,3 +53,8 @@ def stopped_at(run: Run, unit: str) -> float:
 def is_up(state: dict[str, str]) -> bool:
     """Whether a unit runs, or tries to: a crash loop (`activating`) is up, a unit that gave up is not."""
     return state["ActiveState"] not in {"inactive", "failed"}
+
+
+def is_settled(state: dict[str, str]) -> bool:
+    """Whether a unit runs, and will after a reboot."""
+    return state["ActiveState"] in {"active", "reloading"} and state["UnitFileState"] in ENABLED

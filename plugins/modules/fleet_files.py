@@ -47,6 +47,11 @@ options:
           With I(keep), keep this one, too; not what must fit something outside of the host, as passwords do.
         type: bool
         default: true
+      validate:
+        description: >-
+          Command that ends well if the file may be written; %s is a file with its content. If it does not,
+          nothing of the whole set is changed. Not run in check mode.
+        type: str
   purge:
     description:
       - Globs of absolute paths. A file that one of them finds is removed, unless I(files) names it.
@@ -105,6 +110,8 @@ from ansible.module_utils.fleet_kept import Kept
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from typing import Any
+
+    from ansible.module_utils.fleet_systemd import Run
 
 
 class FilesError(Exception):
@@ -207,6 +214,29 @@ def write_file(item: dict[str, Any], *, check: bool, kept: Kept | None = None) -
     return {"before_header": str(path), "after_header": access_header, "before": texts[0], "after": texts[1]}
 
 
+def require_valid(items: Iterable[dict[str, Any]], run: Run) -> None:
+    """Refuse a file whose command does not end well, before any is written.
+
+    Raises:
+        FilesError: There is one.
+    """
+    for item in items:
+        if not item.get("validate") or _has(item):
+            continue
+        with tempfile.NamedTemporaryFile(prefix="fleet-") as file:  # mode 0600
+            file.write(item["content"].encode())
+            file.flush()
+            code, out, err = run(item["validate"] % file.name)
+        if code:
+            raise FilesError(f"{item['path']} was not written, for it is not valid: {(err or out).strip()}")
+
+
+def _has(item: dict[str, Any]) -> bool:
+    """Return whether a file has its content already."""
+    path = Path(item["path"])
+    return path.is_file() and path.read_bytes() == item["content"].encode()
+
+
 def replace(path: Path, content: bytes, access: Access) -> None:
     """Put a file in place in one step; it has its final owner and mode before it has its name."""
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # mode 0600
@@ -279,9 +309,13 @@ def refuse_bad_arguments(params: dict[str, Any]) -> None:
             raise FilesError(f"{path} is named twice")
 
 
-def apply(params: dict[str, Any], *, check: bool, kept: Kept | None = None) -> dict[str, Any]:
+def apply(
+    params: dict[str, Any], *, check: bool, kept: Kept | None = None, run: Run | None = None
+) -> dict[str, Any]:
     """Do what the arguments ask for, and return the module's result."""
     refuse_bad_arguments(params)
+    if run and not check:
+        require_valid(params["files"], run)
     made = [item["path"] for item in params["directories"] if make_directory(item, check=check)]
     diffs = {item["path"]: write_file(item, check=check, kept=kept) for item in params["files"]}
     written = {path: diff for path, diff in diffs.items() if diff}
@@ -314,6 +348,7 @@ def main() -> None:
         "mode": {"type": "str", "default": "0644"},
         "secret": {"type": "bool", "default": False, "no_log": False},
         "keep": {"type": "bool", "default": True},
+        "validate": {"type": "str"},
     }
     module = AnsibleModule(
         argument_spec={
@@ -327,7 +362,7 @@ def main() -> None:
     )
     try:
         kept = Kept() if module.params["keep"] else None
-        result = apply(module.params, check=module.check_mode, kept=kept)
+        result = apply(module.params, check=module.check_mode, kept=kept, run=module.run_command)
     except (FilesError, OSError) as error:
         module.fail_json(msg=str(error))
     module.exit_json(**result)

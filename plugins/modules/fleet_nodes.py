@@ -15,9 +15,10 @@ options:
     description:
       - C(dispensable) fails if a queue would have no consumer without these nodes, as the leases are now. It
         changes nothing.
-      - C(forgotten) waits until these nodes hold no message, and removes their leases, bindings and what they
-        said of themselves. What a node held that ended badly is given back by others when its lease has
-        ended. Fails if nobody gives it back in time, and if a node lives.
+      - C(forgotten) waits until these nodes hold no message, and removes their leases, bindings, what they
+        said of themselves, and the notes of which hosts are drained. What a node held that ended badly is
+        given back by others when its lease has ended. Fails if nobody gives it back in time, and if a node
+        lives.
     type: str
     choices: [dispensable, forgotten]
     required: true
@@ -68,7 +69,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 # The runtime's names (fleet_runtime.keys), and kombu's.
-LEASES, NODES = "fleet:leases", "fleet:nodes"
+LEASES, NODES, DRAINED, PROOFS = "fleet:leases", "fleet:nodes", "fleet:drained", "fleet:proof"
 UNACKED, UNACKED_INDEX, UNACKED_MUTEX = "unacked", "unacked_index", "unacked_mutex"
 PIDBOX = "celery.pidbox"
 BINDINGS = (f"_kombu.binding.{PIDBOX}", f"_kombu.binding_permanent.{PIDBOX}")
@@ -77,7 +78,8 @@ SEPARATOR = "\x06\x16"  # between the routing key, the pattern and the queue of 
 PAUSE = 1.0  # seconds between two looks
 
 # Forgets a node that is dead and holds nothing; returns whether it did.
-# KEYS: leases, nodes, unacked, unacked_index, unacked_mutex, the node's queue of remote control, bindings
+# KEYS: leases, nodes, unacked, unacked_index, unacked_mutex, the queues of proofs and of remote control,
+# bindings
 # ARGV: node, binding
 FORGET = """
 local time = redis.call('TIME')
@@ -87,8 +89,8 @@ if ends and tonumber(ends) > time[1] + time[2] / 1000000 or redis.call('HLEN', K
 end
 redis.call('ZREM', KEYS[1], ARGV[1])
 redis.call('HDEL', KEYS[2], ARGV[1])
-redis.call('DEL', KEYS[3], KEYS[4], KEYS[5], KEYS[6])
-for at = 7, #KEYS do
+redis.call('DEL', KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7])
+for at = 8, #KEYS do
   redis.call('SREM', KEYS[at], ARGV[2])
 end
 return 1
@@ -144,7 +146,7 @@ class Nodes:
     def forget(self, node: str) -> bool:
         """Forget a node; return whether it was dead and held nothing."""
         queue = f"{node}.{PIDBOX}"
-        own = [f"{key}:{node}" for key in (UNACKED, UNACKED_INDEX, UNACKED_MUTEX)]
+        own = [f"{key}:{node}" for key in (UNACKED, UNACKED_INDEX, UNACKED_MUTEX, PROOFS)]
         names = [LEASES, NODES, *own, queue, *BINDINGS]
         return bool(self.client.eval(FORGET, len(names), *names, node, SEPARATOR.join(["", "", queue])))
 
@@ -165,6 +167,15 @@ class Nodes:
                 raise NodesError(self.explain(left, wait))
             sleep(PAUSE)
         return nodes
+
+    def drained(self) -> list[str]:
+        """Return which of the hosts Redis knows as drained."""
+        return sorted(self.hosts.intersection(self.client.hkeys(DRAINED)))
+
+    def forget_drained(self) -> bool:
+        """Forget that hosts are drained; return whether any was."""
+        hosts = self.drained()
+        return bool(hosts and self.client.hdel(DRAINED, *hosts))
 
     def explain(self, nodes: Iterable[str], wait: float) -> str:
         """Return why nodes cannot be forgotten."""
@@ -189,7 +200,8 @@ def apply(nodes: Nodes, state: str, wait: float, *, check: bool) -> dict[str, An
             )
         return {"changed": False, "nodes": nodes.known()}
     known = nodes.known() if check else nodes.forget_all(wait)
-    return {"changed": bool(known), "nodes": known}
+    marked = bool(nodes.drained()) if check else nodes.forget_drained()
+    return {"changed": bool(known) or marked, "nodes": known}
 
 
 def main() -> None:

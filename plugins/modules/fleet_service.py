@@ -72,7 +72,7 @@ import time
 from typing import TYPE_CHECKING
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.fleet_systemd import SystemdError, call, is_up, show, stopped_at
+from ansible.module_utils.fleet_systemd import ENABLED, SystemdError, call, is_up, show, stopped_at
 
 if TYPE_CHECKING:
     from typing import Any
@@ -112,7 +112,7 @@ class Services:
 
     def start(self) -> list[str]:
         """Enable the units, and start together those that are not up."""
-        enabled = self.where("UnitFileState", "enabled", "static")
+        enabled = self.where("UnitFileState", *ENABLED)
         enable = [unit for unit in self.states if unit not in enabled]
         start = self.where("ActiveState", "inactive", "failed", "deactivating")
         # in a crash loop, or in a start that hangs; a start would only join the one under way

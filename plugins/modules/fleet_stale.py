@@ -33,6 +33,11 @@ options:
     type: list
     elements: str
     default: []
+  besides:
+    description: Other units that the host should run, such as a target, which have no stamp.
+    type: list
+    elements: str
+    default: []
   mark:
     description: A file by which the host says that these services are not to run now.
     type: path
@@ -58,6 +63,11 @@ stale:
   returned: always
   type: list
   elements: str
+down:
+  description: Units of I(units) and of I(besides) that do not run, or are not enabled.
+  returned: always
+  type: list
+  elements: str
 replaced:
   description: Those of the stale ones whose program was replaced since they started.
   returned: always
@@ -79,7 +89,7 @@ from typing import TYPE_CHECKING
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.fleet_stale import is_stale
-from ansible.module_utils.fleet_systemd import SystemdError, call, is_up, show
+from ansible.module_utils.fleet_systemd import SystemdError, call, is_settled, is_up, show
 
 if TYPE_CHECKING:
     from typing import Any
@@ -116,7 +126,7 @@ def family_members(run: Run, family: str, unit_dir: Path) -> set[str]:
 def compare(params: dict[str, Any], run: Run, unit_dir: Path = UNIT_DIR, proc: Path = PROC) -> dict[str, Any]:
     """Return the module's result."""
     stamps = {item["unit"]: Path(item["stamp"]) for item in params["units"]}
-    states = show(run, list(stamps))
+    states = show(run, [*stamps, *params.get("besides", ())])
     family = params["family"]
     surplus = family_members(run, family, unit_dir) - set(stamps) if family else set()
     up = [unit for unit in stamps if is_up(states[unit])]
@@ -125,6 +135,7 @@ def compare(params: dict[str, Any], run: Run, unit_dir: Path = UNIT_DIR, proc: P
     return {
         "changed": False,
         "stale": [u for u in up if u in replaced or is_stale(stamps[u], params["pending"])],
+        "down": [unit for unit, state in states.items() if not is_settled(state)],
         "replaced": replaced,
         "surplus": sorted(surplus),
         "drained": bool(params.get("mark")) and Path(params["mark"]).exists(),
@@ -143,6 +154,7 @@ def main() -> None:
         argument_spec={
             "units": {"type": "list", "elements": "dict", "required": True, "options": unit},
             "pending": {"type": "list", "elements": "str", "default": []},
+            "besides": {"type": "list", "elements": "str", "default": []},
             "family": {"type": "str"},
             "mark": {"type": "path"},
         },

@@ -62,13 +62,14 @@ def known_of(fleet: Fleet, host: str) -> list[str]:
         wanted = (
             keys.LEASES,
             keys.NODES,
+            keys.DRAINED,
             "_kombu.binding.celery.pidbox",
             "_kombu.binding_permanent.celery.pidbox",
         )
         for key in (*wanted, *client.scan_iter("unacked*"), *client.scan_iter("*@*.celery.pidbox")):
             kind = kinds.get(str(client.type(key)))
             members = getattr(client, kind)(key, *((0, -1) if kind == "zrange" else ())) if kind else ""
-            if f"@{host}" in f"{key} {members}":
+            if f"@{host}" in f"{key} {members}" or (key == keys.DRAINED and host in members):
                 found.append(key)
     return found
 

@@ -29,7 +29,7 @@ def directory(path: Path, mode: str = "0755") -> dict[str, Any]:
 
 
 def run(
-    *files: Any, directories: Any = (), purge: Any = (), empty: Any = (), check: bool = False
+    *files: Any, directories: Any = (), purge: Any = (), empty: Any = (), check: bool = False, **options: Any
 ) -> dict[str, Any]:
     """Run the module."""
     params = {
@@ -38,7 +38,7 @@ def run(
         "purge": list(purge),
         "empty": [str(path) for path in empty],
     }
-    return fleet_files.apply(params, check=check)
+    return fleet_files.apply(params, check=check, **options)
 
 
 def mode(path: Path) -> int:
@@ -208,3 +208,25 @@ def test_bad_arguments_are_refused(items: Any, message: str) -> None:
     """Before anything is written."""
     with pytest.raises(FilesError, match=message):
         run(*items, check=True)
+
+
+def test_what_is_not_valid_is_not_written(tmp_path: Path) -> None:
+    """Neither anything beside it. What is there already is not asked about again, nor is it in check mode."""
+    asked = []
+
+    def validate(command: str) -> tuple[int, str, str]:
+        program, path = command.split()
+        asked.append((program, Path(path).read_text()))
+        return (1, "", "line 1: unknown directive") if "bad" in asked[-1][1] else (0, "", "")
+
+    good, bad = tmp_path / "good.conf", tmp_path / "bad.conf"
+    checked = {"validate": "check %s"}
+    with pytest.raises(FilesError, match=r"bad\.conf was not written.*unknown directive"):
+        run(file(good, **checked), file(bad, "bad\n", **checked), run=validate)
+    assert list(tmp_path.iterdir()) == []
+    assert asked == [("check", "text\n"), ("check", "bad\n")]
+    run(file(good, **checked), run=validate)
+    assert len(asked) == 3
+    run(file(good, **checked), run=validate)
+    run(file(bad, "bad\n", **checked), run=validate, check=True)
+    assert len(asked) == 3

@@ -71,9 +71,12 @@ def traces(client: redis.Redis, host: str) -> list[str]:
 
 
 def test_the_names_are_those_of_the_runtime_and_of_kombu() -> None:
-    assert (fleet_nodes.LEASES, fleet_nodes.NODES) == (keys.LEASES, keys.NODES)
-    own = [f"{key}:n" for key in (fleet_nodes.UNACKED, fleet_nodes.UNACKED_INDEX, fleet_nodes.UNACKED_MUTEX)]
-    assert own == [keys.unacked("n"), keys.unacked_index("n"), keys.unacked_mutex("n")]
+    shared = (fleet_nodes.LEASES, fleet_nodes.NODES, fleet_nodes.DRAINED)
+    assert shared == (keys.LEASES, keys.NODES, keys.DRAINED)
+    own = [
+        f"{getattr(fleet_nodes, key)}:n" for key in ("UNACKED", "UNACKED_INDEX", "UNACKED_MUTEX", "PROOFS")
+    ]
+    assert own == [keys.unacked("n"), keys.unacked_index("n"), keys.unacked_mutex("n"), keys.proofs("n")]
     forms = (Channel.keyprefix_queue, Channel.keyprefix_binding_permanent)
     assert tuple(form % fleet_nodes.PIDBOX for form in forms) == BINDINGS
     assert Channel.sep == SEPARATOR
@@ -85,6 +88,7 @@ def test_nodes_that_have_ended_are_forgotten(client: redis.Redis) -> None:
         add(client, node, lease=-1)
     add(client, "a-1@w1")
     client.rpush("a-1@w2.celery.pidbox", "asked for something")
+    client.rpush(keys.proofs("a-1@w2"), "not run")
     client.set(keys.unacked_mutex("a-1@w2"), "1")
     others = traces(client, "w1")
     assert apply(Nodes(client, ["w2"]), "forgotten", 0, check=False) == {
@@ -153,3 +157,11 @@ def test_a_queue_needs_another_consumer_that_lives(client: redis.Redis) -> None:
     with pytest.raises(NodesError, match="nobody else consumes b, c now"):
         apply(Nodes(client, ["w2"]), "dispensable", 0, check=False)
     assert not apply(Nodes(client, ["w1"]), "dispensable", 0, check=False)["changed"]
+
+
+def test_a_host_that_is_forgotten_is_not_drained_any_more(client: redis.Redis) -> None:
+    """Or one of its name that comes later would be shown as such. Check mode tells, and removes nothing."""
+    client.hset(keys.DRAINED, mapping={"w1": "{}", "w2": "{}"})
+    for check, changed, left in ((True, True, ["w1", "w2"]), (False, True, ["w1"]), (False, False, ["w1"])):
+        assert apply(Nodes(client, ["w2"]), "forgotten", 0, check=check)["changed"] is changed
+        assert sorted(client.hkeys(keys.DRAINED)) == left

@@ -25,6 +25,7 @@ class Systemd:
             f"celery-worker@{name.replace('_', '-')}.service": state for name, state in active.items()
         }
         self.reload = "no"
+        self.enabled = "enabled"
         self.main_pid = 0
 
     def __call__(self, argv: list[str]) -> tuple[int, str, str]:
@@ -38,7 +39,7 @@ class Systemd:
             return 0, f"{self.main_pid}\n", ""
         blocks = [
             f"LoadState=loaded\nActiveState={self.active.get(unit, 'inactive')}\n"
-            f"UnitFileState=enabled\nNeedDaemonReload={self.reload}\n"
+            f"UnitFileState={self.enabled}\nNeedDaemonReload={self.reload}\n"
             for unit in rest
         ]
         return 0, "\n".join(blocks), ""
@@ -67,6 +68,7 @@ def test_a_unit_with_the_files_it_started_with_is_fresh(shaped: dict[str, Any]) 
     assert result == {
         "changed": False,
         "stale": [],
+        "down": [],
         "replaced": [],
         "surplus": [],
         "drained": False,
@@ -183,3 +185,25 @@ def test_a_mark_says_that_the_host_is_drained(shaped: dict[str, Any], tmp_path: 
     assert compare(shaped, Systemd(a_1="active"))["drained"] is False
     mark.touch()
     assert compare(shaped, Systemd(a_1="active"))["drained"] is True
+
+
+@pytest.mark.parametrize(
+    ("state", "enabled", "is_down"),
+    [
+        ("active", "enabled", False),
+        ("active", "static", False),
+        ("active", "disabled", True),
+        ("inactive", "enabled", True),
+        ("activating", "enabled", True),
+    ],
+)
+def test_what_does_not_run_or_would_not_after_a_reboot_is_down(
+    shaped: dict[str, Any], state: str, enabled: str, is_down: bool
+) -> None:
+    """The same holds for what has no stamp."""
+    systemd = Systemd(a_1=state, other=state)
+    systemd.enabled = enabled
+    other = "celery-worker@other.service"
+    found = compare({**shaped, "besides": [other]}, systemd)
+    assert found["down"] == ([UNIT, other] if is_down else [])
+    assert other not in found["stale"]

@@ -90,8 +90,6 @@ PERMITTED = {
         ZREM fleet:dead id
         HSET fleet:drained worker1 reason
         HDEL fleet:drained worker1
-        LPUSH fleet:proof:default-1@worker1 message
-        DEL fleet:proof:default-1@worker1\x06\x163
         DEL fleet:losses:tag
         INFO
         GET celery-task-meta-1
@@ -147,9 +145,11 @@ REFUSED = {
         HGET fleet:dead:letters id
         PUBLISH /0.celery.pidbox shutdown
         PSUBSCRIBE /0.celeryev/*
+        LPUSH fleet:proof:default-1@worker1 message
         GET redbeat:task
     """,
     "ops": """
+        LPUSH fleet:proof:default-1@worker1 message
         HDEL unacked:default-1@worker1 tag
         DEL unacked:default-1@worker1
         HSET unacked:default-1@worker1 tag message

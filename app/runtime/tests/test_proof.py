@@ -1,4 +1,4 @@
-"""`fleet prove`: a node that is asked for it proves that it answers, consumes and runs tasks."""
+"""A node proves that it works before it takes a task of others; `fleet prove` says whether it has."""
 
 from __future__ import annotations
 
@@ -7,12 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from fleet_runtime import keys
+from fleet_runtime.give_back import forget
 
 from app.runtime.tests.conftest import APPS, FIRST_OF_POOLS
 from app.tests.commands import FLAGS, Fleet, wait_until
 
 if TYPE_CHECKING:
     from app.tests.broker import Broker
+
+PROVED = "This node takes tasks now, from"
 
 
 @pytest.fixture
@@ -21,33 +24,85 @@ def sick(broker: Broker) -> Fleet:
     return Fleet(broker, "sick:app", PYTHONPATH=APPS, FLEET_RELEASE="3fa9c1d2e4b5")
 
 
+def proofs(broker: Broker) -> list[bytes]:
+    """Return the queues that are for proofs."""
+    return list(broker.client("admin").scan_iter(f"{keys.PROOFS_PREFIX}*"))
+
+
 @pytest.mark.parametrize("pool", FIRST_OF_POOLS)
-def test_a_node_that_works(sick: Fleet, broker: Broker, pool: str) -> None:
-    """It runs a task that only it could get, and nothing of that stays."""
-    with sick.worker("one", "--queues=default,email", f"--pool={pool}", *FLAGS):
-        for _ in range(2):
-            done = sick.run("ops", "fleet", "prove", "one@test", "default", "email")
-            assert done.returncode == 0, done.stderr
-            assert "consumes default, email, and ran a task of release 3fa9c1d2e4b5" in done.stdout
-        left = [key for key in broker.client("admin").scan_iter() if "fleet:proof" in str(key)]
-        assert left == []
+def test_a_node_that_works(sick: Fleet, broker: Broker, web: Any, pool: str) -> None:
+    """It runs a task that only it could get, and nothing of that stays; then it takes what waited."""
+    web.send_task("sick.wait", (0,), queue="email", ignore_result=True)
+    with sick.worker("one", "--queues=default,email", f"--pool={pool}", *FLAGS) as node:
+        [line] = node.wait_for(PROVED)
+        assert line.endswith("from default, email.")
+        node.wait_for("Task sick.wait")
+        printed = node.lines("")
+        assert printed.index(line) < printed.index(node.lines("Task sick.wait")[0])
+        done = sick.run("ops", "fleet", "prove", "one@test", "default", "email")
+        assert done.returncode == 0, done.stderr
+        assert "consumes default, email, has run a task of release 3fa9c1d2e4b5" in done.stdout
+        assert proofs(broker) == []
         active = sick.run("ops", "inspect", "active_queues", "--json").stdout
-        assert "fleet:proof" not in active
+        assert keys.PROOFS_PREFIX not in active
 
 
 @pytest.mark.parametrize(
     ("broken", "said"),
     [
         ("consumption", "one@test should consume default, and consumes nothing."),
-        ("tasks", "one@test consumes its queues, but did not run a task within 3 seconds."),
+        ("tasks", "one@test did not run a task within 4 seconds, and takes no other."),
+        ("processes", "it failed: WorkerLostError: "),
     ],
 )
-def test_a_node_that_does_not(sick: Fleet, broken: str, said: str) -> None:
-    """What is wrong is said in a sentence."""
+def test_a_node_that_does_not(sick: Fleet, broker: Broker, web: Any, broken: str, said: str) -> None:
+    """What is wrong is said in a sentence; what waits for others is not touched, and no letter is left."""
+    redis = broker.client("admin")
+    web.send_task("sick.wait", (0,), queue="default", ignore_result=True)
+    waiting = redis.llen("default")
     with sick.worker("one", "--queues=default", "--pool=prefork", *FLAGS, BREAK=broken):
-        done = sick.run("ops", "fleet", "prove", "one@test", "default", "--timeout=3")
+        done = sick.run("ops", "fleet", "prove", "one@test", "default", "--timeout=4")
         assert done.returncode == 1
         assert said in done.stderr
+        assert redis.llen("default") == waiting
+        assert redis.zcard(keys.DEAD) == 0
+
+
+def test_a_proof_that_takes_long(sick: Fleet, web: Any) -> None:
+    """It is waited for, and the node says so; tasks come after it."""
+    web.send_task("sick.wait", (0,), queue="default", ignore_result=True)
+    with sick.worker("one", "--queues=default", "--pool=prefork", *FLAGS, BREAK="tasks") as node:
+        node.wait_for("takes no other. It has not ended yet.")
+        assert node.lines("Task sick.wait") == []
+        node.wait_for(PROVED)
+        node.wait_for("Task sick.wait")
+
+
+def test_a_proof_that_fails_is_tried_again(sick: Fleet, tmp_path: Any) -> None:
+    """What was wrong may have gone by then: the processes die while there is no file."""
+    cure = tmp_path / "cure"
+    with sick.worker("one", "--queues=default", *FLAGS, BREAK="processes", CURE=str(cure)) as node:
+        node.wait_for("takes no other. WorkerLostError: ")
+        cure.touch()
+        node.wait_for(PROVED)
+
+
+def test_a_node_that_was_cut_off_goes_on(sick: Fleet, broker: Broker, web: Any) -> None:
+    """It has proved that it works, and takes tasks at once on its next connection."""
+    with sick.worker("one", "--queues=default", *FLAGS) as node:
+        node.wait_for(PROVED)
+        broker.client("admin").execute_command("CLIENT", "KILL", "USER", "worker")
+        web.send_task("sick.wait", (0,), queue="default", ignore_result=True)
+        node.wait_for("Task sick.wait")
+        assert len(node.lines(PROVED)) == 1
+
+
+def test_a_node_that_was_cut_off_before_it_has(sick: Fleet, broker: Broker) -> None:
+    """It begins again."""
+    with sick.worker("one", "--queues=default", *FLAGS, BREAK="tasks") as node:
+        broker.client("admin").execute_command("CLIENT", "KILL", "USER", "worker")
+        node.wait_for(PROVED)
+        wait_until(lambda: proofs(broker) == [])
 
 
 def test_a_node_that_is_not_there(sick: Fleet) -> None:
@@ -56,15 +111,27 @@ def test_a_node_that_is_not_there(sick: Fleet) -> None:
     assert (done.returncode, done.stderr.strip()) == (1, "Error: two@test does not answer.")
 
 
-def test_a_node_that_has_no_room_works_too(sick: Fleet, web: Any) -> None:
-    """It took what waited as it started, and runs as many tasks as it may."""
-    with sick.worker("one", "--queues=default", "--pool=prefork", *FLAGS) as node:
-        for _ in range(4):
-            web.send_task("sick.wait", (20,), queue="default", ignore_result=True)
-        node.wait_for("sick.wait", count=2)
-        done = sick.run("ops", "fleet", "prove", "one@test", "default", "--timeout=2")
+@pytest.mark.parametrize("pool", ["prefork", "solo"])
+def test_a_node_that_has_no_room_works_too(sick: Fleet, web: Any, pool: str) -> None:
+    """It took what waited once it had proved that it works, and a solo one cannot even answer."""
+    room = {"prefork": 2, "solo": 1}[pool]
+    for _ in range(4):
+        web.send_task("sick.wait", (20,), queue="default", ignore_result=True)
+    flags = FLAGS if pool == "prefork" else FLAGS[1:]
+    with sick.worker("one", "--queues=default", f"--pool={pool}", *flags, FLEET_LEASE="6") as node:
+        node.wait_for("Task sick.wait", count=room)
+        done = sick.run("ops", "fleet", "prove", "one@test", "default", "--timeout=5")
         assert done.returncode == 0, done.stderr
-        assert "runs 2 tasks, as many as it may" in done.stdout
+        assert ("is busy" in done.stdout) == (pool == "solo")
+        node.process.kill()
+
+
+def test_nothing_stays_of_a_node_that_is_forgotten(broker: Broker) -> None:
+    """Neither the task by which it was to prove that it works."""
+    redis = broker.client("admin")
+    redis.rpush(keys.proofs("gone@test"), "{}")
+    assert forget(redis, "gone@test", if_dead=False)
+    assert proofs(broker) == []
 
 
 def test_hosts_that_are_drained_are_shown(sick: Fleet, broker: Broker) -> None:

@@ -174,7 +174,7 @@ SICK = {
     ),
     "tasks": (
         "import time\nfrom celery import signals\n\n\n@signals.task_prerun.connect\ndef hang(task, **_):\n"
-        "    if task.name == 'fleet.probe':\n        time.sleep(60)\n",
+        "    if task.name == 'fleet.proof':\n        time.sleep(60)\n",
         "did not run a task",
     ),
 }

@@ -27,6 +27,10 @@ else:
         app = loading.load(settings.app)
         laying.lay(app, settings)
         probe.register(app, settings.release)
+        if settings.component == "worker":
+            from fleet_runtime import probation  # by its name, because only a node is to import it
+
+            probation.register(app)
     except FleetError as error:
         # Any other exception would reach the operator as a traceback through Celery's command line.
         raise SystemExit(f"celery: {error}") from None

@@ -16,10 +16,7 @@ from celery.worker.consumer import Consumer
 from kombu.exceptions import ContentDisallowed
 from redis.exceptions import ResponseError
 
-from fleet_runtime import (
-    proving,  # noqa: F401 (gives the node its commands)
-    reading,
-)
+from fleet_runtime import reading
 from fleet_runtime.dead_letters import End, Reason
 from fleet_runtime.logs import about
 from fleet_runtime.request import Burial, Mortal, adopt, bury
@@ -37,6 +34,8 @@ class FleetConsumer(Consumer):  # type: ignore[misc]  # celery ships no types
 
     def __init__(self, on_task_request: Callable[[Any], Any], *args: Any, **kwargs: Any) -> None:
         """Stand between what the node takes from its queues and its pool."""
+        # Tells the others how it is, at once; set by `recovery`, which does so again and again.
+        self.announce: Callable[[], None] = lambda: None
         super().__init__(partial(_hand_over, on_task_request), *args, **kwargs)
         reading.guard()
 

@@ -79,15 +79,15 @@ return moved
 )
 
 # Forgets a node that holds nothing, and returns whether it did.
-# KEYS: leases, nodes, unacked, unacked_index, unacked_mutex. ARGV: node, whether it must be dead
+# KEYS: leases, nodes, unacked, unacked_index, unacked_mutex, proofs. ARGV: node, whether it must be dead
 FORGET = (
     ALIVE
     + """
-local leases, nodes, unacked, index, mutex = unpack(KEYS)
+local leases, nodes, unacked, index, mutex, proofs = unpack(KEYS)
 if ARGV[2] == '1' and alive(leases, ARGV[1]) or redis.call('HLEN', unacked) > 0 then
   return 0
 end
-redis.call('DEL', index, mutex)
+redis.call('DEL', index, mutex, proofs)
 redis.call('HDEL', nodes, ARGV[1])
 redis.call('ZREM', leases, ARGV[1])
 return 1
@@ -106,7 +106,7 @@ class Message(NamedTuple):
 def forget(client: Any, node: str, *, if_dead: bool) -> bool:
     """Remove all keys of a node that holds nothing; return whether that is so."""
     names = [keys.LEASES, keys.NODES]
-    names += [keys.unacked(node), keys.unacked_index(node), keys.unacked_mutex(node)]
+    names += [keys.unacked(node), keys.unacked_index(node), keys.unacked_mutex(node), keys.proofs(node)]
     return bool(client.register_script(FORGET)(keys=names, args=[node, int(if_dead)]))
 
 

@@ -21,7 +21,7 @@ DEAD_LETTERS = "fleet:dead:letters"
 # Hash of host -> JSON of who has drained it.
 DRAINED = "fleet:drained"
 
-# Queues in which nodes find the tasks by which they prove that they work.
+# Queues in which nodes find the task by which each proves that it works.
 PROOFS_PREFIX = "fleet:proof:"
 LOSSES_PREFIX = "fleet:losses:"
 ONCE_PREFIX = "fleet:once:"
@@ -43,7 +43,7 @@ def unacked_mutex(node: str) -> str:
 
 
 def proofs(node: str) -> str:
-    """Return the queue of a node's own, from which it consumes while it is to prove that it works."""
+    """Return the queue of a node's own, from which alone it consumes until it has proved that it works."""
     return f"{PROOFS_PREFIX}{node}"
 
 

@@ -45,6 +45,7 @@ REDBEAT_LOCK = "redbeat::lock"
 CONSUMER = "fleet_runtime.consumer:FleetConsumer"
 OWNERSHIP, RECOVERY = "fleet_runtime.recovery:Ownership", "fleet_runtime.recovery:Recovery"
 WATCHDOG, EVENTS = "fleet_runtime.watchdog:Watchdog", "fleet_runtime.events:Together"
+PROBATION = "fleet_runtime.probation:Probation"
 
 # Of one channel: a bound that only a leak meets. With kombu's 10, greenlets that end at the same time cannot
 # all acknowledge.
@@ -107,6 +108,7 @@ def lay(app: Celery, settings: FleetSettings) -> None:
     app.steps["worker"].add(WATCHDOG)
     app.steps["consumer"].add(RECOVERY)
     app.steps["consumer"].add(EVENTS)
+    app.steps["consumer"].add(PROBATION)
     if settings.component == "worker":
         selection.select_backend(app)
 

@@ -1,11 +1,21 @@
-"""Asks a node for a proof that it works: it answers, consumes its queues and no other, and runs a task."""
+"""Asks whether a node works: it answers, consumes its queues and no other, and has run a task.
+
+The task is the one with which each node begins: see `probation`.
+"""
 
 from __future__ import annotations
 
+import json
+import os
+import socket
 import time
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-from fleet_runtime import keys, probe
+from kombu.exceptions import OperationalError
+from redis.exceptions import RedisError
+
+from fleet_runtime import keys
 from fleet_runtime.errors import FleetError
 
 if TYPE_CHECKING:
@@ -17,8 +27,36 @@ ANSWER = 1.0  # seconds that a node has for an answer, each time
 PAUSE = 0.2  # seconds until it is asked again
 
 
+@dataclass(frozen=True)
+class Seen:
+    """What is known of a node now.
+
+    Attributes:
+        facts: What it says of itself in Redis; empty if it does not live.
+        answer: The queues that it consumes, by its own answer; None if there was none.
+    """
+
+    facts: dict[str, Any]
+    answer: list[str] | None
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether it cannot answer, because it runs a task, after its proof, where it would."""
+        return self.answer is None and self.facts.get("pool") == "solo" and bool(self.facts.get("running"))
+
+    @property
+    def queues(self) -> list[str]:
+        """What it consumes."""
+        return list(self.facts.get("queues", ())) if self.answer is None else self.answer
+
+    @property
+    def has_proved(self) -> bool:
+        """Whether it has run a task."""
+        return self.facts.get("proved") is not None
+
+
 def require(app: Celery, node: str, queues: Sequence[str], timeout: float) -> str:
-    """Wait until a node works, and say how it has proved that.
+    """Wait until a node works, and say how that is known.
 
     Args:
         app: The app.
@@ -30,66 +68,63 @@ def require(app: Celery, node: str, queues: Sequence[str], timeout: float) -> st
         FleetError: It does not; the message tells what is wrong.
     """
     until = time.monotonic() + timeout
-    consumed = ", ".join(_require_consumption(app, node, queues, until))
-    queue = keys.proofs(node)
-    listen = {"destination": [node], "reply": True, "timeout": ANSWER}
-    try:
-        app.control.broadcast("fleet_listen", **listen)
-        answer = probe.ask(app, [queue], max(ANSWER, until - time.monotonic()))[queue]
-    finally:
-        app.control.broadcast("fleet_unlisten", **listen)
-        _forget(app, queue)
-    if answer.node:
-        return f"{node} consumes {consumed}, and ran a task of release {answer.release}."
-    if answer.error:
-        raise FleetError(f"{node} ran a task for a proof, and it failed: {answer.error}")
-    if running := _is_full(app, node):
-        return f"{node} consumes {consumed}, and runs {running} tasks, as many as it may."
-    raise FleetError(f"{node} consumes its queues, but did not run a task within {timeout:g} seconds.")
-
-
-def _require_consumption(app: Celery, node: str, queues: Sequence[str], until: float) -> list[str]:
-    """Wait until a node consumes these queues, or any, and return which it does.
-
-    Raises:
-        FleetError: It does not, until then.
-    """
     while True:
-        said = app.control.inspect(destination=[node], timeout=ANSWER).active_queues() or {}
-        consumed = _names(said[node]) if node in said else None
-        if consumed and consumed == (sorted(queues) or consumed):
-            return consumed
-        if time.monotonic() > until:
+        seen = _look(app, node)
+        problem = _problem(node, seen, sorted(queues), timeout)
+        if not problem:
             break
+        if time.monotonic() > until:
+            raise FleetError(problem)
         time.sleep(PAUSE)
-    if consumed is None:
-        raise FleetError(f"{node} does not answer.")
-    found = ", ".join(consumed) or "nothing"
-    wanted = ", ".join(sorted(queues)) or "something"
-    raise FleetError(f"{node} should consume {wanted}, and consumes {found}.")
+    busy = ", is busy with one that it took since" if seen.is_busy else ""
+    return (
+        f"{node} consumes {', '.join(seen.queues)}, has run a task of release "
+        f"{seen.facts['release']} since it started{busy}."
+    )
+
+
+def _look(app: Celery, node: str) -> Seen:
+    """Ask Redis and the node."""
+    try:
+        said = app.control.inspect(destination=[node], timeout=ANSWER).active_queues() or {}
+        with app.connection_for_write() as connection, connection.default_channel.conn_or_acquire() as client:
+            pipeline = client.pipeline(transaction=False)
+            found, ends, clock = pipeline.hget(keys.NODES, node).zscore(keys.LEASES, node).time().execute()
+    except (OperationalError, RedisError, OSError) as error:
+        raise FleetError(f"The broker cannot be asked: {error}") from error
+    lives = ends is not None and ends > clock[0]
+    facts = json.loads(found) if found and lives else {}
+    return Seen(facts if _is_there(facts) else {}, _names(said[node]) if node in said else None)
+
+
+def _is_there(facts: dict[str, Any]) -> bool:
+    """Return whether the process that said this still lives, as far as can be known here."""
+    if facts.get("host") != socket.gethostname():
+        return bool(facts)
+    try:
+        os.kill(facts["pid"], 0)  # sends nothing
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _problem(node: str, seen: Seen, wanted: list[str], timeout: float) -> str:
+    """Return what is wrong with a node, in a sentence; nothing if it works."""
+    if not seen.facts or (seen.answer is None and not seen.is_busy):
+        return f"{node} does not answer."
+    if not seen.has_proved and seen.facts.get("unproved"):
+        return f"{node} ran a task for a proof, and it failed: {seen.facts['unproved']}"
+    if not seen.has_proved:
+        return f"{node} did not run a task within {timeout:g} seconds, and takes no other."
+    if not seen.queues or seen.queues != (wanted or seen.queues):
+        found = ", ".join(seen.queues) or "nothing"
+        return f"{node} should consume {', '.join(wanted) or 'something'}, and consumes {found}."
+    return ""
 
 
 def _names(said: Sequence[dict[str, str]]) -> list[str]:
     """Return the names of queues in a node's answer, without the one for its proof."""
     names = (queue["name"] for queue in said)
     return sorted(name for name in names if not name.startswith(keys.PROOFS_PREFIX))
-
-
-def _is_full(app: Celery, node: str) -> int:
-    """Return how many tasks a node runs, if it has room for no other; else 0.
-
-    A node that has begun, by now, to run as many as it may, works as well as one that ran ours.
-    """
-    inspect = app.control.inspect(destination=[node], timeout=ANSWER)
-    active, stats = (said.get(node) for said in (inspect.active() or {}, inspect.stats() or {}))
-    if not active or not stats:
-        return 0
-    others = [task for task in active if task["name"] != probe.NAME]
-    most = stats.get("pool", {}).get("max-concurrency", 1)
-    return len(others) if len(others) >= most else 0
-
-
-def _forget(app: Celery, queue: str) -> None:
-    """Remove what is left of a queue: a task that nobody ran."""
-    with app.connection_for_write() as connection, connection.default_channel as channel:
-        channel.client.delete(*(channel._q_for_pri(queue, step) for step in channel.priority_steps))

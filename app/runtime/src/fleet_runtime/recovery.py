@@ -27,7 +27,7 @@ from kombu.exceptions import OperationalError
 from kombu.utils.encoding import bytes_to_str
 from redis.exceptions import NoPermissionError, RedisError, ResponseError
 
-from fleet_runtime import dead_letters, fullness, keys, reconnect, transport
+from fleet_runtime import dead_letters, fullness, keys, probation, reconnect, transport
 from fleet_runtime.dead_letters import End, Reason
 from fleet_runtime.errors import FleetError
 from fleet_runtime.give_back import GiveBack, forget
@@ -291,6 +291,7 @@ class Recovery(bootsteps.StartStopStep):  # type: ignore[misc]  # celery ships n
         self._held = Held(consumer)
         self._again = False
         self._pulse = Pulse(consumer.app, self.node, self._facts, self._on_lapse, self._on_beat)
+        consumer.announce = self._announce
 
     def start(self, consumer: Any) -> None:
         """Begin on a new connection."""
@@ -324,11 +325,22 @@ class Recovery(bootsteps.StartStopStep):  # type: ignore[misc]  # celery ships n
             "pool": "threads" if pool == "thread" else pool,
             "concurrency": consumer.pool.num_processes,
             "running": len(state.active_requests),
-            "queues": sorted(consumer.app.amqp.queues.consume_from),
+            "queues": self._queues(),
             "exchanges": _exchanges(consumer.app),
             "release": self._settings.release,
             "started": self._started,
+            "proved": probation.own.at,
+            "unproved": probation.own.error,
         }
+
+    def _queues(self) -> list[str]:
+        """Return what this node consumes, and will again on its next connection."""
+        queues = self._consumer.app.amqp.queues.consume_from
+        return sorted(queues) if probation.own.at is not None else []
+
+    def _announce(self) -> None:
+        """Say at once how this node is."""
+        self._pulse.renew(self._consumer.connection.default_channel)
 
     def _on_beat(self, channel: Any) -> None:
         """Acknowledge and bury what could not be, though the node has not found its connection lost."""

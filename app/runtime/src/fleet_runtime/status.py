@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from celery import Celery
 
 PATIENCE = 3  # seconds for a connection, and for an answer
+STARTING = 30  # seconds that a node may take until it has proved that it works
 NEARLY_FULL = 0.9  # of maxmemory; a Redis that is full refuses what is sent
 
 
@@ -36,6 +37,8 @@ class Node:
         running: How many run, as of its last sign of life; None if it does not say.
         uptime: Seconds since it started.
         lapses: How often its lease ended while it lived.
+        proved: Whether it has run a task, and so takes others; not asked of one that does not say.
+        unproved: Why it has not.
     """
 
     name: str
@@ -48,6 +51,8 @@ class Node:
     uptime: float | None = None
     release: str | None = None
     lapses: int = 0
+    proved: bool = True
+    unproved: str = ""
 
     @property
     def lives(self) -> bool:
@@ -125,6 +130,11 @@ class Status:
         for node in self.nodes:
             if not node.lives:
                 yield f"{node.name} has given no sign of life, and holds {node.reserved} messages."
+            elif not node.proved and (node.uptime or 0) > STARTING:
+                yield (
+                    f"{node.name} has not run the task by which it proves that it works, and takes no other. "
+                    + node.unproved
+                ).rstrip()
 
     def _of_queues(self) -> Iterator[str]:
         """Find queues that nobody consumes."""
@@ -219,6 +229,8 @@ def _node(name: str, lease: float, reserved: int, facts: dict[str, Any]) -> Node
         reserved=reserved,
         uptime=None if started is None else round(time.time() - started, 1),
         lapses=facts.get("lapses", 0),
+        proved=facts.get("proved", True) is not None,
+        unproved=facts.get("unproved", ""),
         queues=sorted(facts.get("queues", ())),
         **{each: facts.get(each) for each in ("pool", "concurrency", "running", "release")},
     )

@@ -5,6 +5,7 @@
 
 import os
 import time
+from pathlib import Path
 from typing import Any
 
 from celery import Celery, signals
@@ -22,10 +23,17 @@ def never_consume(sender: Any, **_: Any) -> None:
 
 
 @signals.task_prerun.connect
-def hang(**_: Any) -> None:
+def hang(task: Any, **_: Any) -> None:
     """Let no task begin in time."""
-    if broken == "tasks":
-        time.sleep(8)
+    if broken == "tasks" and task.name != "sick.wait":
+        time.sleep(12)
+
+
+@signals.task_prerun.connect
+def die(**_: Any) -> None:
+    """Let no process live through a task."""
+    if broken == "processes" and not Path(os.environ.get("CURE", "/nowhere")).exists():
+        os._exit(1)
 
 
 @app.task
