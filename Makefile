@@ -5,7 +5,7 @@
 ENV ?= single
 SCENARIOS := fleet single
 LONG_STAGES := apps-long servers
-LONG_SCENARIOS := faults
+LONG_SCENARIOS := faults operations
 
 export LAB_SUITE := $(SUITE)
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
@@ -40,7 +40,7 @@ test: ## Run all tests, the fast ones first; the first stage that fails is the l
 	@lab/bootstrap lab tools
 	@lab/test.py lint unit apps $(SCENARIOS)
 
-test-all: ## Run all tests, and those that take long: every fault, with tasks counted (.cache/test/faults)
+test-all: ## Run all tests, and those that take long: every fault and every playbook, with tasks counted
 	@lab/bootstrap lab tools
 	@lab/test.py lint unit apps $(LONG_STAGES) $(SCENARIOS) $(LONG_SCENARIOS)
 

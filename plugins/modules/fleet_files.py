@@ -83,6 +83,7 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
+as_asked: {description: Whether the host had all of it already., returned: always, type: bool}
 changed_files:
   description: Paths that were written, or would be in check mode.
   returned: always
@@ -324,6 +325,7 @@ def apply(
     removed += remove_empty(params["empty"], removed, check=check)
     return {
         "changed": bool(made or written or removed),
+        "as_asked": not (made or written or removed),
         "changed_files": list(written),
         "removed_files": removed,
         "diff": [

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 pytestmark = [
     pytest.mark.faults,
+    pytest.mark.operations,
+    pytest.mark.long,
     pytest.mark.load,
     pytest.mark.group("redis"),
     pytest.mark.group("beat"),

@@ -24,7 +24,13 @@ if TYPE_CHECKING:
     from tests.fleet.support.hosts import Host
     from tests.fleet.support.plays import Plays, Run
 
-pytestmark = [pytest.mark.faults, pytest.mark.group("redis"), pytest.mark.group("workers")]
+pytestmark = [
+    pytest.mark.faults,
+    pytest.mark.operations,
+    pytest.mark.long,
+    pytest.mark.group("redis"),
+    pytest.mark.group("workers"),
+]
 
 SECRETS = "playbooks/rotate-secrets.yml"
 CERTIFICATES = "playbooks/rotate-certificates.yml"

@@ -21,7 +21,13 @@ if TYPE_CHECKING:
     from tests.fleet.support.hosts import Host
     from tests.fleet.support.plays import Plays, Run
 
-pytestmark = [pytest.mark.faults, pytest.mark.group("redis"), pytest.mark.group("workers")]
+pytestmark = [
+    pytest.mark.faults,
+    pytest.mark.operations,
+    pytest.mark.long,
+    pytest.mark.group("redis"),
+    pytest.mark.group("workers"),
+]
 
 PLAYBOOK = "playbooks/upgrade-redis.yml"
 PACKAGES = ("redis-server", "redis-tools")
