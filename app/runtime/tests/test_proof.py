@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -76,6 +77,27 @@ def test_a_proof_that_takes_long(sick: Fleet, web: Any) -> None:
         assert node.lines("Task sick.wait") == []
         node.wait_for(PROVED)
         node.wait_for("Task sick.wait")
+
+
+def test_what_an_app_says_of_all_tasks_is_not_said_of_the_proof(sick: Fleet, web: Any) -> None:
+    """Routes, early acknowledgement, requests of its own, another serializer; nor does it consume before."""
+    variables = {"BREAK": "tasks settings", "FLEET_ACCEPT_CONTENT": "json,yaml"}
+    for queue in ("default", "email"):
+        web.send_task("sick.wait", (0,), queue=queue, ignore_result=True)
+    with sick.worker("one", "--queues=default", "--pool=prefork", *FLAGS, **variables) as node:
+        node.wait_for("takes no other. It has not ended yet.")
+        assert node.lines("Task sick.wait") == []
+        [line] = node.wait_for(PROVED)
+        assert line.endswith("from default, email.")
+        node.wait_for("Task sick.wait")
+
+
+def test_a_node_that_stops_does_not_wait_for_its_proof(sick: Fleet) -> None:
+    """Not as for a task of others, which it may finish within its time limit."""
+    with sick.worker("one", "--queues=default", "--pool=threads", *FLAGS, BREAK="for long") as node:
+        node.wait_for("takes no other. It has not ended yet.")
+        began = time.monotonic()
+    assert time.monotonic() - began < 25
 
 
 def test_a_proof_that_fails_is_tried_again(sick: Fleet, tmp_path: Any) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import signal
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -54,6 +55,10 @@ class Operator:
     def play(self, playbook: str, *arguments: str, **variables: Any) -> Run:
         """Run a playbook."""
         return self._plays.run(*arguments, playbook=playbook, **{**self.variables, **variables})
+
+    def interrupted(self, playbook: str, when: Callable[[], bool]) -> Run:
+        """Run a playbook, and lose the controller as soon as something is so."""
+        return self._plays.interrupted(playbook=playbook, when=when, **self.variables)
 
     def counted(self, name: str, act: Callable[[], Run], *, succeeds: bool = True) -> Run:
         """Do something while tasks are sent, and require that none of them noticed."""
@@ -156,6 +161,25 @@ def test_check_mode_says_what_would_restart(operator: Operator, source: Path) ->
     restart = "Restart the nodes that run with something old"
     told = {host for host, task in run.changes if restart in task}
     assert told == {host.name for host in fleet.group("workers")}
+
+
+def test_a_release_that_is_interrupted(operator: Operator, source: Path) -> None:
+    """The controller is lost while a host is in the middle of it; site.yml finishes the work."""
+    fleet = operator.fleet
+    operator.variables["celery_app_source"] = append(source, "\nVERSION = 4\n")
+    [old] = releases(fleet)
+    before = fleet.starts()
+
+    def act() -> Run:
+        lost = operator.interrupted("playbooks/release.yml", when=lambda: bool(fleet.restarted(before)))
+        assert lost.code == -signal.SIGKILL
+        assert releases(fleet) != {old}
+        return operator.play("site.yml")
+
+    operator.counted("interrupted release", act)
+    eventually(lambda: len(releases(fleet)) == 1, timeout=60)
+    assert releases(fleet) != {old}
+    assert operator.play("site.yml").expect_success().changes == []
 
 
 # --- releases that do not ---

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
+import threading
+import time
+from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from tests.fleet.support.inventory import ROOT
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 
@@ -58,7 +63,38 @@ class Plays:
             variables: Variables that are otherwise than in the inventory. They go by a file, since they may
                 be secrets.
         """
-        recap, extra = self.scratch / "recap.json", self.scratch / "extra.json"
+        with self._started(arguments, playbook, variables) as process:
+            output, _ = process.communicate()
+        return self._ended(process, output)
+
+    def interrupted(
+        self, *arguments: str, when: Callable[[], bool], playbook: str = "site.yml", **variables: Any
+    ) -> Run:
+        """Run a playbook as `run` does, and kill it with all its processes as soon as something is so.
+
+        That is a controller that is lost: nothing that Ansible would do at its end is done.
+        """
+        output: list[str] = []
+        with self._started(arguments, playbook, variables, start_new_session=True) as process:
+            reader = threading.Thread(target=lambda: output.append(process.communicate()[0]))
+            reader.start()
+            while process.poll() is None and not when():
+                time.sleep(0.2)
+            with suppress(ProcessLookupError):  # it ended by itself
+                os.killpg(process.pid, signal.SIGKILL)
+            reader.join()
+        return self._ended(process, output[0])
+
+    @property
+    def _recap(self) -> Path:
+        """Where the run that is under way writes down what it changes."""
+        return self.scratch / "recap.json"
+
+    def _started(
+        self, arguments: tuple[str, ...], playbook: str, variables: dict[str, Any], **options: Any
+    ) -> subprocess.Popen[str]:
+        """Return a run that has begun."""
+        recap, extra = self._recap, self.scratch / "extra.json"
         recap.unlink(missing_ok=True)
         extra.touch(0o600)
         extra.write_text(json.dumps(variables))
@@ -77,15 +113,19 @@ class Plays:
             f"@{extra}",
             playbook,
         ]
-        done = subprocess.run(
+        return subprocess.Popen(
             command,
             cwd=ROOT,
             env=environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            check=False,
+            **options,
         )
-        self.outputs.append(done.stdout)
+
+    def _ended(self, process: subprocess.Popen[str], output: str) -> Run:
+        """Return what a run has done that is over."""
+        self.outputs.append(output)
+        recap = self._recap
         changes = [(host, task) for host, task in json.loads(recap.read_text())] if recap.exists() else []
-        return Run(command, done.returncode, done.stdout, changes)
+        return Run(cast("list[str]", process.args), process.returncode, output, changes)

@@ -16,7 +16,7 @@ from celery.worker.consumer import Consumer
 from kombu.exceptions import ContentDisallowed
 from redis.exceptions import ResponseError
 
-from fleet_runtime import reading
+from fleet_runtime import probation, reading
 from fleet_runtime.dead_letters import End, Reason
 from fleet_runtime.logs import about
 from fleet_runtime.request import Burial, Mortal, adopt, bury
@@ -54,9 +54,30 @@ class FleetConsumer(Consumer):  # type: ignore[misc]  # celery ships no types
 
     def update_strategies(self) -> None:
         """Prepare for each task that there is."""
+        probation.own_task(self.app.tasks[probation.NAME])
         for task in self.app.tasks.values():
             adopt(task)
         super().update_strategies()
+
+    def add_task_queue(
+        self,
+        queue: str,
+        exchange: str | None = None,
+        exchange_type: str | None = None,
+        routing_key: str | None = None,
+        **options: Any,
+    ) -> None:
+        """Consume a queue, too; not before this node has proved that it works."""
+        if probation.own.at is not None:
+            super().add_task_queue(queue, exchange, exchange_type, routing_key, **options)
+            return
+        queues = self.app.amqp.queues
+        if queue in queues:  # as Celery does it; the rest follows at the end of the probation
+            queues.select_add(queues[queue])
+        else:
+            options["exchange"] = queue if exchange is None else exchange
+            options["exchange_type"] = "direct" if exchange_type is None else exchange_type
+            queues.select_add(queue, routing_key=routing_key, **options)
 
     def create_task_handler(self, *args: Any, **kwargs: Any) -> Callable[[Any], Any]:
         """Return what is called with each message."""

@@ -10,15 +10,19 @@ was only cut off from its broker goes on at once.
 from __future__ import annotations
 
 import logging
+import os
+import signal
+import threading
 import time
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from billiard.einfo import ExceptionWithTraceback
-from celery import Task, bootsteps
+from celery import Task, bootsteps, signals
+from celery.worker import state
 from kombu import Exchange, Queue
-from kombu.exceptions import OperationalError
+from kombu.utils.uuid import uuid
 from redis.exceptions import ResponseError
 
 from fleet_runtime import keys
@@ -35,7 +39,9 @@ logger = logging.getLogger(__name__)
 
 NAME = "fleet.proof"
 LOOK = 10.0  # seconds between two looks at a proof that is not there yet; then one that failed is tried again
-PATIENCE = 60.0  # seconds until a proof that is neither there nor failed is tried again
+LIMIT = 30.0  # seconds that the task may run, in pools that can end one
+PATIENCE = 60.0  # seconds until a task that does not run is sent again
+HURRY = 5.0  # seconds that a node which stops waits for its proof alone
 
 
 @dataclass
@@ -44,13 +50,17 @@ class Proof:
 
     Attributes:
         at: When it had, in seconds since 1970; None if it has not.
+        excused: Whether it never did, since Redis was full.
         asked: When it began its last try, by the monotonic clock.
         error: Why that failed; empty if it did not.
+        failed: Whether a try has failed, or took too long.
     """
 
     at: float | None = None
+    excused: bool = False
     asked: float = 0.0
     error: str = ""
+    failed: bool = False
 
 
 own = Proof()
@@ -59,24 +69,23 @@ own = Proof()
 def register(app: Celery) -> None:
     """Give an app the task; like the probe, it is Celery's own kind and not the app's."""
 
-    @app.task(
-        name=NAME,
-        base=Task,
-        shared=False,
-        send_events=False,
-        acks_late=True,
-        ignore_result=True,
-        serializer="json",
-        Request=f"{__name__}:ProofRequest",
-    )
+    @app.task(name=NAME, base=Task, shared=False)
     def proof() -> None:
         """Do nothing. That it ran is all."""
 
 
+def own_task(task: Any) -> None:
+    """Make a task the proof, whatever the app's annotations say of all tasks.
+
+    With early acknowledgement, the node would take it for done as it begins.
+    """
+    task.acks_late, task.ignore_result, task.send_events, task.rate_limit = True, True, False, None
+    task.time_limit, task.soft_time_limit = LIMIT, None
+    task.Request = ProofRequest
+
+
 class ProofRequest(FleetRequest):
     """The request of that task, whose end the node waits for. It leaves no letter: it is tried again."""
-
-    _failed = False
 
     def on_failure(self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False) -> Any:
         """Note why it failed."""
@@ -91,9 +100,9 @@ class ProofRequest(FleetRequest):
         super().on_timeout(soft, timeout)
 
     def acknowledge(self) -> None:
-        """Acknowledge it, which is late, so it has run: Celery 5.7 calls no method of ours at success."""
+        """Acknowledge it, which is late, so it has ended: Celery 5.7 calls no method of ours at success."""
         super().acknowledge()
-        if not self._failed and own.at is None:
+        if self.id in state.successful_requests and own.at is None:
             own.at, own.error = time.time(), ""
             _tell(Probation.end)
 
@@ -109,7 +118,7 @@ class ProofRequest(FleetRequest):
 
     def _fails(self, error: str) -> None:
         """Note why it failed, for whoever asks."""
-        self._failed, own.error = True, error
+        own.error, own.failed = error, True
         _tell(Probation.say)
 
     def _bury(self) -> bool:
@@ -130,9 +139,10 @@ class Probation(bootsteps.StartStopStep):  # type: ignore[misc]  # celery ships 
         super().__init__(consumer, **options)
         self._consumer = consumer
         self.loop = consumer.call_soon
-        self._queue = keys.proofs(consumer.hostname)
+        self._queue = keys.proofs(os.environ["FLEET_NODE"])
         self._timer: Any = None
         Probation.current = self
+        signals.worker_shutting_down.connect(self._hurry, weak=False, dispatch_uid="fleet.probation")
 
     def start(self, consumer: Consumer) -> None:
         """Begin on a new connection."""
@@ -141,50 +151,11 @@ class Probation(bootsteps.StartStopStep):  # type: ignore[misc]  # celery ships 
         for queue in consumer.task_consumer.queues:
             consumer.task_consumer.cancel_by_queue(queue)
         # Nothing is declared: no exchange leads to it, and no trace of it stays.
-        consumer.task_consumer.add_queue(_direct(self._queue, no_declare=True))
+        consumer.task_consumer.add_queue(
+            Queue(self._queue, Exchange(""), routing_key=self._queue, no_declare=True)
+        )
         self._ask()
-        self._stop_looking()  # on the connection before
-        self._timer = consumer.timer.call_repeatedly(LOOK, consumer.call_soon, (self._look,))
-
-    def _ask(self) -> None:
-        """Put a task into this node's own queue, unless Redis is full: then nodes have to make room first."""
-        own.asked, own.error = time.monotonic(), ""
-        try:
-            self._send()
-        except OperationalError as error:  # which kombu makes of whatever it was
-            cause = error.__cause__ or error
-            if not (isinstance(cause, ResponseError) and is_full(cause)):
-                raise cause from None  # the consumer connects anew, where of the other it would end
-            logger.warning("Redis is full, so this node begins without a proof that it works: %s", cause)
-            own.at = time.time()
-            _tell(Probation.end)
-
-    def _send(self) -> None:
-        """Send the task, by the connection that there is; the consumer itself makes another if it must."""
-        app = self._consumer.app
-        app.send_task(
-            NAME,
-            queue=_direct(self._queue),
-            producer=app.amqp.Producer(self._consumer.connection.default_channel),
-            retry=False,
-            priority=0,
-            expires=PATIENCE,
-            ignore_result=True,
-            serializer="json",
-        )
-
-    def _look(self) -> None:
-        """Say that the proof is not there yet, and try again if it failed or was lost."""
-        if own.at is not None or not self._is_connected():
-            return
-        level = logging.ERROR if own.error else logging.WARNING
-        logger.log(
-            level,
-            "This node has not run the task by which it proves that it works, and takes no other. %s",
-            own.error or "It has not ended yet.",
-        )
-        if own.error or time.monotonic() > own.asked + PATIENCE:
-            self._ask()
+        self._look_later()
 
     def say(self) -> None:
         """Tell others how far this is."""
@@ -193,36 +164,104 @@ class Probation(bootsteps.StartStopStep):  # type: ignore[misc]  # celery ships 
 
     def end(self) -> None:
         """Consume the queues, unless there is no connection; on the next one nothing is held back."""
-        self._stop_looking()
         if not self._is_connected():
             return
-        consumer = self._consumer
-        consumer.task_consumer.cancel_by_queue(self._queue)
+        consumer, tasks = self._consumer, self._consumer.task_consumer
         queues = consumer.app.amqp.queues.consume_from
+        tasks.cancel_by_queue(self._queue)
+        self._empty()  # what was sent again, as it took long
         for queue in queues.values():
-            consumer.task_consumer.add_queue(queue)
-        consumer.task_consumer.consume()
+            tasks.add_queue(queue)
+        tasks.consume()
         self.say()
         logger.info("This node takes tasks now, from %s.", ", ".join(sorted(queues)) or "no queue")
+
+    def _ask(self) -> None:
+        """Put a task into this node's own queue, unless Redis is full: then nodes have to make room first."""
+        own.asked, own.error = time.monotonic(), ""
+        try:
+            self._empty()
+            self._send()
+        except ResponseError as error:
+            if not is_full(error):
+                raise
+            own.error = f"It could not be sent, since Redis is full: {error}"
+            if not own.failed:
+                logger.warning("Redis is full, so this node begins without a proof that it works: %s", error)
+                own.at, own.excused = time.time(), True
+                _tell(Probation.end)
+
+    def _send(self) -> None:
+        """Send the task by this connection, and past the app's routes, which may not know it."""
+        amqp = self._consumer.app.amqp
+        message = amqp.as_task_v2(uuid(), NAME, expires=PATIENCE, time_limit=LIMIT, ignore_result=True)
+        producer = amqp.Producer(self._consumer.connection.default_channel, auto_declare=False)
+        producer.publish(
+            message.body,
+            exchange="",
+            routing_key=self._queue,
+            serializer=self._consumer.app.conf.task_serializer,
+            headers=message.headers,
+            **message.properties,
+        )
+
+    def _empty(self) -> None:
+        """Remove what is in this node's own queue."""
+        with self._consumer.connection.default_channel.conn_or_acquire() as client:
+            client.delete(self._queue)
+
+    def _look(self) -> None:
+        """Say that the proof is not there yet, and try again if it failed or was lost."""
+        if not self._is_connected():
+            return  # the next connection begins anew
+        if own.at is None:
+            self._complain()
+        elif not self._consumes():
+            self.end()  # which did not come to its end
+        if own.at is None or not self._consumes():
+            self._look_later()
+
+    def _complain(self) -> None:
+        """Say that the proof is not there, and ask for another unless one is under way."""
+        waited = time.monotonic() - own.asked
+        own.failed = own.failed or waited > LIMIT
+        logger.log(
+            logging.ERROR if own.failed else logging.WARNING,
+            "This node has not run the task by which it proves that it works, and takes no other. %s",
+            own.error or "It has not ended yet.",
+        )
+        runs = any(request.name == NAME for request in tuple(state.active_requests))
+        if own.error or (waited > PATIENCE and not runs):
+            self._ask()
+
+    def _look_later(self) -> None:
+        """Look again in a while, and only once, however often this is said."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._consumer.timer.call_after(LOOK, self.loop, (self._look,))
 
     def _is_connected(self) -> bool:
         """Return whether the consumer has a connection, which it may just have lost."""
         channel = getattr(self._consumer.task_consumer, "channel", None)
         return getattr(channel, "connection", None) is not None
 
-    def _stop_looking(self) -> None:
-        """Look no more whether the proof is there."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+    def _consumes(self) -> bool:
+        """Return whether this node consumes its queues."""
+        tasks, queues = self._consumer.task_consumer, self._consumer.app.amqp.queues.consume_from
+        return all(tasks.consuming_from(queue.name) for queue in queues.values())
+
+    def _hurry(self, **_: Any) -> None:
+        """Do not let the node's stop wait for a proof as for a task of others: nobody misses it.
+
+        A pool of threads cannot end it.
+        """
+        if own.at is None:
+            timer = threading.Timer(HURRY, os.kill, (os.getpid(), signal.SIGQUIT))
+            timer.daemon = True
+            timer.start()
 
 
 def _tell(what: Callable[[Probation], None]) -> None:
     """Let this process's node do something; whatever thread this is, its loop does it."""
     if current := Probation.current:
         current.loop(partial(what, current))
-
-
-def _direct(name: str, **options: Any) -> Queue:
-    """Return a queue by its name alone."""
-    return Queue(name, Exchange(""), routing_key=name, **options)

@@ -41,8 +41,11 @@ class Seen:
 
     @property
     def is_busy(self) -> bool:
-        """Whether it cannot answer, because it runs a task, after its proof, where it would."""
-        return self.answer is None and self.facts.get("pool") == "solo" and bool(self.facts.get("running"))
+        """Whether it cannot answer, because it runs a task, after its proof, where it would.
+
+        What it says of itself may be older than that task.
+        """
+        return self.answer is None and self.facts.get("pool") == "solo" and self.has_proved
 
     @property
     def queues(self) -> list[str]:
@@ -76,11 +79,11 @@ def require(app: Celery, node: str, queues: Sequence[str], timeout: float) -> st
         if time.monotonic() > until:
             raise FleetError(problem)
         time.sleep(PAUSE)
+    proof = f"has run a task of release {seen.facts['release']} since it started"
+    if seen.facts.get("excused"):
+        proof = f"began without a proof, since Redis was full, with release {seen.facts['release']}"
     busy = ", is busy with one that it took since" if seen.is_busy else ""
-    return (
-        f"{node} consumes {', '.join(seen.queues)}, has run a task of release "
-        f"{seen.facts['release']} since it started{busy}."
-    )
+    return f"{node} consumes {', '.join(seen.queues)}, {proof}{busy}."
 
 
 def _look(app: Celery, node: str) -> Seen:

@@ -331,6 +331,7 @@ class Recovery(bootsteps.StartStopStep):  # type: ignore[misc]  # celery ships n
             "started": self._started,
             "proved": probation.own.at,
             "unproved": probation.own.error,
+            "excused": probation.own.excused,
         }
 
     def _queues(self) -> list[str]:
