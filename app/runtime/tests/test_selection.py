@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import billiard
 import celery
 import kombu
 import pytest
 from celery import Celery
-from fleet_runtime import selection, transport
+from celery.concurrency import prefork
+from celery.concurrency.asynpool import AsynPool, ResultHandler
+from fleet_runtime import pipes, selection, transport
 from fleet_runtime.results import RedisBackend, SentinelBackend
 from kombu import Connection
 from kombu.transport import redis as stock
@@ -81,3 +86,41 @@ def test_another_celery_keeps_its_backend(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(celery, "__version__", "5.9.0")
     selection.select_backend(app)
     assert type(app.backend) is not RedisBackend
+
+
+@pytest.fixture
+def _own_pool(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let Celery have its own pool, and forget after the test what it was given."""
+    monkeypatch.setattr(prefork.TaskPool, "Pool", AsynPool)
+
+
+@pytest.mark.usefixtures("_own_pool")
+def test_processes_are_run_by_a_pool_of_its_own() -> None:
+    """If all is as it was tested."""
+    selection.select_pool()
+    assert prefork.TaskPool.Pool is pipes.Pool
+
+
+@pytest.mark.usefixtures("_own_pool")
+@pytest.mark.parametrize("package", [celery, billiard])
+def test_another_celery_or_billiard_keeps_its_pool(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, package: Any
+) -> None:
+    """And says so, in one line."""
+    monkeypatch.setattr(package, "__version__", "5.9.0")
+    selection.select_pool()
+    assert prefork.TaskPool.Pool is AsynPool
+    (line,) = caplog.messages
+    assert line.startswith(selection.POOL_STAYS)
+    assert f"This is {package.__name__} 5.9.0" in line
+
+
+@pytest.mark.usefixtures("_own_pool")
+def test_a_changed_pool_stays(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """As by somebody who has mended something."""
+    monkeypatch.setattr(ResultHandler, "_make_process_result", lambda self, hub, more: None)
+    selection.select_pool()
+    assert prefork.TaskPool.Pool is AsynPool
+    (line,) = caplog.messages
+    assert line.startswith(selection.POOL_STAYS)
+    assert "ResultHandler._make_process_result" in line

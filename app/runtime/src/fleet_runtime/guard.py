@@ -8,7 +8,7 @@ from typing import Any
 
 from celery import bootsteps
 
-from fleet_runtime import children
+from fleet_runtime import children, selection
 from fleet_runtime.errors import FleetError
 from fleet_runtime.settings import FleetSettings
 
@@ -28,6 +28,8 @@ class Guard(bootsteps.Step):  # type: ignore[misc]  # celery ships no types
         except FleetError as error:
             raise SystemExit(f"celery: {error}") from None
         children.mend()
+        if settings.atomic_fetch:
+            selection.select_pool()
         children.share_memory()
 
 
