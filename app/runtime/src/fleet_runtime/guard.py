@@ -8,7 +8,7 @@ from typing import Any
 
 from celery import bootsteps
 
-from fleet_runtime import children, selection
+from fleet_runtime import children, reading, selection
 from fleet_runtime.errors import FleetError
 from fleet_runtime.settings import FleetSettings
 
@@ -30,6 +30,7 @@ class Guard(bootsteps.Step):  # type: ignore[misc]  # celery ships no types
         children.mend()
         if settings.atomic_fetch:
             selection.select_pool()
+            reading.read_json_faster()
         children.share_memory()
 
 
