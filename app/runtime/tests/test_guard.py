@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 @pytest.fixture(autouse=True)
 def _no_changes(lay: Callable[..., Any], web: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Give the process a node's settings, and leave Celery as it is."""
-    lay(web)
+    lay(web, FLEET_ATOMIC_FETCH="false")
     monkeypatch.setattr(children, "mend", lambda: None)
 
 

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import json
+from typing import Any
+
+import billiard
 import celery
 import kombu
 import pytest
 from celery import Celery
-from fleet_runtime import selection, transport
+from celery.concurrency import prefork
+from celery.concurrency.asynpool import AsynPool, ResultHandler
+from fleet_runtime import pipes, reading, selection, transport
 from fleet_runtime.results import RedisBackend, SentinelBackend
 from kombu import Connection
+from kombu.serialization import registry
 from kombu.transport import redis as stock
+from kombu.utils.json import dumps
+from kombu.utils.json import loads as stock_loads
 
 URL = "rediss://worker:pw@redis:6379/0?ssl_cert_reqs=required&ssl_ca_certs=/etc/ca.crt"
 
@@ -81,3 +90,73 @@ def test_another_celery_keeps_its_backend(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(celery, "__version__", "5.9.0")
     selection.select_backend(app)
     assert type(app.backend) is not RedisBackend
+
+
+@pytest.fixture
+def _own_pool(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let Celery have its own pool, and forget after the test what it was given."""
+    monkeypatch.setattr(prefork.TaskPool, "Pool", AsynPool)
+
+
+@pytest.mark.usefixtures("_own_pool")
+def test_processes_are_run_by_a_pool_of_its_own() -> None:
+    """If all is as it was tested."""
+    selection.select_pool()
+    assert prefork.TaskPool.Pool is pipes.Pool
+
+
+@pytest.mark.usefixtures("_own_pool")
+@pytest.mark.parametrize("package", [celery, billiard])
+def test_another_celery_or_billiard_keeps_its_pool(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, package: Any
+) -> None:
+    """And says so, in one line."""
+    monkeypatch.setattr(package, "__version__", "5.9.0")
+    selection.select_pool()
+    assert prefork.TaskPool.Pool is AsynPool
+    (line,) = caplog.messages
+    assert line.startswith(selection.POOL_STAYS)
+    assert f"This is {package.__name__} 5.9.0" in line
+
+
+@pytest.mark.usefixtures("_own_pool")
+def test_a_changed_pool_stays(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """As by somebody who has mended something."""
+    monkeypatch.setattr(ResultHandler, "_make_process_result", lambda self, hub, more: None)
+    selection.select_pool()
+    assert prefork.TaskPool.Pool is AsynPool
+    (line,) = caplog.messages
+    assert line.startswith(selection.POOL_STAYS)
+    assert "ResultHandler._make_process_result" in line
+
+
+VALUES = [None, 1, "é", {"a": [1.5, None]}, b"bytes", b"\xff", {"__type__": "x"}]
+
+
+@pytest.mark.parametrize("value", VALUES)
+@pytest.mark.parametrize("as_", [str, str.encode, lambda text: memoryview(text.encode())])
+def test_json_is_read_as_kombu_reads_it(value: Any, as_: Any) -> None:
+    """Whatever type it is of."""
+    text = dumps(value)
+    assert reading.loads(as_(text)) == stock_loads(as_(text)) == value
+
+
+@pytest.mark.parametrize("text", ["", "{", b"\xff", "\ufeff{}", '{"__type__": "no", "__value__": 1}'])
+def test_what_is_no_json_is_none_here_either(text: Any) -> None:
+    """By the same kind of error."""
+    kinds = []
+    for loads in (stock_loads, reading.loads):
+        with pytest.raises(ValueError, match=r".") as raised:
+            loads(text)
+        kinds.append(type(raised.value))
+    assert kinds[0] is kinds[1]
+
+
+def test_an_app_that_reads_json_by_itself_does_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with another library."""
+    monkeypatch.setitem(registry._decoders, reading.JSON, stock_loads)
+    reading.read_json_faster()
+    assert registry._decoders[reading.JSON] is reading.loads
+    monkeypatch.setitem(registry._decoders, reading.JSON, json.loads)
+    reading.read_json_faster()
+    assert registry._decoders[reading.JSON] is json.loads

@@ -8,7 +8,7 @@ from typing import Any
 
 from celery import bootsteps
 
-from fleet_runtime import children
+from fleet_runtime import children, reading, selection, tracing
 from fleet_runtime.errors import FleetError
 from fleet_runtime.settings import FleetSettings
 
@@ -28,6 +28,10 @@ class Guard(bootsteps.Step):  # type: ignore[misc]  # celery ships no types
         except FleetError as error:
             raise SystemExit(f"celery: {error}") from None
         children.mend()
+        if settings.atomic_fetch:
+            tracing.mend()
+            selection.select_pool()
+            reading.read_json_faster()
         children.share_memory()
 
 

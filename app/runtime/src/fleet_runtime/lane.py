@@ -96,7 +96,7 @@ class Lane(Hashable):
     @property
     def takes(self) -> bool:
         """Whether messages may be under way."""
-        return any(one.takes for one in self._asked)
+        return bool(self._asked) and any(one.takes for one in self._asked)
 
     def begin(self) -> None:
         """Prepare a new connection."""
@@ -112,20 +112,23 @@ class Lane(Hashable):
         # without redis-py's own check of the connection, which would take the next answer for its own
         self.connection.send_packed_command(packed, check_health=False)
 
-    def read(self) -> None:
-        """Read all that is there.
+    def read(self, seconds: float = 0) -> None:
+        """Read what is there, or what is next to come if it comes in so many seconds.
 
         Raises:
             NoConnectionError: The connection is lost, or of no use any more.
         """
         self._reads = True
         try:
-            while (answer := self._next()) is not NOTHING:
+            while (answer := self._next(seconds)) is not NOTHING:
                 if isinstance(answer, ResponseError):
                     self._refuse(answer)
                 elif answer is not PUSH and answer is not None:  # None is a push that nobody here asked for
                     self._asked_at = monotonic()
                     self._asked.popleft().answered(answer)
+                if not self._has_read_more():
+                    break
+                seconds = 0
         finally:
             self._reads = False
 
@@ -135,12 +138,8 @@ class Lane(Hashable):
         Raises:
             NoConnectionError: The connection is lost, or of no use any more.
         """
-        try:
-            there = bool(self._asked) and self.is_open and self.connection.can_read(seconds)
-        except NoConnectionError as error:
-            raise self._lose(error) from error
-        if there:
-            self.read()
+        if self._asked:
+            self.read(seconds)
 
     def finish(self, seconds: float) -> None:
         """Read the answers that are under way, and wait for them; unless this is called while they are read.
@@ -180,22 +179,31 @@ class Lane(Hashable):
         self._asked.clear()
         return tags
 
-    def _next(self) -> Any:
+    def _next(self, seconds: float) -> Any:
         """Return the next answer, which may be an error, or what Redis tells by itself."""
-        # What is readable without having been asked for may be TLS's own.
-        options = {} if self._asked else {"timeout": 0}
+        connection = self.connection
+        if connection is None or connection._sock is None:
+            return NOTHING
         try:
-            if not (self.is_open and self.connection.can_read()):
-                return NOTHING
-            return self.connection.read_response(push_request=True, disconnect_on_error=False, **options)
+            return connection.read_response(push_request=True, disconnect_on_error=False, timeout=seconds)
         except ResponseError as error:
             return error
-        except NotYet as error:
-            if self._asked:
-                raise self._lose(error) from error
+        except NotYet:  # and there may be a part of it, or what was to be read was TLS's own
             return NOTHING
         except (NoConnectionError, OSError) as error:
             raise self._lose(error) from error
+
+    def _has_read_more(self) -> bool:
+        """Return whether more has been read than what was handled. To ask the socket, too, takes longer."""
+        if not self.is_open:
+            return False
+        reader = getattr(self.connection._parser, "_reader", None)
+        if reader is not None:
+            return bool(reader.has_data())
+        try:  # without hiredis
+            return bool(self.connection.can_read())
+        except NoConnectionError:
+            return True  # as is found next
 
     def _on_push(self, push: Any) -> object:
         """Hear what Redis tells."""

@@ -114,7 +114,6 @@ class Held:
         self.unrecorded: dict[str, Any] = {}
         self._consumer = consumer
         self._received: WeakValueDictionary[str, Any] = WeakValueDictionary()
-        signals.task_received.connect(self._receive, weak=False, dispatch_uid="fleet.held")
 
     def goes_on(self) -> bool:
         """Return whether the node is at work, so that a channel that is closed is followed by another one."""
@@ -128,6 +127,8 @@ class Held:
         """
         if isinstance(lost := getattr(self.qos, "channel", None), transport.Channel):
             self.settled_late.update(dict.fromkeys(lost.unacknowledged(), "ack"))
+        if self._hands_over_for_good():
+            signals.task_received.connect(self._receive, weak=False, dispatch_uid="fleet.held")
         qos = channel.qos
         # Not an object of its own: with worker_disable_prefetch, Celery has changed this one.
         qos.__class__ = HeldQoS
@@ -204,10 +205,14 @@ class Held:
         once handed to them.
         """
         requests = set(self.active())
-        if getattr(self._consumer.pool.flush, "__func__", None) is BasePool.flush:
+        if self._hands_over_for_good():
             handed = [one for one in copied(self._received.values()) if one._apply_result is not None]
             requests.update(one for one in handed if not one.acknowledged)
         return list(requests)
+
+    def _hands_over_for_good(self) -> bool:
+        """Return whether the pool, which has started by now, takes nothing back."""
+        return getattr(self._consumer.pool.flush, "__func__", None) is BasePool.flush
 
     def _run_pending(self) -> None:
         """Let the acknowledgements through that wait for the node's loop, which begins only afterwards."""

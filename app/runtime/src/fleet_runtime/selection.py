@@ -12,14 +12,18 @@ import inspect
 import logging
 from typing import TYPE_CHECKING
 
+import billiard
 import celery
 import kombu
+from celery.concurrency import prefork
 from kombu.transport import TRANSPORT_ALIASES
 from kombu.utils.imports import symbol_by_name
 
 from fleet_runtime.tested import is_known
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from celery import Celery
 
 logger = logging.getLogger(__name__)
@@ -37,6 +41,7 @@ BACKENDS = {
 }
 KOMBU_STAYS = "This node takes messages by kombu's own transport, and may lose one when it dies."
 CELERY_STAYS = "This node stores results by Celery's own backend, in two round trips each."
+POOL_STAYS = "This node hands tasks to its processes by Celery's own pool, with more CPU for each."
 
 # The parameters of what the transport overrides, or calls where kombu and redis-py do not expect it.
 PARAMETERS = {
@@ -70,6 +75,7 @@ PARAMETERS = {
         "maybe_restore_messages": "self",
         "maybe_check_brpop_health": "self",
         "_register": "self channel client type",
+        "_register_LISTEN": "self channel",
         "_client_registered": "self channel client cmd",
     },
     "kombu.transport.redis:Transport": {"register_with_event_loop": "self connection loop"},
@@ -84,6 +90,20 @@ PARAMETERS = {
     },
 }
 
+# The same of the pool.
+POOL = "fleet_runtime.pipes:Pool"
+POOL_PARAMETERS = {
+    "celery.concurrency.asynpool:AsynPool": {
+        "_create_write_handlers": "self hub pack dumps protocol",
+        "_create_timelimit_handlers": "self hub",
+        "_on_soft_timeout": "self job soft hard hub",
+        "_on_hard_timeout": "self job",
+    },
+    "celery.concurrency.asynpool:ResultHandler": {"_make_process_result": "self hub"},
+    "celery.concurrency.asynpool:Worker": {"on_loop_start": "self pid"},
+    "billiard.connection:Connection": {"_send": "self buf write"},
+}
+
 
 def select_transport(url: str) -> tuple[str, str | None]:
     """Return a broker's URL, or several, and what `broker_transport` is to be.
@@ -95,7 +115,7 @@ def select_transport(url: str) -> tuple[str, str | None]:
     if others := schemes - TRANSPORTS.keys():
         logger.warning("%s There is none for %s.", KOMBU_STAYS, ", ".join(sorted(others)))
         return url, None
-    if not is_known(kombu, KOMBU_STAYS) or _changed():
+    if not is_known(kombu, KOMBU_STAYS) or _changed(PARAMETERS, KOMBU_STAYS):
         return url, None
     TRANSPORT_ALIASES.update({PREFIX + scheme: path for scheme, path in TRANSPORTS.items()})
     own = ";".join(PREFIX + one for one in urls) if len(urls) > 1 else url
@@ -113,12 +133,19 @@ def select_backend(app: Celery) -> None:
         app.loader.override_backends = {**app.loader.override_backends, **BACKENDS}
 
 
-def _changed() -> bool:
-    """Return whether something that the transport relies on is not what it was tested with; and say so."""
-    for place, functions in PARAMETERS.items():
+def select_pool() -> None:
+    """Let a node with processes run them by the runtime's own pool."""
+    known = is_known(celery, POOL_STAYS) and is_known(billiard, POOL_STAYS)
+    if known and not _changed(POOL_PARAMETERS, POOL_STAYS):
+        prefork.TaskPool.Pool = symbol_by_name(POOL)
+
+
+def _changed(expected: Mapping[str, Mapping[str, str]], otherwise: str) -> bool:
+    """Return whether something that the runtime relies on is not what it was tested with; and say so."""
+    for place, functions in expected.items():
         for name, parameters in functions.items():
             function = inspect.unwrap(getattr(symbol_by_name(place), name, _changed))
             if " ".join(inspect.signature(function).parameters) != parameters:
-                logger.warning("%s Somebody has changed %s.%s.", KOMBU_STAYS, place, name)
+                logger.warning("%s Somebody has changed %s.%s.", otherwise, place, name)
                 return True
     return False

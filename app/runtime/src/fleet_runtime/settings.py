@@ -78,7 +78,8 @@ class FleetSettings(BaseSettings):
     atomic_fetch: bool = Field(
         default=True,
         description="Whether nodes take messages by the runtime's own transport, which records in the same "
-        "step who has one. With kombu's, a node that dies in between loses it.",
+        "step who has one, and hand them to their processes by its own pool. With kombu's transport, a node "
+        "that dies in between loses one; with Celery's pool, each costs more CPU.",
     )
     visibility_timeout: int = Field(
         default=604800,

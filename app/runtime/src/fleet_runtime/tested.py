@@ -14,14 +14,18 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-RELEASES = {"celery": frozenset({"5.7.0"}), "kombu": frozenset({"5.7.0"})}
+RELEASES = {
+    "celery": frozenset({"5.7.0"}),
+    "kombu": frozenset({"5.7.0"}),
+    "billiard": frozenset({"4.3.2"}),
+}
 
 
 def is_known(package: ModuleType, otherwise: str) -> bool:
     """Return whether a package is of a known release; if it is not, say what that means.
 
     Args:
-        package: celery or kombu.
+        package: celery, kombu or billiard.
         otherwise: A sentence.
     """
     name, known = package.__name__, RELEASES[package.__name__]
@@ -40,7 +44,7 @@ def may_change(original: Any, signature: str, package: ModuleType, otherwise: st
     Args:
         original: The function.
         signature: Its parameters, as `inspect.signature` prints them.
-        package: celery or kombu.
+        package: celery, kombu or billiard.
         otherwise: What happens if it is not changed: a sentence.
     """
     if hasattr(original, "__wrapped__") or not is_known(package, otherwise):

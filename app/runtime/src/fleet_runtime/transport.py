@@ -256,6 +256,9 @@ class Channel(stock.Channel):  # type: ignore[misc]  # kombu ships no types
         self._acks_since, self._lingers = inf, False
         self._no_ack: set[str] = set()
         self._keys: dict[str, list[str]] = {}
+        # What the script was told of its queues last, and for which it was.
+        self._words_for: list[str] | None = None
+        self._words: tuple[list[str], list[Any]] = ([], [])
         self._pooled: Any = None
         # Whether there may be messages, and whether Redis will tell when there are; since when the lists are
         # those that they are now, in changes; whether it told, and how often in a row for nothing.
@@ -368,24 +371,27 @@ class Channel(stock.Channel):  # type: ignore[misc]  # kombu ships no types
 
     def advance(self, register: Any) -> None:
         """Send what is to be sent next, and let a poller know of a new connection."""
-        if self.lane is None:
-            self.lane = Lane(self._create_client(asynchronous=True), self._on_told)
+        lane = self.lane
+        if lane is None:
+            lane = self.lane = Lane(self._create_client(asynchronous=True), self._on_told)
         if self._may_hold:
             self._may_hold = False
             raise NoConnectionError("A connection to Redis was lost by which messages were under way.")
-        register(self)
+        if lane.fileno is None or not lane.is_open:
+            register(self)
         now = monotonic()
         if now < self._paused_until:
             return
-        may_take = self._look and now >= self._not_before and not self.lane.takes
-        room = self.room() if may_take else 0
-        few = max(room, len(self._acks)) < self._enough() or self.lane.takes
-        if self._acks and few and now < self._acks_since + LINGER:
-            return
+        takes = lane.takes
+        room = self.room() if self._look and now >= self._not_before and not takes else 0
+        if self._acks and now < self._acks_since + LINGER:
+            enough = self._enough()
+            if takes or (room < enough and len(self._acks) < enough):
+                return
         if room or self._acks:
-            self._turn(self.lane, room)
-        elif self.lane.is_idle and (not (self._look or self._watched) or now > self._watched_at + WAIT):
-            self.lane.ask(*self._watch())
+            self._turn(lane, room)
+        elif lane.is_idle and (not (self._look or self._watched) or now > self._watched_at + WAIT):
+            lane.ask(*self._watch())
 
     def room(self) -> int:
         """Return for how many messages there is room, up to how many are taken at a time."""
@@ -419,19 +425,11 @@ class Channel(stock.Channel):  # type: ignore[misc]  # kombu ships no types
         tags = self._next_acks()
         self._acks_since, self._lingers = monotonic(), False
         queues = self._queue_cycle.consume(len(self.queues)) if room else []
-        names = [self.unacked_key, self.unacked_index_key]
-        for lists in zip(*(self._keys[queue] for queue in queues), strict=True):
-            names += lists
-        in_turn = int(not isinstance(self._queue_cycle, priority_cycle))
-        words = [
-            room,
-            in_turn,
-            len(queues),
-            *("" if queue in self._no_ack else queue for queue in queues),
-            *tags,
-        ]
+        if queues != self._words_for:
+            self._words_for, self._words = list(queues), self._words_of(queues)
+        names, words = self._words
         turn = Asked(
-            ("EVALSHA", TURN_NAME, len(names), *names, *words),
+            ("EVALSHA", TURN_NAME, len(names), *names, room, *words, *tags),
             lambda taken: self._on_taken(taken, queues, room),
             lambda error: self._on_refused(error, tags),
             tags,
@@ -443,6 +441,14 @@ class Channel(stock.Channel):  # type: ignore[misc]  # kombu ships no types
         # What it takes out of a list, Redis does not tell it, and forgets that it is to tell of that list.
         self._look, self._watched, self._brpop_sent_at = False, False, self._acks_since
         lane.ask(turn, *(self._watch() if self._was_short else ()))
+
+    def _words_of(self, queues: list[str]) -> tuple[list[str], list[Any]]:
+        """Return the keys that the script has for some queues, and what it is told of them."""
+        names = [self.unacked_key, self.unacked_index_key]
+        for lists in zip(*(self._keys[queue] for queue in queues), strict=True):
+            names += lists
+        in_turn = int(not isinstance(self._queue_cycle, priority_cycle))
+        return names, [in_turn, len(queues), *("" if queue in self._no_ack else queue for queue in queues)]
 
     def _next_acks(self) -> tuple[str, ...]:
         """Return the tags of what is acknowledged next."""
@@ -524,6 +530,7 @@ class Channel(stock.Channel):  # type: ignore[misc]  # kombu ships no types
     def _look_anew(self) -> None:
         """Look at the lists, which are others now."""
         self._change += 1
+        self._words_for = None
         self.queues = self.active_queues
         self._look, self._watched = True, False
 
@@ -665,6 +672,14 @@ class Poller(stock.MultiChannelPoller):  # type: ignore[misc]  # kombu ships no 
             if channel.active_fanout_queues:
                 self._register_LISTEN(channel)
         self.polls = True
+
+    def _register_LISTEN(self, channel: Any) -> None:  # noqa: N802 (kombu's name)
+        """Watch a channel's connection for what is sent to all nodes, unless it is; kombu asks each time."""
+        client = vars(channel).get("subclient")
+        connection = getattr(client, "connection", None)
+        is_open = connection is not None and connection._sock is not None
+        if not (is_open and channel._in_listen and (channel, client, "LISTEN") in self._chan_to_sock):
+            super()._register_LISTEN(channel)
 
     def on_readable(self, fileno: int) -> Any:
         """Read what has come.

@@ -1,0 +1,271 @@
+"""Hands tasks to the processes of a prefork pool, and takes what they say, with less work than Celery's way.
+
+Celery asks the loop to tell it when the pipe of a process can be written to, and at each turn it tells the
+kernel anew which pipes that are. But the pipe of a process without a task is empty. So here a task is written
+at once, and in one piece where the kernel promises to take it so; if a pipe takes less, Celery's way goes on
+from there. All accounts of who has which task stay Celery's.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import threading
+from functools import partial
+from select import PIPE_BUF
+from struct import Struct
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+from billiard.pool import ACK, READY
+from billiard.reduction import ForkingPickler
+from celery.concurrency import asynpool
+from celery.concurrency.asynpool import SCHED_STRATEGY_FAIR, AsynPool
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator
+
+# What comes before each message in a pipe: its length.
+LENGTH = Struct(">i")
+NOTHING = memoryview(b"")
+# Bytes that are read at a time. What a process says of a task that did not fail is shorter.
+CHUNK = 8192
+# Of these, pickle makes the same as billiard's own, which also sends files and sockets.
+PLAIN = frozenset({bool, float, int, str, type(None)})
+
+
+class Worker(asynpool.Worker):  # type: ignore[misc]  # celery ships no types
+    """What runs in a process of the pool."""
+
+    def on_loop_start(self, pid: int) -> None:
+        """Begin."""
+        self.outq.put = partial(say, self.outq)
+        super().on_loop_start(pid)
+
+
+def say(pipe: Any, message: Any) -> None:
+    """Write a message to the node.
+
+    billiard makes a table of all that it can pickle besides, for each message anew (4.3, ForkingPickler).
+    """
+    dumps = pickle.dumps if is_plain(*message) else ForkingPickler.dumps
+    body = dumps(message)
+    pipe._writer._send(LENGTH.pack(len(body)) + body)
+
+
+def is_plain(state: int, said: Any) -> bool:
+    """Return whether all of a message is plain: a process has taken a task, or a task has not failed."""
+    if state != READY:
+        return bool(state == ACK)
+    succeeded, result = said[2]
+    return bool(succeeded) and type(result) is tuple and PLAIN.issuperset(map(type, result))
+
+
+class Results(asynpool.ResultHandler):  # type: ignore[misc]  # celery ships no types
+    """Takes what processes say: all that is there at once. Celery takes a message in two pieces."""
+
+    def _make_process_result(self, hub: Any) -> Callable[[int], None]:
+        """Return what is called when a pipe can be read."""
+        pipes, take = self.fileno_to_outq, self.on_state_change
+
+        def on_result_readable(fileno: int) -> None:
+            if fileno not in pipes:  # its process is gone
+                hub.remove_reader(fileno)
+                return
+            try:
+                data = os.read(fileno, CHUNK)
+            except BlockingIOError:
+                return
+            except OSError:
+                data = b""
+            if not data:
+                hub.remove_reader(fileno)
+                return
+            view, begin = memoryview(data), 0
+            errors = []
+            while (end := end_of(data, begin)) <= len(data):
+                try:
+                    if message := pickle.loads(view[begin + LENGTH.size : end]):  # noqa: S301 (our own process)
+                        take(message)
+                except BaseException as error:
+                    errors.append(error)
+                begin = end
+            if begin < len(data):
+                hub.add_reader(fileno, self._take_rest(hub, fileno, bytearray(view[begin:])))
+            if errors:
+                raise errors[0]
+
+        return on_result_readable
+
+    def _take_rest(self, hub: Any, fileno: int, data: bytearray) -> Generator[None]:
+        """Read the rest of a message, as the loop has Celery's coroutine do, and take it."""
+        while (missing := end_of(data, 0) - len(data)) > 0:
+            try:
+                chunk = os.read(fileno, missing)
+            except BlockingIOError:
+                yield
+                continue
+            if not chunk:
+                raise OSError("End of file during message")
+            data += chunk
+        hub.add_reader(fileno, self.handle_event, fileno)
+        if message := pickle.loads(memoryview(data)[LENGTH.size :]):  # noqa: S301 (our own process)
+            self.on_state_change(message)
+
+
+def end_of(data: bytes | bytearray, begin: int) -> int:
+    """Return where the message ends that begins somewhere, or where its length does if that is not there."""
+    end = begin + LENGTH.size
+    return end + LENGTH.unpack_from(data, begin)[0] if end <= len(data) else end
+
+
+class Limits:
+    """The time limits of the tasks that run, with one timer for all that have the same.
+
+    Celery makes a timer for each task, and what is cancelled stays in memory until its time: with a limit of
+    an hour and a thousand tasks a second, more than three million of them.
+    """
+
+    def __init__(self, hub: Any, pass_: Callable[[int, Any, Any], object]) -> None:
+        """Prepare.
+
+        Args:
+            hub: The node's loop.
+            pass_: Is called when a limit has passed, with the task's number, its soft and its hard limit.
+        """
+        self._hub, self._pass = hub, pass_
+        self._ends: dict[tuple[Any, Any], dict[int, float]] = {}
+        self._timers: dict[tuple[Any, Any], Any] = {}
+        self._one_at_a_time = threading.Lock()  # as a node stops, a thread runs its timers
+
+    def begin(self, job: int, limits: tuple[Any, Any]) -> None:
+        """Count the time of a task, from now on."""
+        seconds = limits[0] or limits[1]
+        if not seconds:
+            return
+        with self._one_at_a_time:
+            self._ends.setdefault(limits, {})[job] = monotonic() + seconds
+            self._arm(limits)
+
+    def end(self, job: int, limits: tuple[Any, Any]) -> None:
+        """Count it no more."""
+        with self._one_at_a_time:
+            if ends := self._ends.get(limits):
+                ends.pop(job, None)
+
+    def arm(self) -> None:
+        """Make timers anew that were cancelled: Celery cancels what was made while it connected."""
+        with self._one_at_a_time:
+            for limits in self._ends:
+                self._arm(limits)
+
+    def _arm(self, limits: tuple[Any, Any]) -> None:
+        """Look when the first of the tasks with these limits has come to its end, unless a timer does so."""
+        timer, ends = self._timers.get(limits), self._ends[limits]
+        if ends and (timer is None or timer.canceled):
+            seconds = max(0.0, next(iter(ends.values())) - monotonic())  # the oldest is the first
+            self._timers[limits] = self._hub.call_later(seconds, self._look, limits)
+
+    def _look(self, limits: tuple[Any, Any]) -> None:
+        """End what has come to its end."""
+        with self._one_at_a_time:
+            ends, now = self._ends[limits], monotonic()
+            over = [job for job, end in ends.items() if end <= now]
+            for job in over:
+                del ends[job]
+                self._hub.call_later(0, self._pass, job, *limits)  # by itself, should another one fail
+            self._timers.pop(limits, None)
+            self._arm(limits)
+            if not ends:
+                del self._ends[limits]
+
+
+class Pool(AsynPool):  # type: ignore[misc]  # celery ships no types
+    """Celery's pool, which writes to a process without a task at once."""
+
+    Worker = Worker
+    ResultHandler = Results
+    _limits: Limits | None = None
+
+    def _create_timelimit_handlers(self, hub: Any) -> None:
+        """Prepare to end what takes too long."""
+        super()._create_timelimit_handlers(hub)
+        timers, discard = self._tref_for_id, self._discard_tref
+
+        def on_passed(job: int, soft: Any, hard: Any) -> None:
+            """Tell a task of its soft limit, after which Celery's own timer counts; or end it."""
+            if soft:
+                self._on_soft_timeout(job, soft, hard, hub)
+            else:
+                self._on_hard_timeout(job)
+
+        limits = self._limits = self._limits or Limits(hub, on_passed)
+        limits.arm()
+
+        def on_timeout_set(result: Any, soft: Any, hard: Any) -> None:
+            limits.begin(result._job, (soft, hard))
+
+        def on_timeout_cancel(result: Any) -> None:
+            limits.end(result._job, (result._soft_timeout, result._timeout))
+            if timers:
+                discard(result._job)
+
+        self.on_timeout_set, self.on_timeout_cancel = on_timeout_set, on_timeout_cancel
+
+    def _create_write_handlers(self, hub: Any, **options: Any) -> None:
+        """Prepare to write to processes."""
+        if self.sched_strategy != SCHED_STRATEGY_FAIR:  # the others get tasks while they have some
+            super()._create_write_handlers(hub, **options)
+            return
+        sparing = Sparing(hub)
+        super()._create_write_handlers(sparing, **options)
+        write = hub.consolidate_callback = sparing.consolidate_callback
+        waiting, cache = self.outbound_buffer, self._cache
+        pipes, busy, written_to = self._all_inqueues, self._busy_workers, self._active_writes
+
+        def hand_out() -> None:
+            """Write the tasks that wait to processes that have none."""
+            idle = [pipe for pipe in pipes if pipe not in busy and pipe not in written_to]
+            if idle:
+                write(idle[: len(waiting)])
+
+        def put(task: Any) -> None:
+            """Take a task on."""
+            job = cache[task[1][0]]
+            job._payload = packed(pickle.dumps(task, pickle.HIGHEST_PROTOCOL))
+            waiting.append(job)
+            hand_out()
+
+        def on_poll_start() -> None:
+            """Hand out what waits, at each turn of the loop: a process may have got ready, or have died."""
+            if waiting:
+                hand_out()
+
+        self._quick_put, self.on_poll_start = put, on_poll_start
+
+
+class Sparing:
+    """A loop that is not asked to forget a file which it does not watch, and would ask the kernel for."""
+
+    def __init__(self, hub: Any) -> None:
+        """Stand before a node's loop."""
+        self._hub = hub
+        self.add, self.add_writer, self.remove = hub.add, hub.add_writer, hub.remove
+        self.consolidate_callback: Any = None
+
+    def remove_writer(self, fileno: int) -> None:
+        """Watch no more whether a file can be written to."""
+        if fileno in self._hub.writers:
+            self._hub.remove_writer(fileno)
+
+
+def packed(body: bytes) -> tuple[memoryview, memoryview, int]:
+    """Return what to write for a message, as Celery's coroutine wants it: the length, then the message.
+
+    The kernel takes so many bytes together or not at all, so that both can go as the first.
+    """
+    size = len(body)
+    header = LENGTH.pack(size)
+    if LENGTH.size + size <= PIPE_BUF:
+        return memoryview(header + body), NOTHING, 0
+    return memoryview(header), memoryview(body), size
