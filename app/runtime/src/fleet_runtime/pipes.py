@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 # What comes before each message in a pipe: its length.
 LENGTH = Struct(">i")
 NOTHING = memoryview(b"")
-# Bytes that are read at a time. What a process says of a task that did not fail is shorter.
-CHUNK = 8192
+# Bytes that are read at a time: what a process says of a task that did not fail is shorter; and at most.
+CHUNK, MOST = 8192, 2**20
 # Of these, pickle makes the same as billiard's own, which also sends files and sockets.
 PLAIN = frozenset({bool, float, int, str, type(None)})
 
@@ -41,6 +41,34 @@ class Worker(asynpool.Worker):  # type: ignore[misc]  # celery ships no types
         """Begin."""
         self.outq.put = partial(say, self.outq)
         super().on_loop_start(pid)
+
+    def _make_recv_method(self, conn: Any) -> Callable[[float], tuple[bool, Any]]:
+        """Return what waits for the next task. billiard's makes several objects of its bytes."""
+        fileno = conn._reader.fileno()
+
+        def receive(timeout: float) -> tuple[bool, Any]:  # however long it takes, as billiard's does
+            (size,) = LENGTH.unpack(read(fileno, LENGTH.size))
+            return True, pickle.loads(read(fileno, size))  # noqa: S301 (the node's own)
+
+        return receive
+
+
+def read(fileno: int, size: int) -> bytes:
+    """Read so many bytes.
+
+    Raises:
+        EOFError: There are no more.
+    """
+    data = os.read(fileno, min(size, MOST))
+    if len(data) == size:
+        return data
+    pieces = bytearray(data)
+    while len(pieces) < size:
+        more = os.read(fileno, min(size - len(pieces), MOST))
+        if not more:
+            raise EOFError
+        pieces += more
+    return bytes(pieces)
 
 
 def say(pipe: Any, message: Any) -> None:

@@ -100,7 +100,7 @@ POOL_PARAMETERS = {
         "_on_hard_timeout": "self job",
     },
     "celery.concurrency.asynpool:ResultHandler": {"_make_process_result": "self hub"},
-    "celery.concurrency.asynpool:Worker": {"on_loop_start": "self pid"},
+    "celery.concurrency.asynpool:Worker": {"on_loop_start": "self pid", "_make_recv_method": "self conn"},
     "billiard.connection:Connection": {"_send": "self buf write"},
 }
 

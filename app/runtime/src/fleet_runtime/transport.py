@@ -100,10 +100,7 @@ while #taken < 3 * room do
   if not item then
     break
   end
-  local tag = '"""
-    + reading.MALFORMED
-    + """' .. redis.sha1hex(item)
-  local record = item
+  local tag, record
   local name = ARGV[3 + queue]
   local good, message = pcall(cjson.decode, item)
   local properties = good and type(message) == 'table' and message.properties
@@ -112,6 +109,10 @@ while #taken < 3 * room do
       and type(info.exchange) == 'string' and type(info.routing_key) == 'string' then
     tag = properties.delivery_tag
     record = '[' .. item .. ', "", ' .. cjson.encode(name) .. ']'
+  else
+    tag, record = '"""
+    + reading.MALFORMED
+    + """' .. redis.sha1hex(item), item
   end
   if name ~= '' then
     while redis.call('HEXISTS', KEYS[1], tag) == 1 do
