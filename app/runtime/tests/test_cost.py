@@ -22,6 +22,7 @@ SETTLED, IDLE = 15.0, 20.0  # seconds
 @pytest.mark.parametrize("pool", FIRST_OF_POOLS)
 def test_an_idle_node_asks_little(fleet: Fleet, broker: Broker, pool: str) -> None:
     """About a command in two seconds, on six connections."""
+    broker.client("admin").flushall()  # or it would give back what nodes of other tests have left
     with fleet.worker("idle", "--queues=default,email,heavy", f"--pool={pool}", *FLAGS) as node:
         time.sleep(SETTLED)
         own = ports(node.process.pid)

@@ -175,13 +175,11 @@ def test_what_fails_tells_all(hub: Hub, make: Callable[..., pipes.Pool]) -> None
     assert ends[1] == 8
 
 
-def test_a_node_stops_with_a_result_that_has_come_in_part(hub: Hub, make: Callable[..., pipes.Pool]) -> None:
-    """Celery waits for the rest of it."""
+def test_a_node_stops_with_a_large_result_on_its_way(hub: Hub, make: Callable[..., pipes.Pool]) -> None:
+    """It is waited for."""
     pool, ends = make(), Ends()
-    ends.of(pool, fail, MEGABYTE)
-    (process,) = pool._pool
-    turn(hub, lambda: not isinstance(hub.readers[process.outqR_fd][0], type(turn)))
-    assert not ends
+    job = ends.of(pool, fail, MEGABYTE)
+    turn(hub, lambda: job._accepted)
     pool.close()
     pool.join()
     assert len(str(ends[0].exception)) >= MEGABYTE
@@ -275,7 +273,7 @@ def test_messages_arrive_in_whatever_pieces(size: int) -> None:
     heard: list[Any] = []
     readers: dict[int, Any] = {}
     handler = object.__new__(pipes.Results)
-    handler.fileno_to_outq, handler.on_state_change = {reader: "a process"}, heard.append
+    handler.fileno_to_outq, handler.on_state_change, handler.parts = {reader: "a process"}, heard.append, {}
 
     class Loop:
         """A loop that remembers what to call."""
@@ -291,13 +289,7 @@ def test_messages_arrive_in_whatever_pieces(size: int) -> None:
     handler.handle_event = readers[reader] = handler._make_process_result(Loop())
     for begin in range(0, len(stream), size):
         os.write(writer, stream[begin : begin + size])
-        for _ in range(3):
-            callback = readers[reader]
-            if callable(callback):
-                callback(reader)
-            else:
-                with suppress(StopIteration):
-                    next(callback)
+        readers[reader](reader)
     assert heard == MESSAGES
     assert readers[reader] is handler.handle_event
     os.close(writer)
@@ -318,7 +310,7 @@ def test_an_error_about_a_message_loses_no_other_one() -> None:
 
     reader, writer = os.pipe()
     handler = object.__new__(pipes.Results)
-    handler.fileno_to_outq, handler.on_state_change = {reader: "a process"}, hear
+    handler.fileno_to_outq, handler.on_state_change, handler.parts = {reader: "a process"}, hear, {}
     for message in MESSAGES[:2]:
         body = pickle.dumps(message)
         os.write(writer, pipes.LENGTH.pack(len(body)) + body)
@@ -327,6 +319,141 @@ def test_an_error_about_a_message_loses_no_other_one() -> None:
     assert heard == MESSAGES[:2]
     os.close(reader)
     os.close(writer)
+
+
+@pytest.fixture
+def half(make: Callable[..., pipes.Pool]) -> tuple[pipes.Pool, Any, bytes]:
+    """A pool whose process has said half of something, by our own hand, and the other half of it."""
+    pool = make()
+    (process,) = pool._pool
+    body = pickle.dumps((ACK, (1, None, 1.0, process.pid, None, "x" * 20_000)))
+    message = pipes.LENGTH.pack(len(body)) + body
+    os.write(process.outq._writer.fileno(), message[:9000])
+    pool._result_handler.handle_event(process.outqR_fd)
+    assert list(pool._result_handler.parts) == [process.outqR_fd]
+    return pool, process, message[9000:]
+
+
+def hear(pool: pipes.Pool, heard: list[Any]) -> None:
+    """Let what a pool's processes say be heard here, and nowhere else."""
+    pool._result_handler.on_state_change = heard.append
+    pool._result_handler.register_with_event_loop(pool._result_handler._hub)
+
+
+def test_half_of_a_message_outlives_a_connection(half: tuple[pipes.Pool, Any, bytes], hub: Hub) -> None:
+    """The loop forgets all that it watches as one to the broker is lost."""
+    (pool, process, rest), heard = half, list[Any]()
+    hub.reset()
+    pool.register_with_event_loop(hub)
+    hear(pool, heard)
+    os.write(process.outq._writer.fileno(), rest)
+    pool._result_handler.handle_event(process.outqR_fd)
+    assert [len(message[1][5]) for message in heard] == [20_000]
+    assert not pool._result_handler.parts
+
+
+@pytest.mark.parametrize("is_whole", [True, False])
+def test_half_of_a_message_is_finished_or_forgotten_with_its_process(
+    half: tuple[pipes.Pool, Any, bytes], is_whole: bool
+) -> None:
+    """Or the next process with these pipes would be misunderstood."""
+    (pool, process, rest), heard = half, list[Any]()
+    hear(pool, heard)
+    if is_whole:
+        os.write(process.outq._writer.fileno(), rest)
+    pool.process_flush_queues(process)
+    assert len(heard) == is_whole
+    assert not pool._result_handler.parts
+
+
+def test_half_of_a_message_is_finished_as_the_node_stops(half: tuple[pipes.Pool, Any, bytes]) -> None:
+    """The rest is waited for, but not for ever."""
+    (pool, process, rest), heard = half, list[Any]()
+    hear(pool, heard)
+    pool._result_handler.partial_read_deadline = 0.2
+    assert pool._result_handler._finish_partial_read(process.outqR_fd, process)
+    os.write(process.outq._writer.fileno(), rest)
+    assert not pool._result_handler._finish_partial_read(process.outqR_fd, process)
+    assert len(heard) == 1
+
+
+@pytest.mark.parametrize("length", [-4, -1, 0])
+def test_a_process_that_says_what_cannot_be_read_is_ended(
+    hub: Hub, make: Callable[..., pipes.Pool], length: int
+) -> None:
+    """Its task is lost to it, which the node is told; and the next one runs."""
+    pool, ends = make(), Ends()
+    before = child(pool)
+    (process,) = pool._pool
+    ends.of(pool, time.sleep, 600)
+    turn(hub, lambda: any(job._accepted for job in pool._cache.values()))
+    os.write(process.outq._writer.fileno(), pipes.LENGTH.pack(length) + b"what?")
+    turn(hub, lambda: ends)
+    assert isinstance(error(ends[0]), WorkerLostError)
+    ends.of(pool, pow, 2, 3)
+    turn(hub, lambda: len(ends) == 2)
+    assert ends[1] == 8
+    assert child(pool) != before
+
+
+@pytest.mark.parametrize("size", [1, MEGABYTE])
+def test_a_task_that_was_just_written_goes_on_when_a_connection_is_lost(
+    hub: Hub, make: Callable[..., pipes.Pool], tmp_path: Path, size: int
+) -> None:
+    """It has begun, and is not given to others, too; its process is not taken for one without a task."""
+    pool, ends, begun = make(), Ends(), []
+    job = pool.apply_async(
+        len, ("x" * size,), callback=ends.append, accept_callback=lambda *_: begun.append(1)
+    )
+    hub.reset()
+    pool.flush()
+    assert begun == [1]
+    assert not job.ready() or ends == [size]
+    pool.register_with_event_loop(hub)
+    turn(hub, lambda: ends)
+    assert ends == [size]
+    assert not pool._cache
+
+
+def test_a_process_that_does_not_begin_is_ended_when_a_connection_is_lost(
+    hub: Hub, make: Callable[..., pipes.Pool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it has is given to others, and it would run it, too, as soon as it goes on."""
+    monkeypatch.setattr(pipes, "BEGUN_WITHIN", 0.2)
+    pool, ends = make(), Ends()
+    before = child(pool)
+    stop(before)
+    ends.of(pool, pow, 2, 3)
+    hub.reset()
+    pool.flush()
+    pool.register_with_event_loop(hub)
+    turn(hub, lambda: pool._pool and child(pool) != before)
+    assert not ends
+    assert not pool._cache
+
+
+def test_a_stop_does_not_wait_for_a_task_that_is_half_written(
+    hub: Hub, make: Callable[..., pipes.Pool]
+) -> None:
+    """It is written, and runs."""
+    pool, ends = make(), Ends()
+    ends.of(pool, len, "x" * 8 * MEGABYTE)
+    assert pool._active_writers
+    pool.close()
+    assert not pool._active_writers
+    pool.join()
+    assert ends == [8 * MEGABYTE]
+
+
+def test_a_process_with_a_task_is_not_one_to_do_without(hub: Hub, make: Callable[..., pipes.Pool]) -> None:
+    """Though it has not said yet that it has begun."""
+    pool, ends = make(), Ends()
+    (process,) = pool._pool
+    assert not pool._worker_active(process)
+    ends.of(pool, pow, 2, 3)
+    assert pool._worker_active(process)
+    turn(hub, lambda: ends)
+    assert not pool._worker_active(process)
 
 
 def children(node: Daemon) -> list[int]:

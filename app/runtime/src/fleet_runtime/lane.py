@@ -124,6 +124,8 @@ class Lane(Hashable):
                 if isinstance(answer, ResponseError):
                     self._refuse(answer)
                 elif answer is not PUSH and answer is not None:  # None is a push that nobody here asked for
+                    if not self._asked:
+                        raise self._lose("it answers what was not asked")
                     self._asked_at = monotonic()
                     self._asked.popleft().answered(answer)
                 if not self._has_read_more():

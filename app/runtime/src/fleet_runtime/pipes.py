@@ -8,28 +8,37 @@ from there. All accounts of who has which task stay Celery's.
 
 from __future__ import annotations
 
+import logging
 import os
 import pickle
+import select
+import signal
 import threading
+from contextlib import suppress
 from functools import partial
 from select import PIPE_BUF
 from struct import Struct
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from billiard.pool import ACK, READY
+from billiard.pool import ACK, READY, RUN
 from billiard.reduction import ForkingPickler
 from celery.concurrency import asynpool
 from celery.concurrency.asynpool import SCHED_STRATEGY_FAIR, AsynPool
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator
+    from collections.abc import Callable
+
+logger = logging.getLogger(__name__)
 
 # What comes before each message in a pipe: its length.
 LENGTH = Struct(">i")
 NOTHING = memoryview(b"")
 # Bytes that are read at a time: what a process says of a task that did not fail is shorter; and at most.
 CHUNK, MOST = 8192, 2**20
+WAIT = 0.05  # seconds for a process to say or read something, before it is asked again
+BEGUN_WITHIN = 2.0  # seconds for a process without a task to begin one that was written to it
+WRITTEN_WITHIN = 5.0  # seconds for a process without a task to read one
 # Of these, pickle makes the same as billiard's own, which also sends files and sockets.
 PLAIN = frozenset({bool, float, int, str, type(None)})
 
@@ -90,61 +99,116 @@ def is_plain(state: int, said: Any) -> bool:
 
 
 class Results(asynpool.ResultHandler):  # type: ignore[misc]  # celery ships no types
-    """Takes what processes say: all that is there at once. Celery takes a message in two pieces."""
+    """Takes what processes say: all that is there at once. Celery takes a message in two pieces.
+
+    What has come of a message is kept here, and not with the loop, which forgets it when a connection to the
+    broker is lost.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """Prepare."""
+        super().__init__(*args, **kwargs)
+        self.parts: dict[int, bytearray] = {}
 
     def _make_process_result(self, hub: Any) -> Callable[[int], None]:
         """Return what is called when a pipe can be read."""
-        pipes, take = self.fileno_to_outq, self.on_state_change
+        pipes, parts, take = self.fileno_to_outq, self.parts, self.on_state_change
 
         def on_result_readable(fileno: int) -> None:
             if fileno not in pipes:  # its process is gone
+                parts.pop(fileno, None)
                 hub.remove_reader(fileno)
                 return
+            errors: list[BaseException] = []
+            data: bytes | bytearray = parts.pop(fileno, b"")
             try:
-                data = os.read(fileno, CHUNK)
+                while True:
+                    chunk = os.read(fileno, MOST if data else CHUNK)
+                    if not chunk:
+                        hub.remove_reader(fileno)
+                        break
+                    if data:
+                        data += chunk
+                    else:
+                        data = chunk
+                    end = take_messages(data, take, errors)
+                    if end == len(data):
+                        break
+                    if end or data is chunk:
+                        data = bytearray(memoryview(data)[end:])
             except BlockingIOError:
-                return
-            except OSError:
-                data = b""
-            if not data:
+                if isinstance(data, bytearray):
+                    parts[fileno] = data
+            except MisframedError:
                 hub.remove_reader(fileno)
-                return
-            view, begin = memoryview(data), 0
-            errors = []
-            while (end := end_of(data, begin)) <= len(data):
-                try:
-                    if message := pickle.loads(view[begin + LENGTH.size : end]):  # noqa: S301 (our own process)
-                        take(message)
-                except BaseException as error:
-                    errors.append(error)
-                begin = end
-            if begin < len(data):
-                hub.add_reader(fileno, self._take_rest(hub, fileno, bytearray(view[begin:])))
+                end_process(pipes[fileno], "says what cannot be read")
+            except OSError:
+                hub.remove_reader(fileno)
             if errors:
                 raise errors[0]
 
         return on_result_readable
 
-    def _take_rest(self, hub: Any, fileno: int, data: bytearray) -> Generator[None]:
-        """Read the rest of a message, as the loop has Celery's coroutine do, and take it."""
-        while (missing := end_of(data, 0) - len(data)) > 0:
+    def _finish_partial_read(self, fd: int, proc: Any) -> bool:
+        """Read the rest of a message as the node stops; return whether that cannot be done."""
+        until = monotonic() + self.partial_read_deadline
+        while fd in self.parts:
+            self.handle_event(fd)
+            if fd in self.parts and (monotonic() > until or not proc._is_alive()):
+                logger.warning("%r did not finish what it was saying.", proc)
+                return True
+            if fd in self.parts:
+                proc.outq._reader.poll(WAIT)
+        return False
+
+
+class MisframedError(OSError):
+    """What a process says has no beginning that makes sense."""
+
+
+def take_messages(data: bytes | bytearray, take: Callable[[Any], None], errors: list[BaseException]) -> int:
+    """Take the messages that are whole, and return where the first one begins that is not.
+
+    Args:
+        data: What has come.
+        take: What takes a message.
+        errors: Gets what that raises: the others are out of the pipe by then, and are taken, too.
+
+    Raises:
+        MisframedError: A length is none.
+    """
+    begin = 0
+    with memoryview(data) as view:
+        while (end := end_of(data, begin)) <= len(data):
             try:
-                chunk = os.read(fileno, missing)
-            except BlockingIOError:
-                yield
-                continue
-            if not chunk:
-                raise OSError("End of file during message")
-            data += chunk
-        hub.add_reader(fileno, self.handle_event, fileno)
-        if message := pickle.loads(memoryview(data)[LENGTH.size :]):  # noqa: S301 (our own process)
-            self.on_state_change(message)
+                if message := pickle.loads(view[begin + LENGTH.size : end]):  # noqa: S301 (our own process)
+                    take(message)
+            except BaseException as error:
+                errors.append(error)
+            begin = end
+    return begin
 
 
 def end_of(data: bytes | bytearray, begin: int) -> int:
-    """Return where the message ends that begins somewhere, or where its length does if that is not there."""
+    """Return where the message ends that begins somewhere, or where its length does if that is not there.
+
+    Raises:
+        MisframedError: That is no length.
+    """
     end = begin + LENGTH.size
-    return end + LENGTH.unpack_from(data, begin)[0] if end <= len(data) else end
+    if end > len(data):
+        return end
+    (size,) = LENGTH.unpack_from(data, begin)
+    if size <= 0:
+        raise MisframedError(f"a message of {size} bytes")
+    return int(end + size)
+
+
+def end_process(process: Any, why: str) -> None:
+    """Kill a process of the pool, which then replaces it, and runs what it had again."""
+    logger.error("%r %s, and is killed.", process, why)
+    with suppress(ProcessLookupError):
+        os.kill(process.pid, signal.SIGKILL)
 
 
 class Limits:
@@ -251,25 +315,102 @@ class Pool(AsynPool):  # type: ignore[misc]  # celery ships no types
         waiting, cache = self.outbound_buffer, self._cache
         pipes, busy, written_to = self._all_inqueues, self._busy_workers, self._active_writes
 
-        def hand_out() -> None:
-            """Write the tasks that wait to processes that have none."""
-            idle = [pipe for pipe in pipes if pipe not in busy and pipe not in written_to]
-            if idle:
-                write(idle[: len(waiting)])
-
         def put(task: Any) -> None:
             """Take a task on."""
             job = cache[task[1][0]]
             job._payload = packed(pickle.dumps(task, pickle.HIGHEST_PROTOCOL))
             waiting.append(job)
-            hand_out()
+            for pipe in pipes:
+                if pipe not in busy and pipe not in written_to:
+                    write([pipe])
+                    break
 
         def on_poll_start() -> None:
             """Hand out what waits, at each turn of the loop: a process may have got ready, or have died."""
-            if waiting:
-                hand_out()
+            if waiting and (idle := [pipe for pipe in pipes if pipe not in busy and pipe not in written_to]):
+                write(idle)
 
         self._quick_put, self.on_poll_start = put, on_poll_start
+
+    def flush(self) -> None:
+        """Forget what has not begun, as a connection is lost: others get it.
+
+        What was written to a process without a task begins at once. So that is waited for, and goes on here.
+        """
+        if self._state == RUN:
+            self._await_begun()
+        super().flush()
+
+    def close(self) -> None:
+        """Begin to stop. A process cannot be told so in the middle of a task that is written to it."""
+        if self._state == RUN:
+            self._finish_writing(monotonic() + WRITTEN_WITHIN)
+        super().close()
+
+    def process_flush_queues(self, proc: Any) -> None:
+        """Take what a process has said that is gone; a message that it did not finish goes with it."""
+        results = self._result_handler
+        if proc.outqR_fd in results.parts:
+            results.handle_event(proc.outqR_fd)
+        if results.parts.pop(proc.outqR_fd, None) is None:
+            super().process_flush_queues(proc)
+
+    def destroy_queues(self, queues: Any, proc: Any) -> Any:
+        """Close the pipes of a process, whose numbers others may get."""
+        with suppress(OSError):
+            self._result_handler.parts.pop(queues[1]._reader.fileno(), None)
+        return super().destroy_queues(queues, proc)
+
+    def _worker_active(self, worker: Any) -> bool:
+        """Return whether a process has a task, be it one that it has not said anything of yet."""
+        return worker.inqW_fd in self._busy_workers or super()._worker_active(worker)
+
+    def _unbegun(self) -> dict[Any, list[Any]]:
+        """Return the jobs that were written to processes which live, and have not begun: process -> jobs."""
+        found: dict[Any, list[Any]] = {}
+        for job in tuple(self._cache.values()):
+            process = getattr(job, "_write_to", None)
+            if process is None or job._accepted or asynpool._get_job_writer(job) is not None:
+                continue
+            if process._is_alive():
+                found.setdefault(process, []).append(job)
+        return found
+
+    def _await_begun(self) -> None:
+        """Wait until what was written has begun; a process that does not begin is ended.
+
+        Its task is given to others, and would run twice.
+        """
+        until = monotonic() + BEGUN_WITHIN
+        self._finish_writing(until)
+        while unbegun := self._unbegun():
+            if monotonic() > until:
+                for process in unbegun:
+                    end_process(process, "does not begin the task that it has")
+                return
+            for process in unbegun:
+                process.outq._reader.poll(WAIT)
+                try:
+                    self._result_handler.handle_event(process.outqR_fd)
+                except Exception:  # of whoever is told; as in the loop, which goes on
+                    logger.exception("What %r has said was not heard.", process)
+
+    def _finish_writing(self, until: float) -> None:
+        """Write the rest of what is written in part, for as long as that may take."""
+        for job in tuple(self._cache.values()):
+            writer = asynpool._get_job_writer(job)
+            if writer not in self._active_writers or asynpool.gen_not_started(writer):
+                continue
+            process = job._write_to
+            pipe = process.inq._writer
+            while writer in self._active_writers and process._is_alive():
+                if monotonic() > until:
+                    end_process(process, "does not read the task that it gets")
+                    break
+                _, writable, _ = select.select([], [pipe], [], WAIT)
+                if writable:
+                    with suppress(OSError):  # the process has just ended
+                        next(writer, None)
 
 
 class Sparing:

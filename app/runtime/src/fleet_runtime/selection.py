@@ -98,8 +98,15 @@ POOL_PARAMETERS = {
         "_create_timelimit_handlers": "self hub",
         "_on_soft_timeout": "self job soft hard hub",
         "_on_hard_timeout": "self job",
+        "flush": "self",
+        "process_flush_queues": "self proc",
+        "destroy_queues": "self queues proc",
+        "_worker_active": "self worker",
     },
-    "celery.concurrency.asynpool:ResultHandler": {"_make_process_result": "self hub"},
+    "celery.concurrency.asynpool:ResultHandler": {
+        "_make_process_result": "self hub",
+        "_finish_partial_read": "self fd proc",
+    },
     "celery.concurrency.asynpool:Worker": {"on_loop_start": "self pid", "_make_recv_method": "self conn"},
     "billiard.connection:Connection": {"_send": "self buf write"},
 }

@@ -77,10 +77,15 @@ def mend_headers() -> None:
     original = Context._get_custom_headers
     if not may_change(original, "(self, *args, **kwargs)", celery, OTHERWISE):
         return
-    own = frozenset({*vars(Context), "lang", "task", "argsrepr", "kwargsrepr", "compression"})
+    besides = frozenset({"lang", "task", "argsrepr", "kwargsrepr", "compression"})
+    own = besides.union(vars(Context))
+    count = len(vars(Context))
 
     @wraps(original)
     def _get_custom_headers(self: Any, *args: Any, **kwargs: Any) -> dict[str, Any] | None:
+        nonlocal own, count
+        if len(vars(Context)) != count:  # an app has added some
+            own, count = besides.union(vars(Context)), len(vars(Context))
         return {name: value for name, value in dict(*args, **kwargs).items() if name not in own} or None
 
     Context._get_custom_headers = _get_custom_headers
