@@ -81,7 +81,7 @@ def test_each_run_leaves_a_record(broker: Broker, tmp_path: Path) -> None:
     with fleet.worker("one", "--queues=default", "--pool=solo") as node:
         for name in ("first", "second"):
             sender.send_task("demo.tasks.record", [name], queue="default", ignore_result=True)
-        node.wait_for("succeeded", count=2)
+        node.wait_for("Task demo.tasks.record", count=4)  # received and succeeded, each twice
     lines = [json.loads(line) for line in ledger.read_text().splitlines()]
     assert [(line["name"], line["event"], line["node"], line["redelivered"]) for line in lines] == [
         (name, event, "one@test", False) for name in ("first", "second") for event in ("start", "end")
