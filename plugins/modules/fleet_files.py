@@ -320,8 +320,8 @@ def apply(
     made = [item["path"] for item in params["directories"] if make_directory(item, check=check)]
     diffs = {item["path"]: write_file(item, check=check, kept=kept) for item in params["files"]}
     written = {path: diff for path, diff in diffs.items() if diff}
-    kept = {item["path"] for item in params["directories"]}
-    removed = purge(params["purge"], set(diffs), kept, check=check)
+    directories = {item["path"] for item in params["directories"]}
+    removed = purge(params["purge"], set(diffs), directories, check=check)
     removed += remove_empty(params["empty"], removed, check=check)
     return {
         "changed": bool(made or written or removed),

@@ -13,6 +13,7 @@ from tests.fleet.faults.faults import LEASE, Fault, powered_off
 from tests.fleet.faults.ledger import FILE, Ledger
 from tests.fleet.support import canaries
 from tests.fleet.support.hosts import eventually
+from tests.fleet.support.marks import OPERATIONS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -22,11 +23,9 @@ if TYPE_CHECKING:
     from tests.fleet.support.plays import Plays, Run
 
 pytestmark = [
+    *OPERATIONS,
     pytest.mark.faults,
-    pytest.mark.operations,
-    pytest.mark.long,
     pytest.mark.load,
-    pytest.mark.group("redis"),
     pytest.mark.group("beat"),
     pytest.mark.group("flower"),
 ]

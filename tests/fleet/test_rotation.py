@@ -14,6 +14,7 @@ from cryptography import x509
 
 from tests.fleet.support import canaries
 from tests.fleet.support.inventory import ROOT
+from tests.fleet.support.marks import OPERATIONS
 from tests.fleet.support.stream import Stream
 
 if TYPE_CHECKING:
@@ -24,13 +25,7 @@ if TYPE_CHECKING:
     from tests.fleet.support.hosts import Host
     from tests.fleet.support.plays import Plays, Run
 
-pytestmark = [
-    pytest.mark.faults,
-    pytest.mark.operations,
-    pytest.mark.long,
-    pytest.mark.group("redis"),
-    pytest.mark.group("workers"),
-]
+pytestmark = [*OPERATIONS, pytest.mark.faults]
 
 SECRETS = "playbooks/rotate-secrets.yml"
 CERTIFICATES = "playbooks/rotate-certificates.yml"

@@ -13,6 +13,7 @@ from tests.fleet.faults.faults import REDIS, UNACKNOWLEDGED, Fault
 from tests.fleet.faults.ledger import Ledger
 from tests.fleet.support import canaries
 from tests.fleet.support.hosts import eventually
+from tests.fleet.support.marks import OPERATIONS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -21,13 +22,7 @@ if TYPE_CHECKING:
     from tests.fleet.support.hosts import Host
     from tests.fleet.support.plays import Plays, Run
 
-pytestmark = [
-    pytest.mark.faults,
-    pytest.mark.operations,
-    pytest.mark.long,
-    pytest.mark.group("redis"),
-    pytest.mark.group("workers"),
-]
+pytestmark = [*OPERATIONS, pytest.mark.faults]
 
 PLAYBOOK = "playbooks/upgrade-redis.yml"
 PACKAGES = ("redis-server", "redis-tools")

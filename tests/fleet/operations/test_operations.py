@@ -16,6 +16,7 @@ from tests.fleet.faults.ledger import Ledger
 from tests.fleet.faults.report import Report
 from tests.fleet.support.hosts import eventually
 from tests.fleet.support.inventory import ROOT
+from tests.fleet.support.marks import OPERATIONS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -26,14 +27,7 @@ if TYPE_CHECKING:
     from tests.fleet.support.hosts import Host
     from tests.fleet.support.plays import Plays, Run
 
-pytestmark = [
-    pytest.mark.operations,
-    pytest.mark.load,
-    pytest.mark.long,
-    pytest.mark.timeout(1200),
-    pytest.mark.group("redis"),
-    pytest.mark.group("workers"),
-]
+pytestmark = [*OPERATIONS, pytest.mark.load, pytest.mark.timeout(1200)]
 
 FOLDER = ROOT / ".cache" / "test" / "operations"
 # Seconds that a task may take from when it is sent to its end: half of the fleet always consumes.

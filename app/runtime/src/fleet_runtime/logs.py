@@ -14,7 +14,7 @@ from contextvars import ContextVar
 from datetime import UTC, datetime
 from logging.handlers import WatchedFileHandler
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from celery._state import get_current_task
 from celery.app import trace
@@ -22,9 +22,6 @@ from celery.app.defaults import DEFAULTS
 from celery.app.log import Logging
 
 from fleet_runtime import journal
-
-if TYPE_CHECKING:
-    pass
 
 # Python's levels as syslog's, which `journalctl -p` filters by and colours. Source: syslog(3), sd-daemon(3).
 PRIORITIES = ((logging.CRITICAL, 2), (logging.ERROR, 3), (logging.WARNING, 4), (logging.INFO, 6), (0, 7))

@@ -154,11 +154,12 @@ class Results(asynpool.ResultHandler):  # type: ignore[misc]  # celery ships no 
         until = monotonic() + self.partial_read_deadline
         while fd in self.parts:
             self.handle_event(fd)
-            if fd in self.parts and (monotonic() > until or not proc._is_alive()):
+            if fd not in self.parts:
+                break
+            if monotonic() > until or not proc._is_alive():
                 logger.warning("%r did not finish what it was saying.", proc)
                 return True
-            if fd in self.parts:
-                proc.outq._reader.poll(WAIT)
+            proc.outq._reader.poll(WAIT)
         return False
 
 
@@ -365,16 +366,11 @@ class Pool(AsynPool):  # type: ignore[misc]  # celery ships no types
         """Return whether a process has a task, be it one that it has not said anything of yet."""
         return worker.inqW_fd in self._busy_workers or super()._worker_active(worker)
 
-    def _unbegun(self) -> dict[Any, list[Any]]:
-        """Return the jobs that were written to processes which live, and have not begun: process -> jobs."""
-        found: dict[Any, list[Any]] = {}
-        for job in tuple(self._cache.values()):
-            process = getattr(job, "_write_to", None)
-            if process is None or job._accepted or asynpool._get_job_writer(job) is not None:
-                continue
-            if process._is_alive():
-                found.setdefault(process, []).append(job)
-        return found
+    def _unbegun(self) -> set[Any]:
+        """Return the processes that live, and have not begun what was written to them."""
+        waiting = [job for job in tuple(self._cache.values()) if not job._accepted]
+        written = [job._write_to for job in waiting if asynpool._get_job_writer(job) is None]
+        return {process for process in written if process is not None and process._is_alive()}
 
     def _await_begun(self) -> None:
         """Wait until what was written has begun; a process that does not begin is ended.

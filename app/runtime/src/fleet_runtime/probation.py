@@ -18,16 +18,15 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from billiard.einfo import ExceptionWithTraceback
 from celery import Task, bootsteps, signals
 from celery.worker import state
-from kombu import Exchange, Queue
 from kombu.utils.uuid import uuid
 from redis.exceptions import ResponseError
 
-from fleet_runtime import keys
+from fleet_runtime import keys, probe
 from fleet_runtime.fullness import is_full
-from fleet_runtime.request import FleetRequest
+from fleet_runtime.reconnect import copied
+from fleet_runtime.request import FleetRequest, raised
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -89,8 +88,7 @@ class ProofRequest(FleetRequest):
 
     def on_failure(self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False) -> Any:
         """Note why it failed."""
-        error = exc_info.exception
-        error = error.exc if isinstance(error, ExceptionWithTraceback) else error
+        error = raised(exc_info)
         self._fails(f"{type(error).__name__}: {error}")
         return super().on_failure(exc_info, send_failed_event, return_ok)
 
@@ -151,9 +149,7 @@ class Probation(bootsteps.StartStopStep):  # type: ignore[misc]  # celery ships 
         for queue in consumer.task_consumer.queues:
             consumer.task_consumer.cancel_by_queue(queue)
         # Nothing is declared: no exchange leads to it, and no trace of it stays.
-        consumer.task_consumer.add_queue(
-            Queue(self._queue, Exchange(""), routing_key=self._queue, no_declare=True)
-        )
+        consumer.task_consumer.add_queue(probe.direct(self._queue, no_declare=True))
         self._ask()
         self._look_later()
 
@@ -230,7 +226,7 @@ class Probation(bootsteps.StartStopStep):  # type: ignore[misc]  # celery ships 
             "This node has not run the task by which it proves that it works, and takes no other. %s",
             own.error or "It has not ended yet.",
         )
-        runs = any(request.name == NAME for request in tuple(state.active_requests))
+        runs = any(request.name == NAME for request in copied(state.active_requests))
         if own.error or (waited > PATIENCE and not runs):
             self._ask()
 

@@ -68,7 +68,7 @@ def ask(app: Celery, queues: Iterable[str], timeout: float) -> dict[str, Answer]
     for queue in answers:
         with _blaming_the_broker(f"A probe cannot be sent to the queue {queue}"):
             started = time.monotonic()
-            result = app.send_task(NAME, queue=_direct(queue), expires=timeout, ignore_result=False)
+            result = app.send_task(NAME, queue=direct(queue), expires=timeout, ignore_result=False)
             waiting[result.id] = (queue, started)
     with _blaming_the_broker("The answers cannot be read"):
         for task_id, meta in _results(app, list(waiting), timeout):
@@ -82,9 +82,9 @@ def ask(app: Celery, queues: Iterable[str], timeout: float) -> dict[str, Answer]
     return answers
 
 
-def _direct(name: str) -> Queue:
+def direct(name: str, **options: Any) -> Queue:
     """Return a queue by its name alone, without the exchange and routing that the app may have for it."""
-    return Queue(name, Exchange(""), routing_key=name)
+    return Queue(name, Exchange(""), routing_key=name, **options)
 
 
 def _results(app: Celery, ids: list[str], timeout: float) -> Iterator[tuple[str, Any]]:

@@ -9,6 +9,7 @@ import json
 import os
 import socket
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -105,11 +106,10 @@ def _is_there(facts: dict[str, Any]) -> bool:
     if facts.get("host") != socket.gethostname():
         return bool(facts)
     try:
-        os.kill(facts["pid"], 0)  # sends nothing
+        with suppress(PermissionError):  # it is somebody else's, and there
+            os.kill(facts["pid"], 0)  # sends nothing
     except ProcessLookupError:
         return False
-    except PermissionError:
-        return True
     return True
 
 

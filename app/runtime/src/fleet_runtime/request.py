@@ -158,9 +158,7 @@ class Mortal(Request):  # type: ignore[misc]  # celery ships no types
 
     def _judge(self, exc_info: Any) -> End | None:
         """Return how this ends, should Celery drop it now; None if that were no failure."""
-        error = exc_info.exception
-        if isinstance(error, ExceptionWithTraceback):
-            error = error.exc
+        error = raised(exc_info)
         reason: Reason | None = Reason.FAILED
         if isinstance(error, (Retry, Ignore, Terminated, MemoryError)):
             reason = None
@@ -236,6 +234,12 @@ class Mortal(Request):  # type: ignore[misc]  # celery ships no types
 
 class FleetRequest(Mortal):
     """Celery's own request, which most tasks have."""
+
+
+def raised(exc_info: Any) -> Any:
+    """Return the exception that a task has raised, whichever process it was in."""
+    error = exc_info.exception
+    return error.exc if isinstance(error, ExceptionWithTraceback) else error
 
 
 def adopt(task: Any) -> None:
