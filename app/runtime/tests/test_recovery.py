@@ -475,10 +475,14 @@ def test_a_node_with_the_name_of_another_one_does_not_start(fleet: Fleet, admin:
     gone = threading.Event()
 
     def renew() -> None:
-        while not gone.wait(0.5):
-            admin.zadd(keys.LEASES, {"one@test": admin.time()[0] + 5})
+        admin.zadd(keys.LEASES, {"one@test": admin.time()[0] + 5})
 
-    renewing = threading.Thread(target=renew)
+    def go_on_renewing() -> None:
+        while not gone.wait(0.5):
+            renew()
+
+    renew()
+    renewing = threading.Thread(target=go_on_renewing)
     renewing.start()
     try:
         result = fleet.run("worker", *words)
