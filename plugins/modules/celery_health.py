@@ -8,7 +8,7 @@ DOCUMENTATION = r"""
 module: celery_health
 short_description: Wait until Celery nodes consume the queues that they should
 description:
-  - Asks all nodes in one C(celery inspect), and those that are not well again.
+  - Asks all nodes at once (C(celery fleet consumed)), and those that are not well again.
   - It changes nothing, and it does not fail for nodes that are not well. Each host can say so of its own.
 options:
   command:
@@ -61,12 +61,10 @@ if TYPE_CHECKING:
 
 def ask(run: Run, command: Sequence[str], nodes: Nodes, timeout: int) -> tuple[Nodes, str]:
     """Return what the nodes that answer consume, and what was printed as an error."""
-    options = ["--json", f"--destination={','.join(nodes)}", f"--timeout={timeout}"]
-    _, out, err = run([*command, "inspect", "active_queues", *options])
+    _, out, err = run([*command, "fleet", "consumed", f"--timeout={timeout}", *nodes])
     try:
-        answers = json.loads(out or "{}")
-        return {node: sorted(queue["name"] for queue in queues) for node, queues in answers.items()}, err
-    except (ValueError, TypeError, KeyError, AttributeError):  # it printed something else
+        return {node: sorted(queues) for node, queues in json.loads(out or "{}").items()}, err
+    except (ValueError, TypeError, AttributeError):  # it printed something else
         return {}, err or out
 
 

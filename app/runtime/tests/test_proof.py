@@ -145,6 +145,8 @@ def test_a_node_that_has_no_room_works_too(sick: Fleet, web: Any, pool: str) -> 
         done = sick.run("ops", "fleet", "prove", "one@test", "default", "--timeout=5")
         assert done.returncode == 0, done.stderr
         assert ("is busy" in done.stdout) == (pool == "solo")
+        told = sick.run("ops", "fleet", "consumed", "one@test", "two@test", "--timeout=2")
+        assert json.loads(told.stdout) == {"one@test": ["default"]}
         node.process.kill()
 
 

@@ -125,6 +125,21 @@ def prove(ctx: click.Context, node: str, queues: tuple[str, ...], timeout: float
 
 
 @fleet.command()
+@click.argument("nodes", nargs=-1, required=True)
+@click.option("--timeout", default=5.0, show_default=True, help="Seconds to wait for all answers together.")
+@click.pass_context
+def consumed(ctx: click.Context, nodes: tuple[str, ...], timeout: float) -> None:
+    """Print what NODES consume, as JSON: {node: [queue, ...]}.
+
+    One that does not answer is not in it; but a solo node that runs a task cannot, and tells Redis.
+    """
+    from fleet_runtime import proof
+
+    with sentences():
+        click.echo(json.dumps(proof.consumed(ctx.obj.app, nodes, timeout)))
+
+
+@fleet.command()
 @click.argument("host", default="")
 @click.option("--why", default="", help="In a few words, for `fleet status`.")
 @click.option("--no", is_flag=True, help="It is not drained any more.")

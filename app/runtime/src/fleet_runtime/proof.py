@@ -41,6 +41,11 @@ class Seen:
     answer: list[str] | None
 
     @property
+    def is_there(self) -> bool:
+        """Whether it answers, or cannot and need not."""
+        return self.answer is not None or self.is_busy
+
+    @property
     def is_busy(self) -> bool:
         """Whether it cannot answer, because it runs a task, after its proof, where it would.
 
@@ -73,7 +78,7 @@ def require(app: Celery, node: str, queues: Sequence[str], timeout: float) -> st
     """
     until = time.monotonic() + timeout
     while True:
-        seen = _look(app, node)
+        seen = _look(app, [node], ANSWER)[node]
         problem = _problem(node, seen, sorted(queues), timeout)
         if not problem:
             break
@@ -87,21 +92,42 @@ def require(app: Celery, node: str, queues: Sequence[str], timeout: float) -> st
     return f"{node} consumes {', '.join(seen.queues)}, {proof}{busy}."
 
 
-def _look(app: Celery, node: str) -> Seen:
-    """Ask Redis and the node."""
+def consumed(app: Celery, nodes: Sequence[str], timeout: float) -> dict[str, list[str]]:
+    """Return what nodes consume, for each that answers, or that is busy with a task which keeps it from that.
+
+    Args:
+        app: The app.
+        nodes: Their full names.
+        timeout: Seconds for all answers together.
+
+    Raises:
+        FleetError: The broker cannot be asked.
+    """
+    return {node: seen.queues for node, seen in _look(app, nodes, timeout).items() if seen.is_there}
+
+
+def _look(app: Celery, nodes: Sequence[str], timeout: float) -> dict[str, Seen]:
+    """Ask some nodes, and Redis."""
     try:
-        said = app.control.inspect(destination=[node], timeout=ANSWER).active_queues() or {}
+        said = app.control.inspect(destination=list(nodes), timeout=timeout).active_queues() or {}
         with app.connection_for_write() as connection, connection.default_channel.conn_or_acquire() as client:
-            pipeline = client.pipeline(transaction=False)
-            found, ends, clock = pipeline.hget(keys.NODES, node).zscore(keys.LEASES, node).time().execute()
+            pipeline = client.pipeline(transaction=False).time().hmget(keys.NODES, nodes)
+            for node in nodes:
+                pipeline.zscore(keys.LEASES, node)
+            clock, found, *leases = pipeline.execute()
     except (OperationalError, RedisError, OSError) as error:
         raise FleetError(f"The broker cannot be asked: {error}") from error
-    lives = ends is not None and ends > clock[0]
-    facts = json.loads(found) if found and lives else {}
-    return Seen(facts if _is_there(facts) else {}, _names(said[node]) if node in said else None)
+    facts = [
+        json.loads(text) if text and ends is not None and ends > clock[0] else {}
+        for text, ends in zip(found, leases, strict=True)
+    ]
+    return {
+        node: Seen(known if _lives(known) else {}, _names(said[node]) if node in said else None)
+        for node, known in zip(nodes, facts, strict=True)
+    }
 
 
-def _is_there(facts: dict[str, Any]) -> bool:
+def _lives(facts: dict[str, Any]) -> bool:
     """Return whether the process that said this still lives, as far as can be known here."""
     if facts.get("host") != socket.gethostname():
         return bool(facts)
@@ -115,7 +141,7 @@ def _is_there(facts: dict[str, Any]) -> bool:
 
 def _problem(node: str, seen: Seen, wanted: list[str], timeout: float) -> str:
     """Return what is wrong with a node, in a sentence; nothing if it works."""
-    if not seen.facts or (seen.answer is None and not seen.is_busy):
+    if not (seen.facts and seen.is_there):
         return f"{node} does not answer."
     if not seen.has_proved and seen.facts.get("unproved"):
         return f"{node} ran a task for a proof, and it failed: {seen.facts['unproved']}"
