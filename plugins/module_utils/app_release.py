@@ -36,6 +36,7 @@ from ansible.module_utils.app_release_source import (
     file_digest,
     run,
 )
+from ansible.module_utils.app_release_tree import TRUST
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name, parse_sdist_filename, parse_wheel_filename
 
@@ -69,7 +70,7 @@ class Uv:
         """Find uv beside this Python."""
         self.path = Path(sys.executable).parent / "uv"
         # uv obeys the operator's own environment and configuration; only these are the fleet's.
-        self.env = {name: value for name, value in os.environ.items() if name != "VIRTUAL_ENV"}
+        self.env = TRUST | {name: value for name, value in os.environ.items() if name != "VIRTUAL_ENV"}
         self.env |= {"SOURCE_DATE_EPOCH": EPOCH, "UV_PYTHON_DOWNLOADS": "never", "UV_NO_PROGRESS": "1"}
         if index_url:
             self.env["UV_DEFAULT_INDEX"] = index_url

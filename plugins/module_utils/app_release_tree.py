@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from typing import Any
 
 MARKER = "release.json"
+# uv trusts what the machine trusts, as pip and apt do there: its own list lacks the authority of a company.
+TRUST = {"UV_SYSTEM_CERTS": "1"}
 
 
 class TreeError(Exception):
@@ -172,7 +174,7 @@ class ReleaseTree:
         }
         argv = [uv, *arguments]
         result = subprocess.run(
-            argv, env={**os.environ, **own, **env}, cwd=cwd, capture_output=True, text=True
+            argv, env={**TRUST, **os.environ, **own, **env}, cwd=cwd, capture_output=True, text=True
         )
         if result.returncode:
             raise TreeError(result.stderr.strip())

@@ -354,6 +354,14 @@ def test_an_unreadable_project_is_refused(make: functools.partial[Builder], app:
             make(app).identify(save=True)
 
 
+def test_uv_trusts_what_the_machine_trusts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An index of a company's own authority works as it does with pip; who wants it otherwise says so."""
+    monkeypatch.delenv("UV_SYSTEM_CERTS", raising=False)
+    assert Uv().env["UV_SYSTEM_CERTS"] == "1"
+    monkeypatch.setenv("UV_SYSTEM_CERTS", "0")
+    assert Uv().env["UV_SYSTEM_CERTS"] == "0"
+
+
 def test_a_missing_uv_is_named(app: Path, runtime: Path, tmp_path: Path) -> None:
     """Without uv the message says where it was looked for."""
     uv = Uv()
