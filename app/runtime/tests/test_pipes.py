@@ -510,6 +510,28 @@ def test_a_node_that_stops_ends_what_it_has(fleet: Fleet, web: Any, broker: Any,
     redis.delete("default")
 
 
+@pytest.mark.parametrize("delay", [0.0, 0.002, 0.005, 0.01])
+def test_a_task_that_comes_as_the_node_stops_runs_once(
+    fleet: Fleet, web: Any, broker: Any, tmp_path: Path, delay: float
+) -> None:
+    """It was written to a process, which had not said so yet. Its end is awaited, and acknowledged."""
+    notes, redis = tmp_path / "notes", broker.client("admin")
+    with fleet.worker("stopping", *ONE) as node:
+        node.wait_for("This node takes tasks now")
+        time.sleep(0.5)
+        node.process.send_signal(signal.SIGTERM)
+        time.sleep(delay)
+        web.send_task("shop.note", (str(notes), "one"), queue="default")
+        began = time.monotonic()
+        node.process.wait(PATIENCE)
+        assert time.monotonic() - began < 10, "its process waited for somebody to hear that it is done"
+    ran = notes.read_text().splitlines() if notes.exists() else []
+    assert ran in ([], ["one starts", "one ends"])
+    assert redis.llen("default") == (0 if ran else 1)
+    assert not redis.exists("unacked:stopping@test")
+    redis.delete("default")
+
+
 def nap(seconds: float) -> float:
     """Sleep."""
     time.sleep(seconds)

@@ -21,7 +21,7 @@ from struct import Struct
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from billiard.pool import ACK, READY, RUN
+from billiard.pool import ACK, READY, RUN, TERMINATE
 from billiard.reduction import ForkingPickler
 from celery.concurrency import asynpool
 from celery.concurrency.asynpool import SCHED_STRATEGY_FAIR, AsynPool
@@ -334,11 +334,12 @@ class Pool(AsynPool):  # type: ignore[misc]  # celery ships no types
         self._quick_put, self.on_poll_start = put, on_poll_start
 
     def flush(self) -> None:
-        """Forget what has not begun, as a connection is lost: others get it.
+        """Forget what has not begun, as a connection is lost, or as the node stops: others get it.
 
         What was written to a process without a task begins at once. So that is waited for, and goes on here.
+        A node that stops has closed its pool by then.
         """
-        if self._state == RUN:
+        if self._state != TERMINATE:
             self._await_begun()
         super().flush()
 
