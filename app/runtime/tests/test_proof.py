@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from fleet_runtime import keys
 from fleet_runtime.give_back import forget
+from fleet_runtime.probation import LOOK
 
 from app.runtime.tests.conftest import APPS, FIRST_OF_POOLS
-from app.tests.commands import FLAGS, Fleet, wait_until
+from app.tests.commands import FLAGS, PATIENCE, Fleet, wait_until
 
 if TYPE_CHECKING:
     from app.tests.broker import Broker
@@ -98,6 +99,23 @@ def test_a_node_that_stops_does_not_wait_for_its_proof(sick: Fleet) -> None:
         node.wait_for("takes no other. It has not ended yet.")
         began = time.monotonic()
     assert time.monotonic() - began < 25
+
+
+def test_a_node_that_stops_soon_after_its_proof_does_not_begin_again(
+    sick: Fleet, broker: Broker, web: Any
+) -> None:
+    """It looks once more whether it consumes, as it finishes what it runs: it should not."""
+    redis = broker.client("admin")
+    for _ in range(5):
+        web.send_task("sick.wait", (LOOK + 2,), queue="default", ignore_result=True)
+    with sick.worker("one", "--queues=default", *FLAGS[1:], "--concurrency=1") as node:
+        node.wait_for("Task sick.wait")
+        node.process.terminate()
+        node.process.wait(PATIENCE)
+        assert len(node.lines(PROVED)) == 1
+        assert not node.lines("Traceback")
+    assert redis.llen("default") == 4
+    redis.delete("default")
 
 
 def test_a_proof_that_fails_is_tried_again(sick: Fleet, tmp_path: Any) -> None:

@@ -155,12 +155,12 @@ class Probation(bootsteps.StartStopStep):  # type: ignore[misc]  # celery ships 
 
     def say(self) -> None:
         """Tell others how far this is."""
-        if self._is_connected():
+        if self._is_at_work():
             self._consumer.announce()
 
     def end(self) -> None:
-        """Consume the queues, unless there is no connection; on the next one nothing is held back."""
-        if not self._is_connected():
+        """Consume the queues, if the node is at work; on the next connection nothing is held back."""
+        if not self._is_at_work():
             return
         consumer, tasks = self._consumer, self._consumer.task_consumer
         queues = consumer.app.amqp.queues.consume_from
@@ -208,7 +208,7 @@ class Probation(bootsteps.StartStopStep):  # type: ignore[misc]  # celery ships 
 
     def _look(self) -> None:
         """Say that the proof is not there yet, and try again if it failed or was lost."""
-        if not self._is_connected():
+        if not self._is_at_work():
             return  # the next connection begins anew
         if own.at is None:
             self._complain()
@@ -236,10 +236,11 @@ class Probation(bootsteps.StartStopStep):  # type: ignore[misc]  # celery ships 
             self._timer.cancel()
         self._timer = self._consumer.timer.call_after(LOOK, self.loop, (self._look,))
 
-    def _is_connected(self) -> bool:
-        """Return whether the consumer has a connection, which it may just have lost."""
+    def _is_at_work(self) -> bool:
+        """Return whether the consumer has a connection, which it may just have lost, and does not stop."""
         channel = getattr(self._consumer.task_consumer, "channel", None)
-        return getattr(channel, "connection", None) is not None
+        connected = getattr(channel, "connection", None) is not None
+        return connected and self._consumer.blueprint.state == bootsteps.RUN
 
     def _consumes(self) -> bool:
         """Return whether this node consumes its queues."""
