@@ -10,10 +10,11 @@ import base64
 import json
 import socket
 import time
+from collections import deque
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from fleet_runtime import keys
+from fleet_runtime import keys, transport
 from fleet_runtime.recovery import give_back, own_keys
 from fleet_runtime.transport import Transport
 from hypothesis import HealthCheck, settings
@@ -21,6 +22,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, multiple, rule
 from hypothesis.stateful import run_state_machine_as_test as run
 from kombu import Connection, Consumer, Exchange, Producer, Queue
+from kombu.asynchronous import Hub
 
 if TYPE_CHECKING:
     from app.tests.broker import Broker
@@ -32,15 +34,19 @@ LISTS = [f"{queue}\x06\x16{step}" if step else queue for queue in QUEUES for ste
 ORDERS = ("round_robin", "sorted", "priority")
 # Seconds in which a node does what it would do by itself.
 TURNS = 0.02
+LONG = 3600.0
 
 
 class Node:
     """A node, as far as the transport is concerned."""
 
-    def __init__(self, broker: Broker, name: str, room: int, order: str, transport: Any = Transport) -> None:
-        """Connect."""
+    def __init__(
+        self, broker: Broker, name: str, room: int, order: str, *, loops: bool, transport: Any
+    ) -> None:
+        """Connect; a node that loops takes messages in advance."""
         self.name = name
         self.room = room
+        self._loops = loops
         self._options = {**own_keys(name), "queue_order_strategy": order}
         self._url, self._transport = broker.url("worker"), transport
         self.begin()
@@ -61,11 +67,18 @@ class Node:
         Consumer(
             self.channel, [Queue(q) for q in QUEUES], on_message=self.got.append, auto_declare=False
         ).consume()
+        self._hub = Hub() if self._loops else None
+        if self._hub:
+            self.connection.register_with_event_loop(self._hub)
 
     def turn(self) -> None:
         """Let it do what it does by itself."""
         until = time.monotonic() + TURNS
         while time.monotonic() < until:
+            if self._hub:
+                self._hub.call_later(TURNS / 2, int)
+                self._hub.run_once()
+                continue
             try:
                 self.connection.drain_events(timeout=TURNS / 2)
             except TimeoutError:
@@ -126,7 +139,7 @@ class Nodes(RuleBasedStateMachine):
         assert remaining <= set(places) <= remaining | self.unsure
         assert all(place in LISTS for found in places.values() for place in found), "something is held still"
 
-    @rule(queue=st.sampled_from(QUEUES), priority=st.sampled_from(PRIORITIES), count=st.integers(1, 5))
+    @rule(queue=st.sampled_from(QUEUES), priority=st.sampled_from(PRIORITIES), count=st.integers(1, 12))
     def send(self, queue: str, priority: int, count: int) -> None:
         """Send messages, with kombu's own transport."""
         for _ in range(count):
@@ -134,11 +147,13 @@ class Nodes(RuleBasedStateMachine):
             self.sent.append(number)
             self.producer.publish({"n": number}, exchange=queue, routing_key=queue, priority=priority)
 
-    @rule(room=st.integers(0, 4), order=st.sampled_from(ORDERS))
-    def join(self, room: int, order: str) -> None:
+    @rule(room=st.integers(0, 4), order=st.sampled_from(ORDERS), loops=st.booleans())
+    def join(self, room: int, order: str, loops: bool) -> None:
         """Start another node, up to three."""
         if len(self.nodes) < 3:
-            self.nodes.append(Node(self.broker, f"node-{len(self.nodes)}", room, order, self.transport))
+            name = f"node-{len(self.nodes)}"
+            node = Node(self.broker, name, room, order, loops=loops, transport=self.transport)
+            self.nodes.append(node)
 
     @rule(target=messages, which=st.integers(0, 2))
     def take(self, which: int) -> Any:
@@ -160,6 +175,14 @@ class Nodes(RuleBasedStateMachine):
         if how != "requeue":
             self.done.add(message.payload["n"])
         if again:
+            node.turn()
+
+    @rule(which=st.integers(0, 2))
+    def grow_old(self, which: int) -> None:
+        """Let a node find that what it took in advance has waited for long; others get it."""
+        if which < len(self.nodes):
+            node = self.nodes[which]
+            node.channel._ahead = deque((-LONG, one) for _, one in node.channel._ahead)
             node.turn()
 
     @rule(which=st.integers(0, 2))
@@ -222,9 +245,18 @@ def number_of(message: Any) -> int:
     return int(json.loads(base64.b64decode(message["body"]))["n"])
 
 
-@pytest.mark.parametrize("examples", [15, pytest.param(500, marks=pytest.mark.long)])
-def test_a_message_is_always_in_one_place(broker: Broker, examples: int) -> None:
-    """Whatever nodes do."""
+def as_much_as_it_may(channel: Any, _: float) -> int:
+    """Return how many messages a fast node takes in advance."""
+    return channel.qos.prefetch_count * transport.FOR_EACH if channel.connection.cycle.loop else 0
+
+
+@pytest.mark.parametrize("examples", [40, pytest.param(500, marks=pytest.mark.long)])
+def test_a_message_is_always_in_one_place(
+    broker: Broker, examples: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever nodes do. Those that loop take in advance, however slow they are here."""
+    monkeypatch.setattr(transport.Channel, "_in_advance", as_much_as_it_may)
+    monkeypatch.setattr(transport, "BACK", LONG)
     machine = type("Machine", (Nodes,), {"broker": broker})
     checks = [HealthCheck.too_slow, HealthCheck.filter_too_much]
     many = settings(

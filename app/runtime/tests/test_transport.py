@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import signal
 import threading
@@ -457,6 +458,135 @@ def test_few_that_are_done_do_not_wait_for_a_loop(producer: Producer, connection
             time.sleep(0.01)
     assert time.monotonic() - start < 0.9, "the next tick of kombu's own timers"
     hub.close()
+
+
+class Looping:
+    """A node with a loop, and room for two messages, that takes more in advance, however slow it is."""
+
+    def __init__(self, connection: Connection, broker: Broker) -> None:
+        """Begin."""
+        self.connection = connection
+        self.channel, self.got = consume(connection, "default", "email", room=2)
+        self._admin = broker.client("admin")
+        self._hub = Hub()
+        connection.register_with_event_loop(self._hub)
+
+    def turn(self, seconds: float = 0.03) -> None:
+        """Let the loop turn."""
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            self._hub.call_later(0.01, int)
+            self._hub.run_once()
+
+    def begin(self) -> None:
+        """Run a few, after which it knows how fast it is."""
+        while self.held() <= 2:
+            self.done()
+            self.turn(0.01)
+
+    def done(self) -> None:
+        """Acknowledge all that was delivered."""
+        for message in self.got:
+            if not message.acknowledged:
+                message.ack()
+
+    def held(self) -> int:
+        """Return how many messages the node holds."""
+        return int(self._admin.hlen(OPTIONS["unacked_key"]))
+
+    def left(self) -> list[int]:
+        """Return the numbers of what waits, the next one first."""
+        items = [item for key in lists("default") for item in reversed(self._admin.lrange(key, 0, -1))]
+        return [json.loads(base64.b64decode(json.loads(item)["body"]))["number"] for item in items]
+
+
+@pytest.fixture
+def looping(
+    connection: Connection, producer: Producer, broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> Looping:
+    """One that has begun, with plenty in its queues."""
+    monkeypatch.setattr(transport, "ADVANCE", 10)
+    send(producer, 60)
+    send(producer, 40, priority=3)
+    node = Looping(connection, broker)
+    node.begin()
+    return node
+
+
+def test_what_is_taken_in_advance_is_delivered_without_asking(looping: Looping, broker: Broker) -> None:
+    """As soon as there is room; in the order of the queue."""
+    before, count = requests(broker), len(looping.got)
+    while len(looping.got) < count + 40:
+        looping.done()
+        looping.turn(0.002)
+    assert requests(broker) - before < 20
+    assert numbers(looping.got) == sorted(numbers(looping.got))
+    assert looping.held() <= 2 + 2 * transport.FOR_EACH
+
+
+def test_what_was_taken_in_advance_goes_back_if_it_has_to_wait(looping: Looping) -> None:
+    """To where it was: another node can take it, and the order is as it was."""
+    got = numbers(looping.got)
+    looping.turn(3 * transport.BACK)
+    assert looping.held() == 2
+    assert numbers(looping.got) == got
+    rest = looping.left()
+    everything = [*range(60), *range(300, 340)]
+    assert sorted([*got, *rest]) == everything
+    assert rest == sorted(rest)
+    looping.done()
+    looping.turn()
+    assert numbers(looping.got)[len(got) :] == rest[:2]
+
+
+def test_what_was_taken_in_advance_goes_back_as_the_node_stops(looping: Looping) -> None:
+    """At once, when its last queue is cancelled, or one of them."""
+    looping.channel.basic_cancel(looping.channel._tag_to_queue.copy().popitem()[0])
+    assert looping.held() == 2
+    assert sorted([*numbers(looping.got), *looping.left()]) == [*range(60), *range(300, 340)]
+
+
+def test_what_was_taken_in_advance_goes_back_as_a_channel_closes(looping: Looping) -> None:
+    """With what was delivered, and not settled."""
+    settled = [message.payload["number"] for message in looping.got if message.acknowledged]
+    looping.channel.close()
+    assert looping.held() == 0
+    assert sorted([*settled, *looping.left()]) == [*range(60), *range(300, 340)]
+
+
+def test_a_redis_that_writes_nothing_gets_back_later_what_was_taken(
+    looping: Looping, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The node goes on, and tries again."""
+    held = looping.held()
+    with monkeypatch.context() as refusing:
+        refusing.setattr(transport, "BACK_AGAIN", "return redis.error_reply('MISCONF no disk')")
+        looping.turn(2 * transport.BACK)
+        assert looping.held() == held
+    looping.turn(3 * transport.BACK)
+    assert looping.held() == 2
+
+
+@pytest.mark.parametrize("strict", ["condition", "one at a time", "no loop", "slow"])
+def test_who_cannot_give_back_takes_nothing_in_advance(
+    connection: Connection, producer: Producer, broker: Broker, monkeypatch: pytest.MonkeyPatch, strict: str
+) -> None:
+    """Nor who is to ask before each message, or who runs few."""
+    monkeypatch.setattr(transport, "ADVANCE", 0.0001 if strict == "slow" else 10)
+    send(producer, 60)
+    node = Looping(connection, broker)
+    if strict == "condition":
+        qos = node.channel.qos
+        monkeypatch.setattr(qos, "can_consume", lambda: len(qos._delivered) - len(qos._dirty) < 2)
+    elif strict == "one at a time":
+        node.channel.most_at_a_time = 1
+    elif strict == "no loop":
+        monkeypatch.setattr(connection.transport.cycle, "loop", None)
+    for _ in range(10):
+        node.turn(0.01)
+        assert node.held() <= 2
+        node.done()
+    assert len(node.got) >= 10
 
 
 def test_what_is_to_run_once_at_most_is_acknowledged_at_once(

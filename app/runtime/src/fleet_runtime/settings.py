@@ -72,8 +72,9 @@ class FleetSettings(BaseSettings):
     prefetch_multiplier: int = Field(
         default=1,
         ge=1,
-        description="Messages that a node reserves for each task that it can run. More is no faster: short "
-        "tasks wait behind long ones, and more messages wait for the end of its lease when a node dies.",
+        description="Messages that a node reserves for each task that it can run. With more, short tasks "
+        "wait behind long ones, and more messages wait for the end of its lease when a node dies; of short "
+        'tasks a prefork node takes some more by itself: see "Transport".',
     )
     atomic_fetch: bool = Field(
         default=True,

@@ -23,7 +23,7 @@ from functools import cached_property
 from math import inf
 from queue import Empty
 from time import monotonic
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import finalize
 
 from kombu.transport import redis as stock
@@ -61,12 +61,17 @@ LINGER = 0.01
 # figure, twice as long after each further time, so often, up to the last. Redis tells all nodes that wait of
 # each message, and with hundreds of them it would do little else.
 FIRST, DOUBLED, MOST = 0.001, 10, 0.25
+# What a node takes in advance, besides what it reserves: as much as it has run in so many seconds lately, and
+# for each message that it reserves, at most so many. It goes back to its queue after so many seconds.
+ADVANCE, FOR_EACH, BACK = 0.01, 4, 0.05
+# Seconds over which the pace of a node is taken, at least.
+SPAN = 0.005
 
 # Forgets messages that are done, and takes others: each time the oldest of the first list that has one. A
 # message is recorded before it leaves its list, so that a Redis that refuses to write leaves it there; with
 # the queue that it came from, and not the exchange: that may have put it into other queues, too. Another one
 # of them that is taken by the same node, and what is no message, gets a tag of its own. Returns the place of
-# the queue, the tag and the message, for each.
+# the list, the tag and the message, for each.
 # KEYS: unacked, unacked_index, then for each priority the list of each queue.
 # ARGV: how many to take, whether the queues take turns, how many queues, the name of each (nothing if what is
 # in it is not to be recorded), then the tags of what is done.
@@ -88,7 +93,7 @@ local function find()
       local key = KEYS[first + queue]
       local item = not empty[key] and redis.call('LINDEX', key, -1)
       if item then
-        return at, queue, key, item
+        return at, queue, key, item, first + queue - 3
       end
       empty[key] = true
     end
@@ -96,7 +101,7 @@ local function find()
 end
 local time = room > 0 and redis.call('TIME')
 while #taken < 3 * room do
-  local at, queue, key, item = find()
+  local at, queue, key, item, place = find()
   if not item then
     break
   end
@@ -122,7 +127,7 @@ while #taken < 3 * room do
     redis.call('ZADD', KEYS[2], time[1] + time[2] / 1000000, tag)
   end
   redis.call('RPOP', key)
-  taken[#taken + 1] = queue - 1
+  taken[#taken + 1] = place
   taken[#taken + 1] = tag
   taken[#taken + 1] = item
   if in_turn then
@@ -151,6 +156,39 @@ redis.call('ZREM', KEYS[2], tag)
 return 1
 """
 )
+
+
+# Puts messages that are held, and were not delivered, back where they were taken from.
+# KEYS: unacked, unacked_index, then the list of each. ARGV: the tag and the message of each.
+BACK_AGAIN = (
+    fullness.ALLOWED
+    + """
+for at = #KEYS - 2, 1, -1 do
+  local tag = ARGV[2 * at - 1]
+  if redis.call('HEXISTS', KEYS[1], tag) == 1 then
+    redis.call('RPUSH', KEYS[2 + at], ARGV[2 * at])
+    redis.call('HDEL', KEYS[1], tag)
+    redis.call('ZREM', KEYS[2], tag)
+  end
+end
+"""
+)
+
+
+class Taken(NamedTuple):
+    """A message that was taken, and not delivered.
+
+    Attributes:
+        place: The list from which it was taken.
+        queue: To which that belongs.
+        tag: By which it is held.
+        item: As it was in the list.
+    """
+
+    place: str
+    queue: str
+    tag: str
+    item: bytes
 
 
 class QoS(stock.QoS):  # type: ignore[misc]  # kombu ships no types
@@ -267,6 +305,11 @@ class Channel(stock.Channel):  # type: ignore[misc]  # kombu ships no types
         self._change = 0
         self._was_short, self._may_hold = False, False
         self._was_told, self._in_vain = False, 0
+        # What is taken in advance, and since when; how much of it there is to be; when the loop looks at it.
+        self._ahead: deque[tuple[float, Taken]] = deque()
+        self._wanted, self._alarm = 0, -inf
+        # Messages a second, and how many were delivered since when.
+        self._pace, self._delivered, self._delivered_since = 0.0, 0, monotonic()
         self._not_before, self._paused_until, self._said_at = -inf, -inf, -inf
         super().__init__(*args, **kwargs)
 
@@ -311,6 +354,8 @@ class Channel(stock.Channel):  # type: ignore[misc]  # kombu ships no types
         if not self.queues and not self._closing:
             self._finish()  # so that it goes back now, and not when the last task has ended
             self.flush()
+        if not self._closing:
+            self._give_back()
         return cancelled
 
     def acknowledge(self, tag: str) -> None:
@@ -327,7 +372,7 @@ class Channel(stock.Channel):  # type: ignore[misc]  # kombu ships no types
             cycle.wake()
         elif self.lane is not None and now > max(self._acks_since + LINGER, self._paused_until):
             self._turn(self.lane, 0)
-        elif not self._lingers and self._enough() > 1:
+        elif not self._lingers and (self._wanted or self._enough() > 1):
             self._lingers = True
             cycle.wake_in(LINGER)  # not as it advances: by then a loop knows already how long it will wait
 
@@ -381,16 +426,23 @@ class Channel(stock.Channel):  # type: ignore[misc]  # kombu ships no types
         if lane.fileno is None or not lane.is_open:
             register(self)
         now = monotonic()
+        if self._ahead:
+            self._deliver_ahead(now)
         if now < self._paused_until:
             return
         takes = lane.takes
-        room = self.room() if self._look and now >= self._not_before and not takes else 0
-        if self._acks and now < self._acks_since + LINGER:
-            enough = self._enough()
-            if takes or (room < enough and len(self._acks) < enough):
-                return
-        if room or self._acks:
-            self._turn(lane, room)
+        room = more = self._wanted = 0
+        if self._look and now >= self._not_before:
+            self._wanted = self._in_advance(now)
+            if not takes:
+                room = 0 if self._ahead else self.room()
+                more = max(0, self._wanted - len(self._ahead))
+        runs_short = more > self._wanted // 2
+        lingers = self._acks and now < self._acks_since + LINGER
+        if lingers and (takes or not (runs_short or self._is_worth_a_turn(room))):
+            return
+        if room or self._acks or runs_short:
+            self._turn(lane, room, more)
         elif lane.is_idle and (not (self._look or self._watched) or now > self._watched_at + WAIT):
             lane.ask(*self._watch())
 
@@ -399,9 +451,7 @@ class Channel(stock.Channel):  # type: ignore[misc]  # kombu ships no types
         qos = self.qos
         if not qos.can_consume():
             return 0
-        # Celery may have put a condition of its own here (worker_disable_prefetch), or an app an order of its
-        # own for its queues: then it is to be asked before each message.
-        if "can_consume" in vars(qos) or not isinstance(self._queue_cycle, round_robin_cycle):
+        if self._asks_each_time():
             return 1
         most = min(BATCH, self.most_at_a_time)
         qos._flush()  # what is settled does not count, whichever channel it came by
@@ -410,6 +460,80 @@ class Channel(stock.Channel):  # type: ignore[misc]  # kombu ships no types
     def _enough(self) -> int:
         """Return how many messages it takes to send something at once: half of what the node reserves."""
         return min(BATCH, self.most_at_a_time, (self.qos.prefetch_count or BATCH) // 2)
+
+    def _in_advance(self, now: float) -> int:
+        """Return how many messages to have here that there is no room for yet.
+
+        With one for each process, a process waits for Redis between any two tasks, and each task wakes all of
+        them. A node that has run many lately takes the next ones with the last. One that has to ask before
+        each message does not, nor one without a loop, which could not give them back.
+        """
+        elapsed = now - self._delivered_since
+        if elapsed > SPAN:
+            pace = self._delivered / elapsed
+            self._pace = min(pace, (self._pace + pace) / 2)
+            self._delivered, self._delivered_since = 0, now
+        strict = self._asks_each_time() or self.most_at_a_time < BATCH or self._no_ack
+        if strict or self.connection.cycle.loop is None:
+            return 0
+        most: int = self.qos.prefetch_count * FOR_EACH
+        return min(int(self._pace * ADVANCE), most, BATCH)
+
+    def _asks_each_time(self) -> bool:
+        """Return whether a condition, or an order of queues, is to be asked before each message.
+
+        Celery may have put it here (worker_disable_prefetch), or an app.
+        """
+        return "can_consume" in vars(self.qos) or not isinstance(self._queue_cycle, round_robin_cycle)
+
+    def _deliver_ahead(self, now: float) -> None:
+        """Deliver what was taken in advance, as there is room; what waits for long is for others."""
+        if now >= self._ahead[0][0] + BACK:
+            self._pace = 0.0
+            self._give_back()
+            return
+        room = min(self.room(), len(self._ahead))
+        self._deliver([self._ahead.popleft()[1] for _ in range(room)])
+
+    def _keep(self, ahead: list[Taken]) -> None:
+        """Keep what was taken in advance, for a while."""
+        now = monotonic()
+        self._ahead.extend((now, one) for one in ahead)
+        if now > self._alarm:
+            self._remind(now)
+
+    def _remind(self, now: float) -> None:
+        """Let the loop look after a while whether something was kept for too long."""
+        self._alarm = now + BACK
+        self.connection.cycle.loop.call_later(BACK, self._on_alarm)
+
+    def _on_alarm(self) -> None:
+        """Look again later, if there is something; the loop looks now."""
+        if self._ahead and not self.closed:
+            self._remind(monotonic())
+
+    def _give_back(self) -> None:
+        """Put what was taken in advance back where it was."""
+        ahead = [one for _, one in self._ahead]
+        if not ahead:
+            return
+        names = [self.unacked_key, self.unacked_index_key, *(one.place for one in ahead)]
+        words = [word for one in ahead for word in (one.tag, one.item)]
+        try:
+            with self.conn_or_acquire() as client:
+                client.register_script(BACK_AGAIN)(keys=names, args=words)
+        except ResponseError as error:
+            if not is_full(error):
+                raise
+            now = monotonic()  # another time
+            self._ahead = deque((now, one) for one in ahead)
+            return
+        self._ahead.clear()
+
+    def _is_worth_a_turn(self, room: int) -> bool:
+        """Return whether there is enough to send something at once, and not with what is done next."""
+        enough = self._enough()
+        return room >= enough or len(self._acks) >= max(enough, self._wanted // 2)
 
     def pause(self, error: ResponseError) -> None:
         """Look again later, since Redis writes nothing now."""
@@ -421,22 +545,23 @@ class Channel(stock.Channel):  # type: ignore[misc]  # kombu ships no types
             self._said_at = now
             logger.warning("Redis is full, and is asked for messages every %d s: %s", LOOK, error)
 
-    def _turn(self, lane: Lane, room: int) -> None:
-        """Acknowledge what is done, and take as much as there is room for."""
+    def _turn(self, lane: Lane, room: int, more: int = 0) -> None:
+        """Acknowledge what is done, and take as much as there is room for, and some more in advance."""
+        most = min(room + more, BATCH)
         tags = self._next_acks()
         self._acks_since, self._lingers = monotonic(), False
-        queues = self._queue_cycle.consume(len(self.queues)) if room else []
+        queues = self._queue_cycle.consume(len(self.queues)) if most else []
         if queues != self._words_for:
             self._words_for, self._words = list(queues), self._words_of(queues)
         names, words = self._words
         turn = Asked(
-            ("EVALSHA", TURN_NAME, len(names), *names, room, *words, *tags),
-            lambda taken: self._on_taken(taken, queues, room),
+            ("EVALSHA", TURN_NAME, len(names), *names, most, *words, *tags),
+            lambda taken: self._on_taken(self._read(taken, queues, names[2:]), room, most),
             lambda error: self._on_refused(error, tags),
             tags,
-            takes=room > 0,
+            takes=most > 0,
         )
-        if not room:
+        if not most:
             lane.ask(turn)
             return
         # What it takes out of a list, Redis does not tell it, and forgets that it is to tell of that list.
@@ -472,48 +597,60 @@ class Channel(stock.Channel):  # type: ignore[misc]  # kombu ships no types
         """Look again, since a list has changed."""
         self._look, self._watched, self._was_told = True, False, True
 
-    def _on_taken(self, taken: list[Any], queues: list[str], room: int) -> None:
-        """Deliver what was taken."""
-        if not room:
+    def _read(self, said: list[Any], queues: list[str], lists: list[str]) -> list[Taken]:
+        """Return what the script has taken from some lists, which are those of each queue by priority."""
+        places = map(int, said[::3])
+        return [
+            Taken(lists[place], queues[place % len(queues)], bytes_to_str(tag), item)
+            for place, tag, item in zip(places, said[1::3], said[2::3], strict=True)
+        ]
+
+    def _on_taken(self, taken: list[Taken], room: int, most: int) -> None:
+        """Deliver what was taken, and keep what was taken in advance."""
+        if not most:
             return
-        count = len(taken) // 3
-        self._was_short = count < room
+        self._was_short = len(taken) < most
         self._look = self._look or not self._was_short
-        self._in_vain = min(self._in_vain + 1, DOUBLED) if self._was_told and not count else 0
+        self._in_vain = min(self._in_vain + 1, DOUBLED) if self._was_told and not taken else 0
         self._was_told = False
         if self._in_vain:
-            most = min(MOST, FIRST * 2**self._in_vain)
-            self._sit_out(random.uniform(0, most))  # noqa: S311 (no secret)
-        self._deliver(taken, queues)
+            longest = min(MOST, FIRST * 2**self._in_vain)
+            self._sit_out(random.uniform(0, longest))  # noqa: S311 (no secret)
+        for one in taken:
+            self._queue_cycle.rotate(one.queue)
+        if ahead := taken[room:]:
+            self._keep(ahead)
+        self._deliver(taken[:room])
 
     def _sit_out(self, seconds: float) -> None:
         """Look no earlier than in some seconds."""
         self._not_before = monotonic() + seconds
         self.connection.cycle.wake_in(seconds)
 
-    def _deliver(self, taken: list[Any], queues: list[str]) -> None:
+    def _deliver(self, taken: list[Taken]) -> None:
         """Hand over what was taken: all of it, though one has an error, since all of it is held."""
         errors = []
-        for place, tag, item in zip(taken[::3], taken[1::3], taken[2::3], strict=True):
+        for one in taken:
             try:
-                self._deliver_one(queues[int(place)], bytes_to_str(tag), item)
+                self._deliver_one(one)
             except Exception as error:
                 errors.append(error)
         if errors:
             raise errors[0]
 
-    def _deliver_one(self, queue: str, tag: str, item: bytes) -> None:
+    def _deliver_one(self, taken: Taken) -> None:
         """Hand over what was taken from a queue."""
         self.connection.cycle.delivered = True
-        self._queue_cycle.rotate(queue)
-        if queue in self._no_ack:
-            reading.deliver(self, item, queue, held=None)
+        self._delivered += 1
+        if taken.queue in self._no_ack:
+            reading.deliver(self, taken.item, taken.queue, held=None)
             return
-        self.recorded.add(tag)
+        self.recorded.add(taken.tag)
         try:
-            reading.deliver(self, item, queue, held=Held(self.unacked_key, self.unacked_index_key, tag))
+            held = Held(self.unacked_key, self.unacked_index_key, taken.tag)
+            reading.deliver(self, taken.item, taken.queue, held=held)
         finally:
-            self.recorded.discard(tag)
+            self.recorded.discard(taken.tag)
 
     def _on_refused(self, error: ResponseError, tags: tuple[str, ...]) -> bool:
         """Handle an error in place of messages; return whether the connection can be of use still."""
@@ -572,7 +709,7 @@ class Channel(stock.Channel):  # type: ignore[misc]  # kombu ships no types
 
     def close(self) -> None:
         """Close; what is under way is still delivered, and goes back to its queue."""
-        for end in (self._finish, self.flush):
+        for end in (self._finish, self.flush, self._give_back):
             try:
                 if not self.closed:
                     end()
