@@ -466,17 +466,21 @@ class Looping:
     def __init__(self, connection: Connection, broker: Broker) -> None:
         """Begin."""
         self.connection = connection
-        self.channel, self.got = consume(connection, "default", "email", room=2)
+        self.channel, self.got = connection.channel(), list[Any]()
+        self.channel.basic_qos(0, 2, False)
+        queues = [Queue(name, Exchange(name), name) for name in ("default", "email")]
+        self.consumer = Consumer(self.channel, queues, on_message=self.got.append)
+        self.consumer.consume()
         self._admin = broker.client("admin")
-        self._hub = Hub()
-        connection.register_with_event_loop(self._hub)
+        self.hub = Hub()
+        connection.register_with_event_loop(self.hub)
 
     def turn(self, seconds: float = 0.03) -> None:
         """Let the loop turn."""
         until = time.monotonic() + seconds
         while time.monotonic() < until:
-            self._hub.call_later(0.01, int)
-            self._hub.run_once()
+            self.hub.call_later(0.01, int)
+            self.hub.run_once()
 
     def begin(self) -> None:
         """Run a few, after which it knows how fast it is."""
@@ -565,6 +569,54 @@ def test_a_redis_that_writes_nothing_gets_back_later_what_was_taken(
         assert looping.held() == held
     looping.turn(3 * transport.BACK)
     assert looping.held() == 2
+
+
+def test_what_others_have_by_now_does_not_go_back(looping: Looping, broker: Broker) -> None:
+    """The node was cut off: recovery has given it back with a mark, and it is held again."""
+    admin, unacked = broker.client("admin"), OPTIONS["unacked_key"]
+    tags = [one.tag for _, one in looping.channel._ahead]
+    assert len(tags) > 1
+    admin.hset(unacked, tags[0], "[{}, 1, 2]")
+    left = len(looping.left())
+    looping.turn(3 * transport.BACK)
+    assert looping.held() == 3
+    assert admin.hexists(unacked, tags[0])
+    assert len(looping.left()) == left + len(tags) - 1
+
+
+def test_what_came_while_a_node_stood_still_goes_back(looping: Looping) -> None:
+    """Others may have got it, if that was for long: its age counts from when it was asked for."""
+    while not looping.channel.lane.takes:
+        looping.done()
+        looping.channel.advance(lambda _: None)
+    time.sleep(2 * transport.BACK)
+    looping.channel._ahead.clear()  # which is old in any case
+    looping.channel.lane.read(1)
+    assert looping.channel._ahead
+    looping.channel.advance(lambda _: None)
+    assert not looping.channel._ahead
+
+
+def test_what_is_done_as_it_is_delivered_holds_nothing_up(
+    connection: Connection, producer: Producer, broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as tasks that have expired: the loop acknowledges them, and waits by then for an event."""
+    monkeypatch.setattr(transport, "ADVANCE", 10)
+    monkeypatch.setattr(transport, "BACK", PATIENCE)
+    monkeypatch.setattr(transport, "LINGER", PATIENCE)
+    send(producer, 90)
+    node = Looping(connection, broker)
+    hub, done = node.hub, list[Any]()
+
+    def expire(message: Any) -> None:
+        done.append(message)
+        hub.call_soon(message.ack)
+
+    node.consumer.on_message = expire
+    start = time.monotonic()
+    while len(done) < 90:
+        hub.run_once()
+    assert time.monotonic() - start < 1
 
 
 @pytest.mark.parametrize("strict", ["condition", "one at a time", "no loop", "slow"])

@@ -17,7 +17,7 @@ import os
 import random
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cached_property
 from math import inf
@@ -158,15 +158,17 @@ return 1
 )
 
 
-# Puts messages that are held, and were not delivered, back where they were taken from.
+# Puts messages that are held, and were not delivered, back where they were taken from; one that recovery has
+# given back meanwhile, and that is held again, has another text.
 # KEYS: unacked, unacked_index, then the list of each. ARGV: the tag and the message of each.
 BACK_AGAIN = (
     fullness.ALLOWED
     + """
 for at = #KEYS - 2, 1, -1 do
-  local tag = ARGV[2 * at - 1]
-  if redis.call('HEXISTS', KEYS[1], tag) == 1 then
-    redis.call('RPUSH', KEYS[2 + at], ARGV[2 * at])
+  local tag, item = ARGV[2 * at - 1], ARGV[2 * at]
+  local record = redis.call('HGET', KEYS[1], tag)
+  if record and string.find(record, item, 1, true) then
+    redis.call('RPUSH', KEYS[2 + at], item)
     redis.call('HDEL', KEYS[1], tag)
     redis.call('ZREM', KEYS[2], tag)
   end
@@ -308,8 +310,8 @@ class Channel(stock.Channel):  # type: ignore[misc]  # kombu ships no types
         # What is taken in advance, and since when; how much of it there is to be; when the loop looks at it.
         self._ahead: deque[tuple[float, Taken]] = deque()
         self._wanted, self._alarm = 0, -inf
-        # Messages a second, and how many were delivered since when.
-        self._pace, self._delivered, self._delivered_since = 0.0, 0, monotonic()
+        # Messages a second, and how many were done since when.
+        self._pace, self._done, self._done_since = 0.0, 0, monotonic()
         self._not_before, self._paused_until, self._said_at = -inf, -inf, -inf
         super().__init__(*args, **kwargs)
 
@@ -351,12 +353,17 @@ class Channel(stock.Channel):  # type: ignore[misc]  # kombu ships no types
         """Consume from a queue no more."""
         cancelled = super()._basic_cancel(consumer_tag)
         self._look_anew()
-        if not self.queues and not self._closing:
-            self._finish()  # so that it goes back now, and not when the last task has ended
-            self.flush()
-        if not self._closing:
-            self._give_back()
+        if not self._closing:  # so that it goes back now, and not when the last task has ended
+            self._try(*((self._give_back,) if self.queues else (self._finish, self.flush, self._give_back)))
         return cancelled
+
+    def _try(self, *steps: Callable[[], object]) -> None:
+        """Do each of some steps, though one fails: what is left is done later, or on another channel."""
+        for step in steps:
+            try:
+                step()
+            except (*self.connection_errors, ResponseError):
+                logger.debug("Something may be under way as this ends.", exc_info=True)
 
     def acknowledge(self, tag: str) -> None:
         """Acknowledge a message with what is sent next, if anything is."""
@@ -364,6 +371,7 @@ class Channel(stock.Channel):  # type: ignore[misc]  # kombu ships no types
         if not self._acks:
             self._acks_since = now
         self._acks.append(tag)
+        self._done += 1
         if not self.sends:
             self.flush()
             return
@@ -468,11 +476,11 @@ class Channel(stock.Channel):  # type: ignore[misc]  # kombu ships no types
         them. A node that has run many lately takes the next ones with the last. One that has to ask before
         each message does not, nor one without a loop, which could not give them back.
         """
-        elapsed = now - self._delivered_since
+        elapsed = now - self._done_since
         if elapsed > SPAN:
-            pace = self._delivered / elapsed
+            pace = self._done / elapsed
             self._pace = min(pace, (self._pace + pace) / 2)
-            self._delivered, self._delivered_since = 0, now
+            self._done, self._done_since = 0, now
         strict = self._asks_each_time() or self.most_at_a_time < BATCH or self._no_ack
         if strict or self.connection.cycle.loop is None:
             return 0
@@ -488,18 +496,32 @@ class Channel(stock.Channel):  # type: ignore[misc]  # kombu ships no types
 
     def _deliver_ahead(self, now: float) -> None:
         """Deliver what was taken in advance, as there is room; what waits for long is for others."""
-        if now >= self._ahead[0][0] + BACK:
-            self._pace = 0.0
-            self._give_back()
+        if self.give_back_what_waits(now):
             return
         room = min(self.room(), len(self._ahead))
         self._deliver([self._ahead.popleft()[1] for _ in range(room)])
+        if room:
+            self.connection.cycle.go_on()
 
-    def _keep(self, ahead: list[Taken]) -> None:
-        """Keep what was taken in advance, for a while."""
+    def give_back_what_waits(self, now: float | None = None) -> bool:
+        """Put what was taken in advance back if it waits for long; return whether it did."""
+        now = monotonic() if now is None else now
+        if not self._ahead or now < self._ahead[0][0] + BACK:
+            return False
+        self._pace = 0.0
+        self._give_back()
+        return True
+
+    def _keep(self, ahead: list[Taken], asked_at: float) -> None:
+        """Keep what was taken in advance, for a while; of a queue that was cancelled meanwhile, not at all.
+
+        The time is that of the question: the node may have stood still since, and others may have got it.
+        """
         now = monotonic()
-        self._ahead.extend((now, one) for one in ahead)
-        if now > self._alarm:
+        self._ahead.extend((asked_at, one) for one in ahead)
+        if any(one.queue not in self.queues for one in ahead):
+            self._give_back()
+        elif now > self._alarm:
             self._remind(now)
 
     def _remind(self, now: float) -> None:
@@ -547,16 +569,16 @@ class Channel(stock.Channel):  # type: ignore[misc]  # kombu ships no types
 
     def _turn(self, lane: Lane, room: int, more: int = 0) -> None:
         """Acknowledge what is done, and take as much as there is room for, and some more in advance."""
-        most = min(room + more, BATCH)
+        now, most = monotonic(), min(room + more, BATCH)
         tags = self._next_acks()
-        self._acks_since, self._lingers = monotonic(), False
+        self._acks_since, self._lingers = now, False
         queues = self._queue_cycle.consume(len(self.queues)) if most else []
         if queues != self._words_for:
             self._words_for, self._words = list(queues), self._words_of(queues)
         names, words = self._words
         turn = Asked(
             ("EVALSHA", TURN_NAME, len(names), *names, most, *words, *tags),
-            lambda taken: self._on_taken(self._read(taken, queues, names[2:]), room, most),
+            lambda taken: self._on_taken(self._read(taken, queues, names[2:]), room, most, now),
             lambda error: self._on_refused(error, tags),
             tags,
             takes=most > 0,
@@ -605,7 +627,7 @@ class Channel(stock.Channel):  # type: ignore[misc]  # kombu ships no types
             for place, tag, item in zip(places, said[1::3], said[2::3], strict=True)
         ]
 
-    def _on_taken(self, taken: list[Taken], room: int, most: int) -> None:
+    def _on_taken(self, taken: list[Taken], room: int, most: int, asked_at: float) -> None:
         """Deliver what was taken, and keep what was taken in advance."""
         if not most:
             return
@@ -619,7 +641,7 @@ class Channel(stock.Channel):  # type: ignore[misc]  # kombu ships no types
         for one in taken:
             self._queue_cycle.rotate(one.queue)
         if ahead := taken[room:]:
-            self._keep(ahead)
+            self._keep(ahead, asked_at)
         self._deliver(taken[:room])
 
     def _sit_out(self, seconds: float) -> None:
@@ -641,7 +663,6 @@ class Channel(stock.Channel):  # type: ignore[misc]  # kombu ships no types
     def _deliver_one(self, taken: Taken) -> None:
         """Hand over what was taken from a queue."""
         self.connection.cycle.delivered = True
-        self._delivered += 1
         if taken.queue in self._no_ack:
             reading.deliver(self, taken.item, taken.queue, held=None)
             return
@@ -709,12 +730,8 @@ class Channel(stock.Channel):  # type: ignore[misc]  # kombu ships no types
 
     def close(self) -> None:
         """Close; what is under way is still delivered, and goes back to its queue."""
-        for end in (self._finish, self.flush, self._give_back):
-            try:
-                if not self.closed:
-                    end()
-            except (*self.connection_errors, ResponseError):
-                logger.debug("Something may be under way as the channel closes.", exc_info=True)
+        if not self.closed:
+            self._try(self._finish, self.flush, self._give_back)
         super().close()
 
     def _on_connection_disconnect(self, connection: Any) -> None:
@@ -749,6 +766,7 @@ class Poller(stock.MultiChannelPoller):  # type: ignore[misc]  # kombu ships no 
         self.polls = False
         self.delivered = False
         self._alarm: int | None = None
+        self._nudge: int | None = None
         self._restored_at = -inf
 
     def wake(self) -> None:
@@ -761,6 +779,19 @@ class Poller(stock.MultiChannelPoller):  # type: ignore[misc]  # kombu ships no 
             self.loop.call_soon(int)
         elif self._alarm is not None:
             os.eventfd_write(self._alarm, 1)
+
+    def go_on(self) -> None:
+        """Let the loop turn once more, if what was delivered before it waits has left it something to do.
+
+        It has decided by then for how long to wait (kombu 5.7, Hub.create_loop).
+        """
+        if not self.loop._ready:
+            return
+        if self._nudge is None:
+            self._nudge = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+            finalize(self, os.close, self._nudge)
+            self.loop.add_reader(self._nudge, os.eventfd_read, self._nudge)
+        os.eventfd_write(self._nudge, 1)
 
     def wake_in(self, seconds: float) -> None:
         """Let the node's loop look again in some seconds; without a loop, what waits asks how long to."""
@@ -807,6 +838,8 @@ class Poller(stock.MultiChannelPoller):  # type: ignore[misc]  # kombu ships no 
         for channel in self._channels:
             if channel.queues:
                 channel.advance(self._register_lane)
+            else:
+                channel.give_back_what_waits()
             if channel.active_fanout_queues:
                 self._register_LISTEN(channel)
         self.polls = True
