@@ -74,7 +74,7 @@ class FleetSettings(BaseSettings):
         ge=1,
         description="Messages that a node reserves for each task that it can run. With more, short tasks "
         "wait behind long ones, and more messages wait for the end of its lease when a node dies; of short "
-        'tasks a prefork node takes some more by itself: see "Transport".',
+        'tasks a prefork or threads node takes some more by itself: see "Transport".',
     )
     atomic_fetch: bool = Field(
         default=True,
