@@ -558,6 +558,42 @@ def test_what_was_taken_in_advance_goes_back_as_a_channel_closes(looping: Loopin
     assert sorted([*settled, *looping.left()]) == [*range(60), *range(300, 340)]
 
 
+def test_a_redis_that_is_lost_as_the_last_queue_is_cancelled_is_not_passed_over(
+    looping: Looping, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was under way comes back only if the node connects anew; what was taken in advance goes back."""
+
+    def lose() -> None:
+        raise looping.connection.connection_errors[0]("lost")
+
+    monkeypatch.setattr(looping.channel, "_finish", lose)
+    tags = list(looping.channel._tag_to_queue)
+    looping.channel.basic_cancel(tags[0])
+    with pytest.raises(looping.connection.connection_errors, match="lost"):
+        looping.channel.basic_cancel(tags[1])
+    assert looping.held() == 2
+
+
+def test_what_came_is_delivered_though_what_was_taken_with_it_cannot_go_back(
+    looping: Looping, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its queue was cancelled, and the connection is lost."""
+
+    def lose() -> None:
+        raise looping.connection.connection_errors[0]("lost")
+
+    looping.channel._ahead.clear()
+    while not looping.channel.lane.takes:
+        looping.done()
+        looping.channel.advance(lambda _: None)
+    count = len(looping.got)
+    monkeypatch.setattr(looping.channel, "_give_back", lose)
+    monkeypatch.setattr(looping.channel, "queues", [])
+    with pytest.raises(looping.connection.connection_errors, match="lost"):
+        looping.channel.lane.read(1)
+    assert len(looping.got) > count
+
+
 def test_a_redis_that_writes_nothing_gets_back_later_what_was_taken(
     looping: Looping, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -619,11 +655,11 @@ def test_what_is_done_as_it_is_delivered_holds_nothing_up(
     assert time.monotonic() - start < 1
 
 
-@pytest.mark.parametrize("strict", ["condition", "one at a time", "no loop", "slow"])
+@pytest.mark.parametrize("strict", ["condition", "one at a time", "no loop", "slow", "far"])
 def test_who_cannot_give_back_takes_nothing_in_advance(
     connection: Connection, producer: Producer, broker: Broker, monkeypatch: pytest.MonkeyPatch, strict: str
 ) -> None:
-    """Nor who is to ask before each message, or who runs few."""
+    """Nor who is to ask before each message, or who runs few, or is so far that all would go back at once."""
     monkeypatch.setattr(transport, "ADVANCE", 0.0001 if strict == "slow" else 10)
     send(producer, 60)
     node = Looping(connection, broker)
@@ -634,11 +670,16 @@ def test_who_cannot_give_back_takes_nothing_in_advance(
         node.channel.most_at_a_time = 1
     elif strict == "no loop":
         monkeypatch.setattr(connection.transport.cycle, "loop", None)
-    for _ in range(10):
+    elif strict == "far":
+        monkeypatch.setattr(transport, "BACK", 1e-6)
+    kept, keep = list[Any](), node.channel._keep
+    monkeypatch.setattr(node.channel, "_keep", lambda ahead, at: keep(ahead, at) or kept.append(ahead))
+    for turn in range(10):
         node.turn(0.01)
-        assert node.held() <= 2
+        assert node.held() <= 2 or (strict == "far" and not turn)
         node.done()
     assert len(node.got) >= 10
+    assert len(kept) <= (strict == "far"), "once, to find out"
 
 
 def test_what_is_to_run_once_at_most_is_acknowledged_at_once(

@@ -310,6 +310,8 @@ class Channel(stock.Channel):  # type: ignore[misc]  # kombu ships no types
         # What is taken in advance, and since when; how much of it there is to be; when the loop looks at it.
         self._ahead: deque[tuple[float, Taken]] = deque()
         self._wanted, self._alarm = 0, -inf
+        # Whether Redis has answered so soon that what is taken in advance need not go back at once.
+        self._is_near = True
         # Messages a second, and how many were done since when.
         self._pace, self._done, self._done_since = 0.0, 0, monotonic()
         self._not_before, self._paused_until, self._said_at = -inf, -inf, -inf
@@ -354,16 +356,21 @@ class Channel(stock.Channel):  # type: ignore[misc]  # kombu ships no types
         cancelled = super()._basic_cancel(consumer_tag)
         self._look_anew()
         if not self._closing:  # so that it goes back now, and not when the last task has ended
-            self._try(*((self._give_back,) if self.queues else (self._finish, self.flush, self._give_back)))
+            steps = (self._give_back,) if self.queues else (self._finish, self.flush, self._give_back)
+            if error := self._try(*steps):
+                raise error  # so that the node connects anew, and gives back what was under way
         return cancelled
 
-    def _try(self, *steps: Callable[[], object]) -> None:
-        """Do each of some steps, though one fails: what is left is done later, or on another channel."""
+    def _try(self, *steps: Callable[[], object]) -> Exception | None:
+        """Do each of some steps, though one fails; return the first error."""
+        first = None
         for step in steps:
             try:
                 step()
-            except (*self.connection_errors, ResponseError):
+            except (*self.connection_errors, ResponseError) as error:
                 logger.debug("Something may be under way as this ends.", exc_info=True)
+                first = first or error
+        return first
 
     def acknowledge(self, tag: str) -> None:
         """Acknowledge a message with what is sent next, if anything is."""
@@ -474,7 +481,8 @@ class Channel(stock.Channel):  # type: ignore[misc]  # kombu ships no types
 
         With one for each process, a process waits for Redis between any two tasks, and each task wakes all of
         them. A node that has run many lately takes the next ones with the last. One that has to ask before
-        each message does not, nor one without a loop, which could not give them back.
+        each message does not, nor one without a loop, which could not give them back, nor one whose Redis is
+        so far away that they would have to go back as they come.
         """
         elapsed = now - self._done_since
         if elapsed > SPAN:
@@ -482,7 +490,7 @@ class Channel(stock.Channel):  # type: ignore[misc]  # kombu ships no types
             self._pace = min(pace, (self._pace + pace) / 2)
             self._done, self._done_since = 0, now
         strict = self._asks_each_time() or self.most_at_a_time < BATCH or self._no_ack
-        if strict or self.connection.cycle.loop is None:
+        if strict or self.connection.cycle.loop is None or not self._is_near:
             return 0
         most: int = self.qos.prefetch_count * FOR_EACH
         return min(int(self._pace * ADVANCE), most, BATCH)
@@ -525,9 +533,10 @@ class Channel(stock.Channel):  # type: ignore[misc]  # kombu ships no types
             self._remind(now)
 
     def _remind(self, now: float) -> None:
-        """Let the loop look after a while whether something was kept for too long."""
-        self._alarm = now + BACK
-        self.connection.cycle.loop.call_later(BACK, self._on_alarm)
+        """Let the loop look as soon as the oldest has waited for too long."""
+        wait = max(self._ahead[0][0] + BACK - now, BACK / 5)
+        self._alarm = now + wait
+        self.connection.cycle.loop.call_later(wait, self._on_alarm)
 
     def _on_alarm(self) -> None:
         """Look again later, if there is something; the loop looks now."""
@@ -640,9 +649,12 @@ class Channel(stock.Channel):  # type: ignore[misc]  # kombu ships no types
             self._sit_out(random.uniform(0, longest))  # noqa: S311 (no secret)
         for one in taken:
             self._queue_cycle.rotate(one.queue)
-        if ahead := taken[room:]:
-            self._keep(ahead, asked_at)
-        self._deliver(taken[:room])
+        self._is_near = monotonic() < asked_at + BACK / 2
+        try:
+            self._deliver(taken[:room])
+        finally:
+            if ahead := taken[room:]:
+                self._keep(ahead, asked_at)
 
     def _sit_out(self, seconds: float) -> None:
         """Look no earlier than in some seconds."""
