@@ -84,6 +84,12 @@ BARS = (
     Bar(
         "CPU of a task, of a tutorial's settings with events", _cpu(FLEET), 0.3, _cpu(variants.TUTORIAL.name)
     ),
+    Bar(
+        "CPU of a task, of the same, when results are stored here, too",
+        _cpu(variants.RESULTS.name),
+        0.3,
+        _cpu(variants.TUTORIAL.name),
+    ),
     Bar("CPU of a task, of taskiq's on streams", _cpu(FLEET), 1.5, _cpu(peers.TASKIQ.name)),
     Bar("CPU of a task, of arq's", _cpu(FLEET), 0.4, _cpu(peers.ARQ.name)),
     Bar("CPU of a task, of rq's with SimpleWorker", _cpu(FLEET), 0.2, _cpu(peers.RQ_SIMPLE.name)),

@@ -36,7 +36,7 @@ def test_an_idle_node_asks_little(fleet: Fleet, broker: Broker, pool: str) -> No
                 if monitor.connection.can_read(left):
                     sent.append(monitor.next_command())
     commands = [one["command"][:40] for one in sent if one["client_port"] in own]
-    assert len(commands) / IDLE <= 0.6, commands
+    assert len(commands) / IDLE <= 0.5, commands
 
 
 def ports(pid: int) -> set[str]:

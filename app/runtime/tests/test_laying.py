@@ -13,7 +13,7 @@ from celery import Celery
 from celery.app.defaults import _OLD_DEFAULTS, _TO_OLD_KEY, DEFAULTS, SETTING_KEYS
 from fleet_runtime import laying
 from fleet_runtime.errors import FleetError
-from kombu.transport.redis import Channel
+from kombu.transport.redis import Channel, Transport
 
 from app.runtime.tests.conftest import URL
 
@@ -103,6 +103,16 @@ def test_what_the_fleet_owns_prevails(lay: Callable[..., Any]) -> None:
     connection = app.connection_for_read()
     assert (connection.hostname, connection.userid) == ("redis", "worker")
     assert connection.transport_cls == "fleet_runtime.transport:Transport"
+
+
+def test_kombus_transport_is_taken_where_the_own_one_is_switched_off(
+    lay: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By FLEET_ATOMIC_FETCH."""
+    monkeypatch.setenv("FLEET_ATOMIC_FETCH", "false")
+    app = Celery("shop", set_as_current=False)
+    lay(app)
+    assert type(app.connection_for_read().transport) is Transport
 
 
 def test_a_namespace_is_no_way_around(lay: Callable[..., Any], settings_module: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from typing import Any
 
@@ -17,6 +18,7 @@ from fleet_runtime.results import RedisBackend, SentinelBackend
 from kombu import Connection
 from kombu.serialization import registry
 from kombu.transport import redis as stock
+from kombu.utils.imports import symbol_by_name
 from kombu.utils.json import dumps
 from kombu.utils.json import loads as stock_loads
 
@@ -64,15 +66,40 @@ def test_another_kombu_keeps_its_transport(
     assert "This is kombu 5.9.0" in line
 
 
+@pytest.mark.parametrize(
+    ("place", "name"), [(place, name) for place, names in selection.PARAMETERS.items() for name in names]
+)
 def test_a_changed_kombu_keeps_its_transport(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, place: str, name: str
 ) -> None:
     """As by somebody who has mended something."""
-    monkeypatch.setattr(stock.MultiChannelPoller, "on_readable", lambda self, fileno, more: None)
+    monkeypatch.setattr(symbol_by_name(place), name, lambda changed: None)
     assert selection.select_transport(URL) == (URL, None)
     (line,) = caplog.messages
     assert line.startswith(selection.KOMBU_STAYS)
-    assert "MultiChannelPoller.on_readable" in line
+    assert f"{place}.{name}" in line
+
+
+@pytest.mark.parametrize(
+    ("own", "base"),
+    [
+        (transport.Channel, stock.Channel),
+        (transport.QoS, stock.QoS),
+        (transport.Poller, stock.MultiChannelPoller),
+        (transport.Transport, stock.Transport),
+        (transport.SentinelChannel, stock.SentinelChannel),
+        (transport.SentinelTransport, stock.SentinelTransport),
+    ],
+)
+def test_all_that_is_put_in_place_of_kombus_is_looked_at(own: type, base: type) -> None:
+    """So that another kombu, in which it is something else, keeps its transport."""
+    names = {name for place in selection.PARAMETERS for name in selection.PARAMETERS[place]}
+    replaced = {
+        name
+        for name, value in vars(own).items()
+        if inspect.isroutine(value) and inspect.isroutine(getattr(base, name, None)) and name != "__init__"
+    }
+    assert not replaced - names
 
 
 @pytest.mark.parametrize(("url", "backend"), [(URL, RedisBackend), ("sentinel://a:1", SentinelBackend)])

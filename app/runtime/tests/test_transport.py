@@ -26,6 +26,7 @@ from bench import kills
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from app.tests.broker import Broker
 
@@ -655,7 +656,34 @@ def test_what_is_done_as_it_is_delivered_holds_nothing_up(
     assert time.monotonic() - start < 1
 
 
-@pytest.mark.parametrize("strict", ["condition", "one at a time", "no loop", "slow", "far"])
+class OwnOrder:
+    """An order of queues, as an app may bring it: not one of kombu's."""
+
+    def __init__(self, names: list[str]) -> None:
+        """Begin with some queues."""
+        self.names = names
+
+    def consume(self, count: int) -> list[str]:
+        """Return the first queues."""
+        return self.names[:count]
+
+    def rotate(self, last: str) -> None:
+        """Put the one that was used behind the others."""
+        self.names.sort(key=last.__eq__)
+
+
+def test_a_channel_makes_its_client_once(connection: Connection) -> None:
+    """It is of the channel's pool, and there is another when the pool is another."""
+    channel = connection.channel()
+    with channel.conn_or_acquire() as one, channel.conn_or_acquire() as same:
+        assert one is same
+    channel._disconnect_pools()
+    with channel.conn_or_acquire() as other:
+        assert other is not one
+        assert other.ping()
+
+
+@pytest.mark.parametrize("strict", ["condition", "own order", "one at a time", "no loop", "slow", "far"])
 def test_who_cannot_give_back_takes_nothing_in_advance(
     connection: Connection, producer: Producer, broker: Broker, monkeypatch: pytest.MonkeyPatch, strict: str
 ) -> None:
@@ -666,6 +694,8 @@ def test_who_cannot_give_back_takes_nothing_in_advance(
     if strict == "condition":
         qos = node.channel.qos
         monkeypatch.setattr(qos, "can_consume", lambda: len(qos._delivered) - len(qos._dirty) < 2)
+    elif strict == "own order":
+        monkeypatch.setattr(node.channel, "_queue_cycle", OwnOrder(["default", "email"]))
     elif strict == "one at a time":
         node.channel.most_at_a_time = 1
     elif strict == "no loop":
@@ -673,7 +703,12 @@ def test_who_cannot_give_back_takes_nothing_in_advance(
     elif strict == "far":
         monkeypatch.setattr(transport, "BACK", 1e-6)
     kept, keep = list[Any](), node.channel._keep
-    monkeypatch.setattr(node.channel, "_keep", lambda ahead, at: keep(ahead, at) or kept.append(ahead))
+
+    def count(ahead: Any, asked_at: float) -> None:
+        kept.append(ahead)
+        keep(ahead, asked_at)
+
+    monkeypatch.setattr(node.channel, "_keep", count)
     for turn in range(10):
         node.turn(0.01)
         assert node.held() <= 2 or (strict == "far" and not turn)
@@ -951,8 +986,9 @@ def unwritable(broker: Broker) -> Iterator[None]:
         admin.config_set("save", "")
 
 
-def test_who_is_killed_loses_nothing(broker: Broker) -> None:
-    """At whatever instant: each message is in its queue, or recorded as held, and never both."""
-    count = kills.run(broker, "the runtime's", KILLS, seed=3)
+@pytest.mark.parametrize("kind", [kind for kind in kills.CONSUMERS if "runtime" in kind])
+def test_who_is_killed_loses_nothing(broker: Broker, kind: str, tmp_path: Path) -> None:
+    """At whatever instant: each message is done, in its queue, or recorded as held, and never in both."""
+    count = kills.run(broker, kind, KILLS, seed=3, notes=tmp_path / "notes")
     assert count.held, "nothing was taken"
     assert (count.lost, count.doubled) == (0, 0)

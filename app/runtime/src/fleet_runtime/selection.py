@@ -57,6 +57,8 @@ PARAMETERS = {
         "_on_connection_disconnect": "self connection",
         "_create_client": "self asynchronous",
         "_q_for_pri": "self queue pri",
+        "_get_message_priority": "self message reverse",
+        "_lookup": "self exchange routing_key default",
         "maybe_refresh_binding_expiry": "self",
     },
     "kombu.transport.redis:SentinelChannel": {"_sentinel_managed_pool": "self asynchronous"},
