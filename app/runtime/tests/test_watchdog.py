@@ -151,6 +151,14 @@ def test_a_task_that_blocks_every_greenlet_silences_its_node(
         blocked.process.kill()
 
 
+def test_a_node_that_has_just_started_is_watched_soon(systemd: Systemd, node: Callable[..., Daemon]) -> None:
+    """It may have begun to consume before its process was known: the next answer has the time, too."""
+    with node("prefork", FLEET_NODE_WATCHDOG="60"):
+        systemd.wait_for("consuming")
+        assert systemd.answers(3)
+        assert systemd.answers(3) == []
+
+
 def test_a_node_that_is_stopped_says_nothing(systemd: Systemd, node: Callable[..., Daemon]) -> None:
     """As by SIGSTOP."""
     with node("prefork") as stopped:

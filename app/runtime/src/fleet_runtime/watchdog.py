@@ -42,6 +42,9 @@ SYSTEMD_VARIABLES = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
 START = 300.0
 # Seconds that the loop may still not turn, once the broker is back: kombu waits up to 30 between two tries.
 RETURN = 60.0
+# Seconds between two answers until the first turn, and once more then: until systemd knows the node's
+# process, it takes no time from it, and waits for longer.
+FIRST = 1.0
 # Seconds for the broker to answer.
 ANSWER = 3.0
 
@@ -77,13 +80,14 @@ class Watchdog(bootsteps.Step):  # type: ignore[misc]  # celery ships no types
     def _run(self) -> None:
         """Ask the loop to turn, and answer for it where it is excused."""
         while True:
+            is_new = self.last_turn is None
             if self.last_turn is None or self.last_turn < self.asked:
                 self._look()
             consumer = getattr(self.worker, "consumer", None)
             if consumer:
                 self.asked = time.monotonic()
                 consumer.call_soon(self._turn, self.asked)
-            time.sleep(self.seconds / 4)
+            time.sleep(FIRST if is_new else self.seconds / 4)
 
     def _turn(self, asked: float) -> None:
         """Say that the loop turns; the loop calls this, and once for all that it was asked meanwhile."""
