@@ -332,10 +332,12 @@ def test_few_that_are_done_wait_for_others(
     assert admin.hlen("unacked:one") == room
 
 
+@pytest.mark.parametrize(("nodes", "most"), [(2, 2), (20, 20), (1000, 250)])
 def test_who_looks_in_vain_looks_later(
-    producer: Producer, connection: Connection, monkeypatch: pytest.MonkeyPatch
+    producer: Producer, connection: Connection, monkeypatch: pytest.MonkeyPatch, nodes: int, most: int
 ) -> None:
     """Twice as late each time, up to a bound, until it gets a message: Redis tells all of each."""
+    monkeypatch.setattr(transport.Channel, "nodes", nodes)
     monkeypatch.setattr("random.uniform", lambda least, most: most)
     channel, got = consume(connection, "default")
     drain(connection)
@@ -344,8 +346,7 @@ def test_who_looks_in_vain_looks_later(
     for _ in range(12):
         channel._on_told()
         drain(connection, 0.05)
-    first = 2 * transport.FIRST
-    assert waits == [min(transport.MOST, first * 2**number) for number in range(12)]
+    assert waits == pytest.approx([0.001 * min(most, 2 * 2**number) for number in range(12)])
     assert channel._in_vain == transport.DOUBLED, "in the end it would be no number that a float can be"
     send(producer, 1)
     receive(connection, got, 1)

@@ -49,7 +49,8 @@ LOOKED_AT = 10  # leases, in one pulse: those that end first
 NAME_WAITS = 45.0  # seconds until a name counts as taken: less than systemd grants a start
 SPREAD = 0.5  # seconds: the nodes that notice a dead one do not all begin at once
 
-# Renews a lease, and returns for how long it still was, how it is with those that end first, and the time.
+# Renews a lease, and returns for how long it still was, the time, how it is with those that end first, and
+# how many there are.
 # KEYS: leases, nodes. ARGV: node, seconds, what the node says of itself, how many to return
 RENEW = (
     fullness.ALLOWED
@@ -65,6 +66,7 @@ return {
   ends and string.format('%.6f', ends - now) or '',
   string.format('%.6f', now),
   redis.call('ZRANGE', leases, 0, limit - 1, 'WITHSCORES'),
+  redis.call('ZCARD', leases),
 }
 """
 )
@@ -77,24 +79,26 @@ class Renewal(NamedTuple):
         left: For how many seconds the lease still was; None if there was none.
         over: Nodes whose lease has ended.
         soonest: Seconds until the next one ends.
+        nodes: How many nodes there are, and were lately.
     """
 
     left: float | None
     over: list[str]
     soonest: float
+    nodes: int
 
 
 def renew(client: Any, node: str, lease: float, facts: str) -> Renewal:
     """Renew a node's lease, and look at those that end first."""
     script = client.register_script(RENEW)
-    left, now, listed = script(keys=[keys.LEASES, keys.NODES], args=[node, lease, facts, LOOKED_AT])
+    left, now, listed, nodes = script(keys=[keys.LEASES, keys.NODES], args=[node, lease, facts, LOOKED_AT])
     others = {}
     for name, ends in zip(listed[::2], listed[1::2], strict=True):
         others[bytes_to_str(name)] = float(ends) - float(now)
     others.pop(node, None)
     over = [name for name, seconds in others.items() if seconds <= 0]
     soonest = min((seconds for seconds in others.values() if seconds > 0), default=lease)
-    return Renewal(float(left) if left else None, over, 0 if len(over) >= LOOKED_AT - 1 else soonest)
+    return Renewal(float(left) if left else None, over, 0 if len(over) >= LOOKED_AT - 1 else soonest, nodes)
 
 
 def give_back(channel: Any, node: str, finder: str, step: int, **options: Any) -> int:
@@ -195,6 +199,7 @@ class Pulse:
         facts = {**self._facts(), "lapses": self.lapses, "recovered": self.recovered}
         with self._one_at_a_time, channel.conn_or_acquire() as client:
             found = renew(client, self.node, lease, json.dumps(facts))
+            transport.Channel.nodes = found.nodes
             if self._is_unsure(found.left):
                 self._trusting_until = time.monotonic() + self._settings.grace
             if self._renewed and (found.left is None or found.left < 0):

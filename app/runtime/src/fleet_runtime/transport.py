@@ -58,9 +58,10 @@ OPTION = "most_at_a_time"
 # Seconds that an acknowledgement waits for others to go with.
 LINGER = 0.01
 # Seconds that a node does not look after it was told of messages, and others had taken them: up to the first
-# figure, twice as long after each further time, so often, up to the last. Redis tells all nodes that wait of
-# each message, and with hundreds of them it would do little else.
-FIRST, DOUBLED, MOST = 0.001, 10, 0.25
+# figure, twice as long after each further time, so often; and so many times as long as there are nodes, or as
+# the last says, if those are less. Redis tells all nodes that wait of each message, and with hundreds of them
+# it would do little else. With a few, a message that finds the others busy need not wait.
+FIRST, DOUBLED, MANY = 0.001, 10, 250
 # What a node takes in advance, besides what it reserves: as much as it has run in so many seconds lately, and
 # for each message that it reserves, at most so many. It goes back to its queue after so many seconds.
 ADVANCE, FOR_EACH, BACK = 0.01, 4, 0.05
@@ -282,10 +283,12 @@ class Channel(stock.Channel):  # type: ignore[misc]  # kombu ships no types
         queues: From which it takes them.
         recorded: Tags of messages that the script has recorded, and that are being delivered.
         most_at_a_time: A transport option: how many messages to take at a time, at most.
+        nodes: How many nodes may be told of a message. Whoever knows it says so; else there may be many.
     """
 
     QoS = QoS
     most_at_a_time = BATCH
+    nodes = MANY
     from_transport_options = (*stock.Channel.from_transport_options, OPTION)
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -645,7 +648,7 @@ class Channel(stock.Channel):  # type: ignore[misc]  # kombu ships no types
         self._in_vain = min(self._in_vain + 1, DOUBLED) if self._was_told and not taken else 0
         self._was_told = False
         if self._in_vain:
-            longest = min(MOST, FIRST * 2**self._in_vain)
+            longest = FIRST * min(2**self._in_vain, self.nodes, MANY)
             self._sit_out(random.uniform(0, longest))  # noqa: S311 (no secret)
         for one in taken:
             self._queue_cycle.rotate(one.queue)
