@@ -1,0 +1,173 @@
+#!/usr/bin/python
+"""Which queues users.acl still has, that the inventory names no more, and what still uses them."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+---
+module: redis_queues
+short_description: Tell which queues were given up, who still consumes them, and what still waits in them
+description:
+  - A queue was given up if users.acl lets somebody use it, and I(queues) does not name it.
+  - Without I(password), only the file is read. With it, Redis is asked who still consumes such a queue, and
+    how many messages are in it, or held by a node that took them from it.
+  - Changes nothing.
+options:
+  acl_file: {description: Place of users.acl., type: path, required: true}
+  queues: {description: Every queue that the inventory names., type: list, elements: str, required: true}
+  steps:
+    description: What follows a queue's name in the rule for the lists of its other priorities.
+    type: str
+    required: true
+  host: {description: Address that Redis listens on., type: str, required: true}
+  port: {description: Its TLS port., type: int, required: true}
+  ca_file: {description: CA certificate that the server's must chain to., type: path, required: true}
+  timeout: {description: Seconds to wait for an answer., type: int, default: 10}
+  user: {description: User that may ask., type: str, default: admin}
+  password: {description: Its password., type: str, default: ""}
+  db: {description: Number of the fleet's database., type: int, default: 0}
+author: celery-fleet
+requirements: [python3-redis]
+"""
+
+EXAMPLES = r"""
+- name: See which queues were given up
+  redis_queues:
+    acl_file: /etc/redis/users.acl
+    queues: [default, email]
+    steps: "??[369]"
+    host: 127.0.0.1
+    port: 6379
+    ca_file: /etc/fleet/tls/ca.crt
+    password: "{{ redis_passwords.admin }}"
+  register: queues
+"""
+
+RETURN = r"""
+former: {description: Queues that were given up., returned: success, type: list, elements: str}
+consumers:
+  description: The nodes that consume each of them still, or may, since they have not proved themselves yet.
+  returned: success
+  type: dict
+messages: {description: How many messages there are of each; of no others., returned: success, type: dict}
+used: {description: Those of which there is either., returned: success, type: list, elements: str}
+"""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ansible.module_utils.basic import AnsibleModule, missing_required_lib
+from ansible.module_utils.redis_desired import parse_acl
+from ansible.module_utils.redis_tls import (
+    StrangeServerError,
+    connection_arguments,
+    login,
+    redis,
+    served_certificate,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from typing import Any
+
+# The runtime's names (fleet_runtime.keys), and the ends of a queue's lists, for kombu's steps of priority.
+LEASES, NODES, UNACKED = "fleet:leases", "fleet:nodes", "unacked"
+PRIORITIES = ("", "\x06\x163", "\x06\x166", "\x06\x169")
+
+
+def queues_of(acl: str, steps: str) -> set[str]:
+    """Return the queues that the users of an ACL file may use."""
+    rules = {rule for rules in parse_acl(acl.splitlines()).values() for rule in rules}
+    return {rule.partition("~")[2].removesuffix(steps) for rule in rules if rule.endswith(steps)}
+
+
+def consumers_of(client: Any, queues: Iterable[str]) -> dict[str, list[str]]:
+    """Return the living nodes that consume each queue, or may: those that have not proved themselves yet."""
+    seconds, _ = client.time()
+    living = {node for node, ends in client.zrange(LEASES, 0, -1, withscores=True) if ends > seconds}
+    facts = {node: json.loads(text) for node, text in client.hgetall(NODES).items() if node in living}
+    found = {
+        queue: sorted(
+            node
+            for node in living
+            if facts.get(node, {}).get("proved") is None or queue in facts[node].get("queues", ())
+        )
+        for queue in queues
+    }
+    return {queue: nodes for queue, nodes in found.items() if nodes}
+
+
+def messages_of(client: Any, queues: Iterable[str]) -> dict[str, int]:
+    """Return how many messages wait in each queue, or are held by a node that took them from it."""
+    named = {*client.zrange(LEASES, 0, -1), *client.hkeys(NODES)}
+    places = [place(text) for node in named for text in client.hvals(f"{UNACKED}:{node}")]
+    found = {
+        queue: sum(client.llen(queue + step) for step in PRIORITIES) + places.count(queue) for queue in queues
+    }
+    return {queue: count for queue, count in found.items() if count}
+
+
+def place(record: str) -> str:
+    """Return the queue, or kombu's routing key, of a message that is held; nothing if it is none."""
+    try:
+        _, _, name = json.loads(record)
+    except ValueError:
+        return ""
+    return str(name)
+
+
+def look(params: dict[str, Any]) -> dict[str, Any]:
+    """Return the module's result.
+
+    Raises:
+        StrangeServerError: It is no server that one may send a password to.
+        TimeoutError: It does not answer.
+    """
+    file = Path(params["acl_file"])
+    text = file.read_text(encoding="utf-8") if file.exists() else ""
+    former = sorted(queues_of(text, params["steps"]) - set(params["queues"]))
+    consumers: dict[str, list[str]] = {}
+    messages: dict[str, int] = {}
+    if former and params["password"]:
+        where = [params[name] for name in ("host", "port", "ca_file", "timeout")]
+        served_certificate(*where)
+        client = login(*where, user=params["user"], password=params["password"], db=params["db"])
+        consumers, messages = consumers_of(client, former), messages_of(client, former)
+    return {
+        "changed": False,
+        "former": former,
+        "consumers": consumers,
+        "messages": messages,
+        "used": [queue for queue in former if queue in consumers or queue in messages],
+    }
+
+
+def main() -> None:
+    """Run the module."""
+    module = AnsibleModule(
+        argument_spec={
+            **connection_arguments(),
+            "acl_file": {"type": "path", "required": True},
+            "queues": {"type": "list", "elements": "str", "required": True},
+            "steps": {"type": "str", "required": True},
+            "user": {"type": "str", "default": "admin"},
+            "password": {"type": "str", "default": "", "no_log": True},
+            "db": {"type": "int", "default": 0},
+        },
+        supports_check_mode=True,
+    )
+    params = module.params
+    if redis is None and params["password"]:
+        module.fail_json(msg=missing_required_lib("redis"))
+    try:
+        result = look(params)
+    except (StrangeServerError, redis.exceptions.RedisError, OSError) as error:
+        module.fail_json(
+            msg=f"Redis at {params['host']}:{params['port']} cannot be asked: {str(error) or 'no answer'}"
+        )
+    module.exit_json(**result)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,130 @@
+"""The module redis_queues: which queues were given up, and what still uses them."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import redis
+from fleet_runtime import keys
+from kombu.transport.redis import PRIORITY_STEPS, Channel
+from modules import redis_queues
+from modules.redis_queues import look
+
+from tests.unit import redis_server
+from tests.unit.redis_server import PASSWORDS, Server
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server whose users may use two queues."""
+    redis_server.require()
+    server = Server(tmp_path_factory.mktemp("redis"))
+    server.write()
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def client(server: Server) -> redis.Redis:
+    """An empty Redis, for its administrator."""
+    client = server.client("admin")
+    client.flushall()
+    return client
+
+
+def found(server: Server, *queues: str, password: str = PASSWORDS["admin"]) -> dict[str, Any]:
+    """Return what the module finds when the inventory names some queues."""
+    role = server.role()
+    params = {
+        "acl_file": str(server.directory / "users.acl"),
+        "queues": list(queues),
+        "steps": role.evaluate("__redis_queue_steps"),
+        "host": "127.0.0.1",
+        "port": server.port,
+        "ca_file": str(server.directory / "ca.crt"),
+        "timeout": 5,
+        "user": "admin",
+        "password": password,
+        "db": 0,
+    }
+    result = look(params)
+    assert not result.pop("changed")
+    return result
+
+
+def add(client: redis.Redis, node: str, *queues: str, lease: float = 30, proved: bool = True) -> None:
+    """Let there be a node."""
+    now: Any = client.time()
+    client.zadd(keys.LEASES, {node: now[0] + lease})
+    client.hset(keys.NODES, node, json.dumps({"queues": queues, "proved": now[0] if proved else None}))
+
+
+def test_the_names_are_those_of_the_runtime_and_of_kombu() -> None:
+    assert (redis_queues.LEASES, redis_queues.NODES) == (keys.LEASES, keys.NODES)
+    assert f"{redis_queues.UNACKED}:n" == keys.unacked("n")
+    steps = tuple(f"{Channel.sep}{step}" if step else "" for step in PRIORITY_STEPS)
+    assert steps == redis_queues.PRIORITIES
+
+
+def test_without_a_password_the_file_says_which_were_given_up(server: Server) -> None:
+    """Redis may not run."""
+    assert found(server, "default", password="")["former"] == ["email"]
+    assert found(server, "default", "email", "new", password="")["former"] == []
+
+
+def test_before_there_is_a_file_none_was_given_up(server: Server) -> None:
+    (server.directory / "users.acl").rename(server.directory / "elsewhere")
+    try:
+        assert found(server, "new")["former"] == []
+    finally:
+        (server.directory / "elsewhere").rename(server.directory / "users.acl")
+
+
+def test_what_nobody_uses_is_not_used(server: Server, client: redis.Redis) -> None:
+    """A node that consumes another queue does not, nor one whose lease has ended."""
+    add(client, "one@w1", "default")
+    add(client, "two@w1", "email", lease=-1)
+    assert found(server, "default") == {"former": ["email"], "consumers": {}, "messages": {}, "used": []}
+
+
+@pytest.mark.parametrize("proved", [True, False])
+def test_nodes_that_consume_it_are_named(server: Server, client: redis.Redis, proved: bool) -> None:
+    """Or that may soon."""
+    add(client, "one@w1", *(["default", "email"] if proved else []), proved=proved)
+    result = found(server, "default")
+    assert result["consumers"] == {"email": ["one@w1"]}
+    assert result["used"] == ["email"]
+
+
+@pytest.mark.parametrize("step", redis_queues.PRIORITIES)
+def test_messages_that_wait_are_counted(server: Server, client: redis.Redis, step: str) -> None:
+    client.rpush(f"email{step}", "a", "b")
+    client.rpush("default", "c")
+    result = found(server, "default")
+    assert (result["messages"], result["used"]) == ({"email": 2}, ["email"])
+
+
+@pytest.mark.parametrize("lease", [30, -1])
+def test_messages_that_are_held_are_counted(server: Server, client: redis.Redis, lease: float) -> None:
+    """By whom they may be; whoever gives them back needs the right to do so."""
+    add(client, "one@w1", "default", lease=lease)
+    client.hset(keys.unacked("one@w1"), "a", '[{"body": ""}, "", "email"]')
+    client.hset(keys.unacked("one@w1"), "b", '[{"body": ""}, "", "default"]')
+    client.hset(keys.unacked("one@w1"), "c", "no message")
+    result = found(server, "default")
+    assert (result["messages"], result["used"]) == ({"email": 1}, ["email"])
+
+
+def test_who_uses_a_queue_keeps_the_right(server: Server) -> None:
+    """Until nobody does; what the role renders then has the others only."""
+    rendered = server.role(redis_queues=["default"], __redis_queues={"former": ["email"]}).template(
+        "users.acl.j2"
+    )
+    assert sorted(rendered.splitlines()) == sorted((server.directory / "users.acl").read_text().splitlines())
+    assert " ~email " not in server.role(redis_queues=["default"]).template("users.acl.j2")
