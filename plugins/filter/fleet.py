@@ -159,6 +159,12 @@ def status_rows(
         hosts: Variables of all hosts.
         groups: Hosts of each group.
         tiers: Group -> variable that has what the module said.
+
+    >>> hosts = {"w1": {"said": {"well": True, "row": {"RELEASE": "3f"}}}, "w2": {}}
+    >>> for row in status_rows(hosts, {"workers": ["w1", "w2"]}, {"workers": "said", "beat": "said"}):
+    ...     print(*row.values())
+    w1 workers yes 3f
+    w2 workers no no answer
     """
     rows = []
     for tier, variable in tiers.items():

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from urllib.parse import quote, unquote
 
@@ -57,9 +58,11 @@ class Kept:
                 path.parent.rmdir()  # by an empty one a unit is taken to be there
 
     def drop(self) -> None:
-        """Forget all of it."""
+        """Forget all of it, and leave no folder behind in which nobody else has anything."""
         if self.directory.is_dir():
             shutil.rmtree(self.directory)
+        with suppress(OSError):
+            self.directory.parent.rmdir()
 
     def target(self, link: Path) -> str:
         """Return where a link that is kept led; nothing if there is none."""

@@ -11,6 +11,7 @@ from fleet_runtime import keys
 from tests.fleet.faults import trial
 from tests.fleet.faults.faults import LEASE, Fault, powered_off
 from tests.fleet.faults.ledger import FILE, Ledger
+from tests.fleet.operations.at_work import WAIT, failures
 from tests.fleet.support import canaries
 from tests.fleet.support.hosts import eventually
 from tests.fleet.support.marks import OPERATIONS
@@ -171,6 +172,16 @@ def test_hosts_leave_and_come_back(fleet: Fleet, plays: Plays, ledger: Ledger, l
     assert [canaries.search(output, fleet.inventory.secrets) for output in plays.outputs] == [set()] * len(
         plays.outputs
     )
+
+    def host_added(fleet: Fleet) -> None:
+        """Let the hosts be of the fleet again, as if they were new."""
+        ledger.lay()
+        plays.run().expect_success()
+
+    fault = Fault(host_added, wait=WAIT)
+    found = trial.run(fleet, ledger, fault)
+    assert [*found.broken(fault), *failures(found)] == []
+    assert any(run.node.endswith(f"@{worker.name}") for run in found.runs), "it takes no part"
 
 
 def test_the_fleet_is_whole_again(fleet: Fleet) -> None:

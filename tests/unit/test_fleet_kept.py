@@ -86,6 +86,21 @@ def test_nothing_is_kept_in_check_mode_nor_of_what_does_not_change(host: Path, k
     assert kept.paths() == []
 
 
+def test_no_folder_is_left_behind(host: Path, tmp_path: Path) -> None:
+    """Unless something else is in it."""
+    folder = tmp_path / "lib" / "fleet"
+    folder.parent.mkdir()
+    kept = Kept(folder / "kept")
+    for other, left in ((False, []), (True, ["lock"])):
+        change(host, kept, "new\n")
+        if other:
+            (folder / "lock").touch()
+        kept.restore()
+        kept.drop()
+        assert [path.name for path in folder.glob("*")] == left
+        assert folder.exists() is other
+
+
 def test_secrets_are_kept_where_only_root_reads(host: Path, kept: Kept) -> None:
     change(host, kept, "new\n")
     assert kept.directory.stat().st_mode & 0o7777 == 0o700

@@ -50,9 +50,13 @@ class Ledger:
 
     def install(self) -> None:
         """Let the nodes write, which takes a restart of each."""
+        self.lay()
+        self._restart()
+
+    def lay(self) -> None:
+        """Let nodes write that are started from here on."""
         for host in self._hosts:
             host.sh('mkdir -p "$(dirname "$1")" && cat >"$1"', DROPIN, text=DROPIN_TEXT)
-        self._restart()
 
     def remove(self) -> None:
         """Leave the hosts as they were."""

@@ -10,85 +10,23 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.fleet.faults import trial
-from tests.fleet.faults.faults import Fault
-from tests.fleet.faults.ledger import Ledger
-from tests.fleet.faults.report import Report
+from tests.fleet.faults.faults import powered_off
 from tests.fleet.support.hosts import eventually
 from tests.fleet.support.inventory import ROOT
 from tests.fleet.support.marks import OPERATIONS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from tests.fleet.faults.trial import Trial
+    from tests.fleet.operations.at_work import Operator
+    from tests.fleet.support.clients import Producer
     from tests.fleet.support.fleet import Fleet
     from tests.fleet.support.hosts import Host
-    from tests.fleet.support.plays import Plays, Run
+    from tests.fleet.support.plays import Run
 
 pytestmark = [*OPERATIONS, pytest.mark.load, pytest.mark.timeout(1200)]
 
-FOLDER = ROOT / ".cache" / "test" / "operations"
-# Seconds that a task may take from when it is sent to its end: half of the fleet always consumes.
-WAIT = 5.0
 BREAK = "\n\n# --- broken on purpose ---\n"
-
-
-class Operator:
-    """Runs playbooks while tasks are sent, with variables that stay otherwise than in the inventory."""
-
-    def __init__(self, fleet: Fleet, plays: Plays, ledger: Ledger, report: Report) -> None:
-        """Begin with the inventory as it is."""
-        self.fleet = fleet
-        self.variables: dict[str, Any] = {}
-        self._plays = plays
-        self._ledger = ledger
-        self._report = report
-
-    def play(self, playbook: str, *arguments: str, **variables: Any) -> Run:
-        """Run a playbook."""
-        return self._plays.run(*arguments, playbook=playbook, **{**self.variables, **variables})
-
-    def interrupted(self, playbook: str, when: Callable[[], bool]) -> Run:
-        """Run a playbook, and lose the controller as soon as something is so."""
-        return self._plays.interrupted(playbook=playbook, when=when, **self.variables)
-
-    def counted(self, name: str, act: Callable[[], Run], *, succeeds: bool = True) -> Run:
-        """Do something while tasks are sent, and require that none of them noticed."""
-        runs: list[Run] = []
-
-        def happens(_: Fleet) -> None:
-            runs.append(act())
-
-        happens.__name__ = name
-        fault = Fault(happens, wait=WAIT)
-        found = trial.run(self.fleet, self._ledger, fault)
-        self._report.add(found)
-        assert runs, found.problem
-        if succeeds:
-            runs[0].expect_success()
-        broken = [*found.broken(fault), *failures(found)]
-        assert not broken, "\n".join([*broken, self._report.table()])
-        return runs[0]
-
-
-def failures(found: Trial) -> list[str]:
-    """Return what is wrong besides lost and late tasks: some that failed are done, but not well."""
-    again = found.begun_again
-    return [f"{len(again)} tasks were begun again: {again[:10]}"] if again else []
-
-
-@pytest.fixture(scope="module")
-def operator(fleet: Fleet, plays: Plays) -> Iterator[Operator]:
-    """An operator; when all is done, the report is shown."""
-    ledger, report = Ledger(fleet), Report(FOLDER)
-    try:
-        ledger.install()
-        yield Operator(fleet, plays, ledger, report)
-    finally:
-        ledger.remove()
-        print(f"\n{report.table()}")
 
 
 @pytest.fixture
@@ -180,7 +118,11 @@ def test_a_release_that_is_interrupted(operator: Operator, source: Path) -> None
 # --- releases that do not ---
 
 SICK = {
-    "import": ("raise ImportError('no such driver')\n", "no such driver"),
+    # On one host only, and not the first: all of them are asked before anything is switched.
+    "import": (
+        "import socket\n\nif socket.gethostname() == 'LAST':\n    raise ImportError('no such driver')\n",
+        "no such driver",
+    ),
     "start": (
         "import os\n\nif os.environ.get('FLEET_COMPONENT') == 'worker':\n"
         "    raise RuntimeError('no license')\n",
@@ -204,8 +146,9 @@ SICK = {
 def test_a_release_that_is_broken(operator: Operator, source: Path, kind: str) -> None:
     """It stops at the first host, which runs the old one again; the others were not touched."""
     fleet, (text, said) = operator.fleet, SICK[kind]
-    before, others = releases(fleet), starts(fleet, fleet.group("workers")[1:])
-    version = append(source, BREAK + text)
+    untouched = fleet.group("workers")[0 if kind == "import" else 1 :]
+    before, others = releases(fleet), starts(fleet, untouched)
+    version = append(source, BREAK + text.replace("LAST", fleet.group("workers")[-1].name))
     run = operator.counted(
         f"broken {kind}",
         lambda: operator.play(
@@ -215,7 +158,7 @@ def test_a_release_that_is_broken(operator: Operator, source: Path, kind: str) -
     )
     assert run.code != 0
     assert said in run.output
-    assert starts(fleet, fleet.group("workers")[1:]) == others
+    assert starts(fleet, untouched) == others
     eventually(lambda: releases(fleet) == before, timeout=60)
     eventually(fleet.is_whole, timeout=60)
 
@@ -234,6 +177,33 @@ def test_scale_up_and_down(operator: Operator) -> None:
     assert not any(node["name"].startswith("default-3@") for node in status(fleet)["nodes"])
 
 
+def test_a_queue_comes_and_goes(operator: Operator, producer: Producer) -> None:
+    """By the inventory. Who consumes it may do so until its nodes are others; what is left in it is told."""
+    fleet = operator.fleet
+    redis_host = fleet.group("redis")[0].name
+    pools = fleet.group("workers")[0].variables["celery_worker_pools"]
+    queues = [*pools["default"].get("queues", ["default"]), "reports"]
+    more = {**pools, "default": {**pools["default"], "queues": queues}}
+    operator.counted("queue added", lambda: operator.play("site.yml", celery_worker_pools=more))
+    assert "reports" in queues_that_redis_lets_use(fleet)
+    producer.send("demo.tasks.greet", "reports", queue="reports", countdown=3600)
+
+    removed = operator.counted("queue removed", lambda: operator.play("site.yml"), succeeds=False)
+    assert removed.code
+    assert "no pool consumes them any more: reports (1)." in " ".join(removed.output.split())
+    assert "reports" in queues_that_redis_lets_use(fleet)
+    fleet.group("workers")[0].sh("fleet-celery purge --force --queues=reports")
+    assert {host for host, _ in operator.play("site.yml").expect_success().changes} == {redis_host}
+    assert "reports" not in queues_that_redis_lets_use(fleet)
+    assert operator.play("site.yml").expect_success().changes == []
+
+
+def queues_that_redis_lets_use(fleet: Fleet) -> set[str]:
+    """Return the keys that nodes may use, by the running server's word."""
+    with fleet.broker.connect("admin") as client:
+        return set(re.findall(r"~(\S+)", str(client.acl_getuser("worker")["keys"])))
+
+
 # --- hosts out of service ---
 
 
@@ -249,18 +219,36 @@ def test_drain_and_undrain(operator: Operator) -> None:
     assert not nodes_of(fleet, host)
     [mark] = status(fleet)["drained"]
     assert (mark["host"], mark["why"]) == (host.name, "a new disk")
+    seen = operator.play("playbooks/status.yml")
+    assert re.search(rf"{host.name} .*a new disk", seen.output)
+    assert seen.changes == []
     again = drain().expect_success()
     assert again.changes == []
     others = ",".join(other.name for other in fleet.group("workers")[1:])
     operator.play("playbooks/drain.yml", f"--limit={others}").expect_refusal("Nobody would consume")
     assert operator.play("site.yml").expect_success().changes == []
+    host.sh(
+        """mark=$(readlink -f /etc/celery/drained) && rm "$mark" && systemctl start celery.target
+        echo 'half done' >"$mark" && fleet-celery fleet drained "$1" --no""",
+        host.name,
+        timeout=120,
+    )
+    operator.play("site.yml").expect_success()
+    assert not nodes_of(fleet, host), "a drain that was interrupted is finished"
+    assert [mark["why"] for mark in status(fleet)["drained"]] == ["half done"]
+    with powered_off(host):
+        pass
+    host.sh("systemctl is-system-running --wait || true", timeout=120)
     host.sh("systemctl start celery.target 'celery-worker@default-1.service'")
-    assert not nodes_of(fleet, host), "the unit itself refuses, as it would after a reboot"
+    assert not nodes_of(fleet, host), "the unit itself refuses"
 
     operator.counted("undrain", lambda: operator.play("playbooks/undrain.yml", f"--limit={host.name}"))
     assert nodes_of(fleet, host)
     assert status(fleet)["drained"] == []
     eventually(fleet.is_whole, timeout=60)
+    seen = operator.play("playbooks/status.yml").expect_success()
+    for one in fleet.group("workers"):
+        assert re.search(rf"\b{one.name} +workers +yes ", seen.output), str(seen)
 
 
 def nodes_of(fleet: Fleet, host: Host) -> list[str]:
@@ -287,6 +275,24 @@ def test_restart(operator: Operator) -> None:
     operator.play("playbooks/restart.yml", pools="heavy").expect_success()
     assert {unit for _, unit in fleet.restarted(before)} == {"celery-worker@heavy-1.service"}
     operator.play("playbooks/restart.yml", pools="hevy").expect_refusal("hevy")
+
+
+@pytest.mark.parametrize(
+    ("playbook", "task"),
+    [
+        ("restart", "Restart the nodes, one after another"),
+        ("drain", "Let the nodes finish what they run, and hand back the rest"),
+        ("rollback", "Restart the nodes that run with something old"),
+    ],
+)
+def test_check_mode_of_others(operator: Operator, playbook: str, task: str) -> None:
+    """They say what they would do to a host, and leave it alone."""
+    fleet = operator.fleet
+    host, before = fleet.group("workers")[0], fleet.starts()
+    run = operator.play(f"playbooks/{playbook}.yml", "--check", f"--limit={host.name}").expect_success()
+    assert [where for where, done in run.changes if task in done] == [host.name], str(run)
+    assert fleet.restarted(before) == set()
+    assert fleet.is_whole()
 
 
 # --- two operators ---

@@ -15,17 +15,17 @@ from cryptography import x509
 from tests.fleet.support import canaries
 from tests.fleet.support.inventory import ROOT
 from tests.fleet.support.marks import OPERATIONS
-from tests.fleet.support.stream import Stream
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from tests.fleet.operations.at_work import Operator
     from tests.fleet.support.clients import Producer
     from tests.fleet.support.fleet import Fleet
     from tests.fleet.support.hosts import Host
     from tests.fleet.support.plays import Plays, Run
 
-pytestmark = [*OPERATIONS, pytest.mark.faults]
+pytestmark = [*OPERATIONS, pytest.mark.faults, pytest.mark.load, pytest.mark.timeout(1200)]
 
 SECRETS = "playbooks/rotate-secrets.yml"
 CERTIFICATES = "playbooks/rotate-certificates.yml"
@@ -62,15 +62,23 @@ def restarting(fleet: Fleet) -> set[tuple[str, str]]:
     }
 
 
-def test_passwords_are_replaced(fleet: Fleet, plays: Plays) -> None:
+def replaced(operator: Operator, name: str, playbook: str, **variables: str) -> Run:
+    """Run a playbook while tasks are sent and counted, and learn what it has replaced."""
+
+    def replace() -> Run:
+        run = operator.play(playbook, **variables)
+        operator.fleet.reread()
+        return run
+
+    return operator.counted(name, replace)
+
+
+def test_passwords_are_replaced(fleet: Fleet, plays: Plays, operator: Operator) -> None:
     """All but one for programs outside the fleet: the old one ends up refused, and no task fails."""
     old, before = dict(fleet.inventory.secrets), fleet.starts()
-    with Stream(fleet) as stream:
-        run = plays.run(playbook=SECRETS).expect_success()
-    fleet.reread()
+    run = replaced(operator, "rotate passwords", SECRETS)
     new = fleet.inventory.secrets
 
-    stream.expect_success()
     assert {name for name in old if old[name] != new[name]} == set(old) - {"redis_web"}
     assert fleet.restarted(before) == restarting(fleet)
     users = {name.removeprefix("redis_"): name for name in old if name.startswith("redis_")}
@@ -116,36 +124,31 @@ def test_a_replacement_that_was_interrupted_is_finished(fleet: Fleet, plays: Pla
 
 
 @pytest.mark.long
-def test_programs_outside_the_fleet_have_time(fleet: Fleet, plays: Plays, producer: Producer) -> None:
+def test_programs_outside_the_fleet_have_time(
+    fleet: Fleet, plays: Plays, operator: Operator, producer: Producer
+) -> None:
     """Both passwords of `web` are taken until an operator says that the old one is not used any more."""
     old = fleet.inventory.secrets["redis_web"]
     refused = plays.run(playbook=SECRETS, rotate_finish="web")
     refused.expect_refusal("whose password is not being replaced")
 
-    with Stream(fleet) as stream:
-        begun = plays.run(playbook=SECRETS, rotate="web").expect_success()
-    stream.expect_success()
+    begun = replaced(operator, "rotate web: begin", SECRETS, rotate="web")
     assert "rotate_finish=web" in begun.output
-    fleet.reread()
     new = fleet.inventory.secrets["redis_web"]
     assert [takes(fleet, "web", password) for password in (old, new)] == [True, True]
 
     producer.configure()
-    with Stream(fleet) as stream:
-        ended = plays.run(playbook=SECRETS, rotate_finish="web").expect_success()
-    stream.expect_success()
+    ended = replaced(operator, "rotate web: finish", SECRETS, rotate_finish="web")
     assert [takes(fleet, "web", password) for password in (old, new)] == [False, True]
     assert fleet.is_whole()
     assert shown(begun, {"old": old, "new": new}) | shown(ended, {"old": old, "new": new}) == set()
 
 
-def test_certificates_are_replaced(fleet: Fleet, plays: Plays) -> None:
+def test_certificates_are_replaced(fleet: Fleet, plays: Plays, operator: Operator) -> None:
     """Each host has a new key and certificate, which Redis and nginx show at once; nothing is restarted."""
     before, old, keys = fleet.starts(), serials(fleet), of_hosts(fleet, "host.key")
-    with Stream(fleet) as stream:
-        plays.run(playbook=CERTIFICATES).expect_success()
+    replaced(operator, "rotate certificates", CERTIFICATES)
 
-    stream.expect_success()
     assert not set(serials(fleet).values()) & set(old.values())
     assert not set(of_hosts(fleet, "host.key").values()) & set(keys.values())
     assert fleet.restarted(before) == set()
@@ -154,19 +157,15 @@ def test_certificates_are_replaced(fleet: Fleet, plays: Plays) -> None:
 
 
 @pytest.mark.long
-def test_the_authority_is_replaced(fleet: Fleet, plays: Plays) -> None:
+def test_the_authority_is_replaced(fleet: Fleet, plays: Plays, operator: Operator) -> None:
     """Hosts trust both, then the new one signs, then the old one is gone; no client is refused meanwhile."""
     before, old, trusted = fleet.starts(), serials(fleet), fleet.ca_file.read_text()
     plays.run(playbook=CERTIFICATES, rotate_ca="finish").expect_refusal("No new authority was begun")
-    with Stream(fleet) as stream:
-        plays.run(playbook=CERTIFICATES, rotate_ca="begin").expect_success()
-        assert serials(fleet) == old
-        assert {len(authorities(text)) for text in of_hosts(fleet, "ca.crt").values()} == {2}
-        assert not plays.run(playbook="playbooks/pki.yml").expect_success().changes
-        fleet.reread()
-        plays.run(playbook=CERTIFICATES, rotate_ca="finish").expect_success()
-    stream.expect_success()
-    fleet.reread()
+    replaced(operator, "rotate authority: begin", CERTIFICATES, rotate_ca="begin")
+    assert serials(fleet) == old
+    assert {len(authorities(text)) for text in of_hosts(fleet, "ca.crt").values()} == {2}
+    assert not plays.run(playbook="playbooks/pki.yml").expect_success().changes
+    replaced(operator, "rotate authority: finish", CERTIFICATES, rotate_ca="finish")
 
     assert not set(serials(fleet).values()) & set(old.values())
     (now,) = set(of_hosts(fleet, "ca.crt").values())

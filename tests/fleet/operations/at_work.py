@@ -1,0 +1,70 @@
+"""An operator, who runs playbooks while tasks are sent, and counts them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from tests.fleet.faults import trial
+from tests.fleet.faults.faults import Fault
+from tests.fleet.support.inventory import ROOT
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tests.fleet.faults.ledger import Ledger
+    from tests.fleet.faults.report import Report
+    from tests.fleet.faults.trial import Trial
+    from tests.fleet.support.fleet import Fleet
+    from tests.fleet.support.plays import Plays, Run
+
+FOLDER = ROOT / ".cache" / "test" / "operations"
+# Seconds that a task may take from when it is sent to its end: half of the fleet always consumes.
+WAIT = 5.0
+
+
+class Operator:
+    """Runs playbooks while tasks are sent, with variables that stay otherwise than in the inventory."""
+
+    def __init__(self, fleet: Fleet, plays: Plays, ledger: Ledger, report: Report) -> None:
+        """Begin with the inventory as it is."""
+        self.fleet = fleet
+        self.variables: dict[str, Any] = {}
+        self._plays = plays
+        self._ledger = ledger
+        self._report = report
+
+    def play(self, playbook: str, *arguments: str, **variables: Any) -> Run:
+        """Run a playbook."""
+        return self._plays.run(*arguments, playbook=playbook, **{**self.variables, **variables})
+
+    def interrupted(self, playbook: str, when: Callable[[], bool]) -> Run:
+        """Run a playbook, and lose the controller as soon as something is so."""
+        return self._plays.interrupted(playbook=playbook, when=when, **self.variables)
+
+    def counted(self, name: str, act: Callable[[], Run], *, succeeds: bool = True) -> Run:
+        """Do something while tasks are sent, and require that none of them noticed."""
+        runs: list[Run] = []
+
+        def happens(_: Fleet) -> None:
+            runs.append(act())
+
+        happens.__name__ = name
+        fault = Fault(happens, wait=WAIT)
+        found = trial.run(self.fleet, self._ledger, fault)
+        self._report.add(found)
+        assert runs, found.problem
+        if succeeds:
+            runs[0].expect_success()
+        broken = [*found.broken(fault), *failures(found)]
+        assert not broken, "\n".join([*broken, self._report.table()])
+        return runs[0]
+
+
+def failures(found: Trial) -> list[str]:
+    """Return what is wrong besides lost and late tasks: some that failed are done, but not well."""
+    again = found.begun_again
+    refused = [sent.name for sent in found.sent if not sent.accepted]
+    return [
+        *([f"{len(again)} tasks were begun again: {again[:10]}"] if again else []),
+        *([f"{len(refused)} tasks were not taken: {refused[:10]}"] if refused else []),
+    ]
