@@ -28,6 +28,7 @@ PLAYBOOK = "playbooks/upgrade-redis.yml"
 PACKAGES = ("redis-server", "redis-tools")
 SNAPSHOTS = "/var/lib/redis-snapshots"
 WAIT = 120  # seconds that a task may take meanwhile
+BALLAST = 100 * 1024 * 1024  # bytes
 # An older version: the archive's own if it has one, else the same program under a version that is less.
 GO_BACK = """set -e
     export DEBIAN_FRONTEND=noninteractive
@@ -172,14 +173,16 @@ def run(done: Run) -> None:
 
 @contextmanager
 def nearly_full(fleet: Fleet) -> Iterator[None]:
-    """Let Redis have little more memory than it uses."""
+    """Let Redis have little more memory than it uses, and enough in it that connections do not count."""
     with fleet.broker.connect("admin") as client:
         before = client.config_get("maxmemory")["maxmemory"]
+        client.setrange("ballast", BALLAST - 1, "x")
         client.config_set("maxmemory", client.info("memory")["used_memory"] * 100 // 90)
         try:
             yield
         finally:
             client.config_set("maxmemory", before)
+            client.delete("ballast")
 
 
 def test_an_interrupted_upgrade_is_finished(fleet: Fleet, plays: Plays, broker: Host, older: str) -> None:

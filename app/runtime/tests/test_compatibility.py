@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -138,3 +139,40 @@ def test_a_node_changes_its_transport_with_messages_in_flight(
     assert sorted(line for line in notes.read_text().splitlines() if line.endswith("ends")) == [
         f"{number} ends" for number in range(4)
     ]
+
+
+@pytest.mark.parametrize(("before", "after"), [({}, KOMBU), (KOMBU, {})])
+def test_a_fleet_changes_its_transport_node_by_node(
+    fleet: Fleet, web: Any, tmp_path: Path, before: dict[str, str], after: dict[str, str]
+) -> None:
+    """While tasks are sent, as by a release: each runs, also one that waits for its time meanwhile.
+
+    And once, but that with kombu's transport a node has Celery's pool, too, which forgets as it stops what it
+    has just handed to a process.
+    """
+    notes, sent = tmp_path / "notes", list[str]()
+
+    def send(count: int, **options: Any) -> None:
+        for _ in range(count):
+            sent.append(str(len(sent)))
+            web.send_task("shop.note", (str(notes), sent[-1]), queue="default", **options)
+
+    with ExitStack() as one, ExitStack() as two:
+        nodes = {"one": one, "two": two}
+        for name, stack in nodes.items():
+            stack.enter_context(fleet.worker(name, QUEUES, *FLAGS, **before))
+        send(1, countdown=10)
+        for name, stack in nodes.items():
+            send(40)
+            stack.close()
+            send(40)
+            stack.enter_context(fleet.worker(name, QUEUES, *FLAGS, **after))
+        wait_until(lambda: len(set(ends(notes))) >= len(sent))
+        assert set(ends(notes)) == set(sent)
+        assert len(ends(notes)) == len(sent) or before == KOMBU
+
+
+def ends(notes: Path) -> list[str]:
+    """Return which tasks have ended, each as often as it has."""
+    lines = notes.read_text().splitlines() if notes.exists() else []
+    return [line.removesuffix(" ends") for line in lines if line.endswith(" ends")]
