@@ -162,7 +162,7 @@ def test_bars(bar: Bar, row: list[str]) -> None:
 
 def test_each_bar_is_about_something_that_is_measured() -> None:
     fleets: list[Celery] = [one for variant in variants.IDLE for one in idle.fleets(variant)]
-    celery = (*variants.COMPARED, *variants.SECURED, *fleets)
+    celery = (*variants.COMPARED, *variants.SECURED, *variants.COSTLY, *fleets)
     names = {one.name for one in celery} | {peer.name for peer in peers.PEERS}
     for bar in bars.BARS:
         for figure in filter(None, (bar.figure, bar.base)):
