@@ -117,6 +117,13 @@ def place(record: str) -> str:
     return str(name)
 
 
+def former_queues(params: dict[str, Any]) -> list[str]:
+    """Return the queues that were given up."""
+    file = Path(params["acl_file"])
+    text = file.read_text(encoding="utf-8") if file.exists() else ""
+    return sorted(queues_of(text, params["steps"]) - set(params["queues"]))
+
+
 def look(params: dict[str, Any]) -> dict[str, Any]:
     """Return the module's result.
 
@@ -124,9 +131,7 @@ def look(params: dict[str, Any]) -> dict[str, Any]:
         StrangeServerError: It is no server that one may send a password to.
         TimeoutError: It does not answer.
     """
-    file = Path(params["acl_file"])
-    text = file.read_text(encoding="utf-8") if file.exists() else ""
-    former = sorted(queues_of(text, params["steps"]) - set(params["queues"]))
+    former = former_queues(params)
     consumers: dict[str, list[str]] = {}
     messages: dict[str, int] = {}
     if former and params["password"]:
@@ -158,7 +163,7 @@ def main() -> None:
         supports_check_mode=True,
     )
     params = module.params
-    if redis is None and params["password"]:
+    if redis is None and params["password"] and former_queues(params):  # there are none on a bare host
         module.fail_json(msg=missing_required_lib("redis"))
     try:
         result = look(params)
