@@ -15,7 +15,7 @@ except ImportError:
     redis = None
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from typing import Any
 
 
@@ -30,6 +30,16 @@ def connection_arguments() -> dict[str, Any]:
         "port": {"type": "int", "required": True},
         "ca_file": {"type": "path", "required": True},
         "timeout": {"type": "int", "default": 10},
+    }
+
+
+def login_arguments() -> dict[str, Any]:
+    """Return the arguments of a module that logs in, as the administrator unless it is told otherwise."""
+    return {
+        **connection_arguments(),
+        "user": {"type": "str", "default": "admin"},
+        "password": {"type": "str", "required": True, "no_log": True},
+        "db": {"type": "int", "default": 0},
     }
 
 
@@ -98,6 +108,18 @@ def login(host: str, port: int, ca_file: str, timeout: int, *, user: str, passwo
             raise StrangeServerError("it lets users in without a password") from None
         raise
     return client
+
+
+def verified_login(params: Mapping[str, Any]) -> Any:
+    """Return a client that is logged in as the arguments of a module say, once the server is known.
+
+    Raises:
+        StrangeServerError: It is not the server of these files, or does not take the password.
+        TimeoutError: It does not answer.
+    """
+    place = [params[name] for name in ("host", "port", "ca_file", "timeout")]
+    served_certificate(*place)
+    return login(*place, **{name: params[name] for name in ("user", "password", "db")})
 
 
 def login_with_one_of(

@@ -56,24 +56,25 @@ import time
 from typing import TYPE_CHECKING
 
 from ansible.module_utils.basic import AnsibleModule, missing_required_lib
-from ansible.module_utils.redis_tls import (
-    StrangeServerError,
-    connection_arguments,
-    login,
-    redis,
-    served_certificate,
+from ansible.module_utils.fleet_keys import (
+    BINDINGS,
+    DRAINED,
+    LEASES,
+    NODES,
+    PIDBOX,
+    PROOFS,
+    SEPARATOR,
+    UNACKED,
+    UNACKED_INDEX,
+    UNACKED_MUTEX,
+    leases,
+    living,
 )
+from ansible.module_utils.redis_tls import StrangeServerError, login_arguments, redis, verified_login
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from typing import Any
-
-# The runtime's names (fleet_runtime.keys), and kombu's.
-LEASES, NODES, DRAINED, PROOFS = "fleet:leases", "fleet:nodes", "fleet:drained", "fleet:proof"
-UNACKED, UNACKED_INDEX, UNACKED_MUTEX = "unacked", "unacked_index", "unacked_mutex"
-PIDBOX = "celery.pidbox"
-BINDINGS = (f"_kombu.binding.{PIDBOX}", f"_kombu.binding_permanent.{PIDBOX}")
-SEPARATOR = "\x06\x16"  # between the routing key, the pattern and the queue of a binding
 
 PAUSE = 1.0  # seconds between two looks
 
@@ -113,28 +114,19 @@ class Nodes:
         """Whether a node is on one of the hosts."""
         return node.partition("@")[2] in self.hosts
 
-    def ends(self) -> dict[str, float]:
-        """Return when the lease of each node of the fleet ends, by Redis's clock."""
-        return dict(self.client.zrange(LEASES, 0, -1, withscores=True))
-
-    def living(self) -> list[str]:
-        """Return the nodes of the fleet whose lease goes on."""
-        seconds, _ = self.client.time()
-        return [node for node, ends in self.ends().items() if ends > seconds]
-
     def known(self) -> list[str]:
         """Return every node of the hosts that Redis has something of."""
         bound = {member.rpartition(SEPARATOR)[2] for key in BINDINGS for member in self.client.smembers(key)}
         controlled = {queue.removesuffix(f".{PIDBOX}") for queue in bound if queue.endswith(f".{PIDBOX}")}
         held = {key.partition(":")[2] for key in self.client.scan_iter(f"{UNACKED}:*", count=1000)}
-        named = {*self.client.zrange(LEASES, 0, -1), *self.client.hkeys(NODES), *controlled, *held}
+        named = {*leases(self.client), *self.client.hkeys(NODES), *controlled, *held}
         return sorted(node for node in named if self.are_ours(node))
 
     def consumers(self) -> dict[str, set[str]]:
         """Return the nodes that live and consume it, for each queue."""
         facts = {node: json.loads(text) for node, text in self.client.hgetall(NODES).items()}
         found: dict[str, set[str]] = {}
-        for node in self.living():
+        for node in living(self.client):
             for queue in facts.get(node, {}).get("queues", ()):
                 found.setdefault(queue, set()).add(node)
         return found
@@ -157,10 +149,10 @@ class Nodes:
             NodesError: One of them lives, or nobody gives back what it holds.
         """
         nodes = left = self.known()
-        began = self.ends()
+        began = leases(self.client)
         until = time.monotonic() + wait
         while left := [node for node in left if not self.forget(node)]:
-            now = self.ends()
+            now = leases(self.client)
             if alive := [node for node in left if now.get(node, 0) > began.get(node, 0)]:
                 raise NodesError(f"{', '.join(alive)} still runs: it has renewed its lease. Stop it first.")
             if time.monotonic() > until:
@@ -181,7 +173,7 @@ class Nodes:
         """Return why nodes cannot be forgotten."""
         held = {node: self.client.hlen(f"{UNACKED}:{node}") for node in nodes}
         told = ", ".join(f"{node} holds {number} messages" for node, number in held.items())
-        others = [node for node in self.living() if not self.are_ours(node)]
+        others = [node for node in living(self.client) if not self.are_ours(node)]
         why = (
             f"none of the {len(others)} other nodes gave them back within {wait:g} s. Their journals say why"
             if others
@@ -208,12 +200,9 @@ def main() -> None:
     """Run the module."""
     module = AnsibleModule(
         argument_spec={
-            **connection_arguments(),
+            **login_arguments(),
             "state": {"type": "str", "choices": ["dispensable", "forgotten"], "required": True},
             "hosts": {"type": "list", "elements": "str", "required": True},
-            "user": {"type": "str", "default": "admin"},
-            "password": {"type": "str", "required": True, "no_log": True},
-            "db": {"type": "int", "default": 0},
             "wait": {"type": "int", "default": 120},
         },
         supports_check_mode=True,
@@ -221,13 +210,9 @@ def main() -> None:
     if redis is None:
         module.fail_json(msg=missing_required_lib("redis"))
     params = module.params
-    place = [params[name] for name in ("host", "port", "ca_file", "timeout")]
     try:
-        served_certificate(*place)
-        client = login(*place, user=params["user"], password=params["password"], db=params["db"])
-        result = apply(
-            Nodes(client, params["hosts"]), params["state"], params["wait"], check=module.check_mode
-        )
+        nodes = Nodes(verified_login(params), params["hosts"])
+        result = apply(nodes, params["state"], params["wait"], check=module.check_mode)
     except NodesError as error:
         module.fail_json(msg=str(error))
     except (StrangeServerError, redis.exceptions.RedisError, OSError) as error:

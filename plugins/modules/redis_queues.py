@@ -58,22 +58,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ansible.module_utils.basic import AnsibleModule, missing_required_lib
+from ansible.module_utils.fleet_keys import LEASES, NODES, PRIORITIES, UNACKED, living
 from ansible.module_utils.redis_desired import parse_acl
-from ansible.module_utils.redis_tls import (
-    StrangeServerError,
-    connection_arguments,
-    login,
-    redis,
-    served_certificate,
-)
+from ansible.module_utils.redis_tls import StrangeServerError, login_arguments, redis, verified_login
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from typing import Any
-
-# The runtime's names (fleet_runtime.keys), and the ends of a queue's lists, for kombu's steps of priority.
-LEASES, NODES, UNACKED = "fleet:leases", "fleet:nodes", "unacked"
-PRIORITIES = ("", "\x06\x163", "\x06\x166", "\x06\x169")
 
 
 def queues_of(acl: str, steps: str) -> set[str]:
@@ -84,18 +75,17 @@ def queues_of(acl: str, steps: str) -> set[str]:
 
 def consumers_of(client: Any, queues: Iterable[str]) -> dict[str, list[str]]:
     """Return the living nodes that consume each queue, or may: those that have not proved themselves yet."""
-    seconds, _ = client.time()
-    living = {node for node, ends in client.zrange(LEASES, 0, -1, withscores=True) if ends > seconds}
-    facts = {node: json.loads(text) for node, text in client.hgetall(NODES).items() if node in living}
+    nodes = living(client)
+    facts = {node: json.loads(text) for node, text in client.hgetall(NODES).items() if node in nodes}
     found = {
         queue: sorted(
             node
-            for node in living
+            for node in nodes
             if facts.get(node, {}).get("proved") is None or queue in facts[node].get("queues", ())
         )
         for queue in queues
     }
-    return {queue: nodes for queue, nodes in found.items() if nodes}
+    return {queue: consumers for queue, consumers in found.items() if consumers}
 
 
 def messages_of(client: Any, queues: Iterable[str]) -> dict[str, int]:
@@ -124,10 +114,15 @@ def former_queues(params: dict[str, Any]) -> list[str]:
     return sorted(queues_of(text, params["steps"]) - set(params["queues"]))
 
 
+class NoClientError(Exception):
+    """There is something to ask Redis for, and python3-redis is missing."""
+
+
 def look(params: dict[str, Any]) -> dict[str, Any]:
     """Return the module's result.
 
     Raises:
+        NoClientError: Redis has to be asked, and there is no client; a bare host has nothing to ask for.
         StrangeServerError: It is no server that one may send a password to.
         TimeoutError: It does not answer.
     """
@@ -135,9 +130,9 @@ def look(params: dict[str, Any]) -> dict[str, Any]:
     consumers: dict[str, list[str]] = {}
     messages: dict[str, int] = {}
     if former and params["password"]:
-        where = [params[name] for name in ("host", "port", "ca_file", "timeout")]
-        served_certificate(*where)
-        client = login(*where, user=params["user"], password=params["password"], db=params["db"])
+        if redis is None:
+            raise NoClientError
+        client = verified_login(params)
         consumers, messages = consumers_of(client, former), messages_of(client, former)
     return {
         "changed": False,
@@ -152,21 +147,19 @@ def main() -> None:
     """Run the module."""
     module = AnsibleModule(
         argument_spec={
-            **connection_arguments(),
+            **login_arguments(),
             "acl_file": {"type": "path", "required": True},
             "queues": {"type": "list", "elements": "str", "required": True},
             "steps": {"type": "str", "required": True},
-            "user": {"type": "str", "default": "admin"},
             "password": {"type": "str", "default": "", "no_log": True},
-            "db": {"type": "int", "default": 0},
         },
         supports_check_mode=True,
     )
     params = module.params
-    if redis is None and params["password"] and former_queues(params):  # there are none on a bare host
-        module.fail_json(msg=missing_required_lib("redis"))
     try:
         result = look(params)
+    except NoClientError:
+        module.fail_json(msg=missing_required_lib("redis"))
     except (StrangeServerError, redis.exceptions.RedisError, OSError) as error:
         module.fail_json(
             msg=f"Redis at {params['host']}:{params['port']} cannot be asked: {str(error) or 'no answer'}"

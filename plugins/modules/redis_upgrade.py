@@ -79,14 +79,9 @@ from typing import TYPE_CHECKING
 from ansible.module_utils import redis_snapshot
 from ansible.module_utils.basic import AnsibleModule, missing_required_lib
 from ansible.module_utils.debian_packages import upstream
+from ansible.module_utils.fleet_keys import DEAD, PRIORITIES, UNACKED, leases
 from ansible.module_utils.redis_snapshot import SnapshotError
-from ansible.module_utils.redis_tls import (
-    StrangeServerError,
-    connection_arguments,
-    login,
-    redis,
-    served_certificate,
-)
+from ansible.module_utils.redis_tls import StrangeServerError, login_arguments, redis, verified_login
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -97,9 +92,6 @@ if TYPE_CHECKING:
 MARKS = ("fleet:upgrade:base", "fleet:upgrade:last")
 SLACK = 64 * 1024**2  # bytes: what is appended while the rewrite runs
 MIB = 1024**2
-# The ends of the lists of a queue, one for each of kombu's steps of priority.
-PRIORITIES = ("", "\x06\x163", "\x06\x166", "\x06\x169")
-LEASES, HELD, DEAD = "fleet:leases", "unacked:", "fleet:dead"
 
 
 class UpgradeError(Exception):
@@ -122,11 +114,8 @@ class Upgrade:
         Raises:
             UpgradeError: Redis cannot be asked.
         """
-        place = [self.params[name] for name in ("host", "port", "ca_file", "timeout")]
-        user = {name: self.params[name] for name in ("user", "password", "db")}
         try:
-            served_certificate(*place)
-            return login(*place, **user)
+            return verified_login(self.params)
         except (StrangeServerError, OSError) as error:
             why = str(error) or f"no answer within {self.params['timeout']} s"
             raise UpgradeError(f"Redis cannot be asked: {why}") from None
@@ -208,7 +197,7 @@ class Upgrade:
 
     def counts(self, client: Any) -> dict[str, int]:
         """Return what Redis holds: keys, messages that wait or that nodes have, and dead letters."""
-        nodes = client.zrange(LEASES, 0, -1)
+        nodes = leases(client)
         pipeline = client.pipeline(transaction=False)
         pipeline.dbsize()
         pipeline.zcard(DEAD)
@@ -216,7 +205,7 @@ class Upgrade:
             for step in PRIORITIES:
                 pipeline.llen(f"{queue}{step}")
         for node in nodes:
-            pipeline.hlen(f"{HELD}{node}")
+            pipeline.hlen(f"{UNACKED}:{node}")
         keys, dead, *messages = pipeline.execute()
         return {"keys": keys, "messages": sum(messages), "dead letters": dead}
 
@@ -314,11 +303,8 @@ def main() -> None:
     steps = ("recorded", "fit", "snapshotted", "readable", "proven")
     module = AnsibleModule(
         argument_spec={
-            **connection_arguments(),
+            **login_arguments(),
             "state": {"type": "str", "choices": list(steps), "required": True},
-            "user": {"type": "str", "default": "admin"},
-            "password": {"type": "str", "required": True, "no_log": True},
-            "db": {"type": "int", "default": 0},
             "queues": {"type": "list", "elements": "str", "default": []},
             "data_dir": {"type": "path", "required": True},
             "snapshot_dir": {"type": "path", "required": True},

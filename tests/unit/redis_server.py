@@ -8,9 +8,10 @@ import shutil
 import socket
 import subprocess
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import redis
 from cryptography import x509
@@ -21,6 +22,9 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from tests.unit.rendering import Role
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 USERS = ("admin", "worker", "beat", "flower", "web", "ops", "health")
 
@@ -96,7 +100,8 @@ class Server:
     process: subprocess.Popen[bytes] | None = None
 
     def __post_init__(self) -> None:
-        """Make the certificates."""
+        """Make the certificates; fail, rather than skip, where there is no redis-server."""
+        assert shutil.which("redis-server"), "install redis-server; `make test` does"
         self.authority = Authority(self.directory)
         self.authority.issue()
 
@@ -162,6 +167,13 @@ class Server:
         return (self.directory / "log").read_text()
 
 
-def require() -> None:
-    """Fail, rather than skip, where there is no redis-server: most of what these tests are for needs one."""
-    assert shutil.which("redis-server"), "install redis-server; `make test` does"
+@contextmanager
+def running(directory: Path, **variables: Any) -> Iterator[Server]:
+    """A server with what the role renders with some variables."""
+    server = Server(directory)
+    server.write(**variables)
+    server.start()
+    try:
+        yield server
+    finally:
+        server.stop()

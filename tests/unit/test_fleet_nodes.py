@@ -7,37 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import redis
+from ansible.module_utils.fleet_keys import BINDINGS, SEPARATOR
 from fleet_runtime import keys
-from kombu.transport.redis import Channel
-from modules import fleet_nodes
-from modules.fleet_nodes import BINDINGS, SEPARATOR, Nodes, NodesError, apply
-
-from tests.unit import redis_server
-from tests.unit.redis_server import Server
+from modules.fleet_nodes import Nodes, NodesError, apply
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    pass
 
 LEASE = 30.0
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server with what the role renders."""
-    redis_server.require()
-    server = Server(tmp_path_factory.mktemp("redis"))
-    server.write()
-    server.start()
-    yield server
-    server.stop()
-
-
-@pytest.fixture
-def client(server: Server) -> redis.Redis:
-    """A Redis without nodes, for its administrator."""
-    client = server.client("admin")
-    client.flushall()
-    return client
 
 
 def add(
@@ -68,18 +45,6 @@ def traces(client: redis.Redis, host: str) -> list[str]:
         if f"@{host}" in f"{key} {content}":
             found.append(key)
     return sorted(found)
-
-
-def test_the_names_are_those_of_the_runtime_and_of_kombu() -> None:
-    shared = (fleet_nodes.LEASES, fleet_nodes.NODES, fleet_nodes.DRAINED)
-    assert shared == (keys.LEASES, keys.NODES, keys.DRAINED)
-    own = [
-        f"{getattr(fleet_nodes, key)}:n" for key in ("UNACKED", "UNACKED_INDEX", "UNACKED_MUTEX", "PROOFS")
-    ]
-    assert own == [keys.unacked("n"), keys.unacked_index("n"), keys.unacked_mutex("n"), keys.proofs("n")]
-    forms = (Channel.keyprefix_queue, Channel.keyprefix_binding_permanent)
-    assert tuple(form % fleet_nodes.PIDBOX for form in forms) == BINDINGS
-    assert Channel.sep == SEPARATOR
 
 
 def test_nodes_that_have_ended_are_forgotten(client: redis.Redis) -> None:

@@ -10,11 +10,9 @@ from typing import TYPE_CHECKING
 import pytest
 import redis
 
-from tests.unit import redis_server
-from tests.unit.redis_server import PASSWORDS, USERS, Server
+from tests.unit.redis_server import PASSWORDS, USERS, Server, running
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
 PERMITTED = {
@@ -200,17 +198,6 @@ def dry_run(admin: redis.Redis, user: str, command: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server with what the role renders."""
-    redis_server.require()
-    server = Server(tmp_path_factory.mktemp("redis"))
-    server.write()
-    server.start()
-    yield server
-    server.stop()
-
-
-@pytest.fixture(scope="module")
 def admin(server: Server) -> redis.Redis:
     """A client that may do everything."""
     return server.client("admin")
@@ -262,18 +249,14 @@ def test_nobody_is_in_the_file_in_clear(server: Server) -> None:
 
 
 def test_two_passwords_are_taken_while_one_is_replaced(tmp_path: Path) -> None:
-    server = Server(tmp_path)
-    server.write(redis_previous_passwords={user: f"the one of {user} before" for user in USERS})
-    server.start()
-    try:
+    previous = {user: f"the one of {user} before" for user in USERS}
+    with running(tmp_path, redis_previous_passwords=previous) as server:
         for user, password in PASSWORDS.items():
-            assert server.client(user, f"the one of {user} before").ping()
+            assert server.client(user, previous[user]).ping()
             assert server.client(user, password).ping()
             with pytest.raises(redis.exceptions.AuthenticationError):
                 server.client(user, "wrong").ping()
         assert "web" in server.client("admin").acl_users()
-    finally:
-        server.stop()
 
 
 def test_a_transaction_survives_a_restart(server: Server) -> None:

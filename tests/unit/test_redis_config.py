@@ -11,7 +11,6 @@ import pytest
 import yaml
 from ansible.template import trust_as_template
 
-from tests.unit import redis_server
 from tests.unit.redis_server import PASSWORDS, Server
 from tests.unit.rendering import PROJECT
 
@@ -24,7 +23,6 @@ CHECK = PROJECT / "roles/redis/files/fleet-redis-check"
 @pytest.fixture
 def server(tmp_path: Path) -> Server:
     """A server that is not started."""
-    redis_server.require()
     return Server(tmp_path)
 
 

@@ -8,26 +8,13 @@ from unittest import mock
 import pytest
 from modules import flower_health, redis_health
 
-from tests.unit import redis_server
 from tests.unit.redis_server import PASSWORDS, Authority, Server
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
 WELL = {"loading": 0, "aof_enabled": 1, "aof_last_write_status": "ok"}
 UNASKED = {"host": "", "port": 0, "ca_file": "", "timeout": 0, "certificate": ""}
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server with what the role renders."""
-    redis_server.require()
-    server = Server(tmp_path_factory.mktemp("redis"))
-    server.write()
-    server.start()
-    yield server
-    server.stop()
 
 
 def patient(server: Server, **given: Any) -> redis_health.Patient:

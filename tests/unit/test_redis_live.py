@@ -11,8 +11,7 @@ import redis
 from ansible.module_utils.redis_tls import served_certificate
 from modules import redis_live
 
-from tests.unit import redis_server
-from tests.unit.redis_server import PASSWORDS, Authority, Server
+from tests.unit.redis_server import PASSWORDS, Authority, Server, running
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -22,12 +21,8 @@ if TYPE_CHECKING:
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[Server]:
     """A server with what the role renders."""
-    redis_server.require()
-    server = Server(tmp_path)
-    server.write()
-    server.start()
-    yield server
-    server.stop()
+    with running(tmp_path) as server:
+        yield server
 
 
 def params(server: Server, **variables: Any) -> dict[str, Any]:

@@ -8,8 +8,7 @@ import pytest
 from ansible.module_utils.redis_tls import StrangeServerError, login_with_one_of
 from modules import redis_logins
 
-from tests.unit import redis_server
-from tests.unit.redis_server import PASSWORDS, Authority, Server
+from tests.unit.redis_server import PASSWORDS, Authority, Server, running
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -21,12 +20,8 @@ OLD = "the one before, $HOME"
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server on which the password of the workers is being replaced."""
-    redis_server.require()
-    server = Server(tmp_path_factory.mktemp("redis"))
-    server.write(redis_previous_passwords={"worker": OLD})
-    server.start()
-    yield server
-    server.stop()
+    with running(tmp_path_factory.mktemp("redis"), redis_previous_passwords={"worker": OLD}) as server:
+        yield server
 
 
 def problems(server: Server, taken: list[dict[str, str]], **given: Any) -> list[str]:

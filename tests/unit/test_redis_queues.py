@@ -7,35 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import redis
+from ansible.module_utils.fleet_keys import PRIORITIES
 from fleet_runtime import keys
-from kombu.transport.redis import PRIORITY_STEPS, Channel
 from modules import redis_queues
 from modules.redis_queues import look
 
-from tests.unit import redis_server
 from tests.unit.redis_server import PASSWORDS, Server
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server whose users may use two queues."""
-    redis_server.require()
-    server = Server(tmp_path_factory.mktemp("redis"))
-    server.write()
-    server.start()
-    yield server
-    server.stop()
-
-
-@pytest.fixture
-def client(server: Server) -> redis.Redis:
-    """An empty Redis, for its administrator."""
-    client = server.client("admin")
-    client.flushall()
-    return client
+    pass
 
 
 def found(server: Server, *queues: str, password: str = PASSWORDS["admin"]) -> dict[str, Any]:
@@ -63,13 +43,6 @@ def add(client: redis.Redis, node: str, *queues: str, lease: float = 30, proved:
     now: Any = client.time()
     client.zadd(keys.LEASES, {node: now[0] + lease})
     client.hset(keys.NODES, node, json.dumps({"queues": queues, "proved": now[0] if proved else None}))
-
-
-def test_the_names_are_those_of_the_runtime_and_of_kombu() -> None:
-    assert (redis_queues.LEASES, redis_queues.NODES) == (keys.LEASES, keys.NODES)
-    assert f"{redis_queues.UNACKED}:n" == keys.unacked("n")
-    steps = tuple(f"{Channel.sep}{step}" if step else "" for step in PRIORITY_STEPS)
-    assert steps == redis_queues.PRIORITIES
 
 
 def test_without_a_password_the_file_says_which_were_given_up(server: Server) -> None:
@@ -104,7 +77,7 @@ def test_nodes_that_consume_it_are_named(server: Server, client: redis.Redis, pr
     assert result["used"] == ["email"]
 
 
-@pytest.mark.parametrize("step", redis_queues.PRIORITIES)
+@pytest.mark.parametrize("step", PRIORITIES)
 def test_messages_that_wait_are_counted(server: Server, client: redis.Redis, step: str) -> None:
     client.rpush(f"email{step}", "a", "b")
     client.rpush("default", "c")

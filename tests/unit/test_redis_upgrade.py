@@ -14,7 +14,7 @@ from modules import redis_upgrade
 from modules.redis_upgrade import Upgrade, UpgradeError, unfit, unproven
 
 from tests.unit import redis_server
-from tests.unit.redis_server import PASSWORDS, Server
+from tests.unit.redis_server import PASSWORDS, Server, running
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -39,14 +39,10 @@ FIT: dict[str, Any] = {
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[Server]:
     """A server with what the role renders, and some data."""
-    redis_server.require()
     (tmp_path / "redis").mkdir()
-    server = Server(tmp_path / "redis")
-    server.write()
-    server.start()
-    server.client("admin").mset({f"key:{number}": number for number in range(100)})
-    yield server
-    server.stop()
+    with running(tmp_path / "redis") as server:
+        server.client("admin").mset({f"key:{number}": number for number in range(100)})
+        yield server
 
 
 def upgrade(server: Server, *, check: bool = False, **given: Any) -> Upgrade:

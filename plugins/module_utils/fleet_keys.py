@@ -1,0 +1,38 @@
+"""Names that the nodes have in Redis, for modules that run on its host, where the app is not installed.
+
+They are the runtime's (fleet_runtime.keys) and kombu's; tests/unit/test_fleet_keys.py compares them.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing import Any
+
+# Of the fleet: when each node's lease ends, what nodes say of themselves, which hosts are drained, and what
+# failed for good.
+LEASES, NODES, DRAINED, DEAD = "fleet:leases", "fleet:nodes", "fleet:drained", "fleet:dead"
+
+# Of each node, with a colon and its name behind: what it holds, and the task by which it proves itself.
+UNACKED, UNACKED_INDEX, UNACKED_MUTEX, PROOFS = "unacked", "unacked_index", "unacked_mutex", "fleet:proof"
+
+# The ends of a queue's lists, one for each of kombu's steps of priority.
+PRIORITIES = ("", "\x06\x163", "\x06\x166", "\x06\x169")
+
+# The exchange of remote control, the sets of who is bound to it, and what is between the routing key, the
+# pattern and the queue of such a binding.
+PIDBOX = "celery.pidbox"
+BINDINGS = (f"_kombu.binding.{PIDBOX}", f"_kombu.binding_permanent.{PIDBOX}")
+SEPARATOR = "\x06\x16"
+
+
+def leases(client: Any) -> dict[str, float]:
+    """Return when the lease of each node of the fleet ends, in seconds of Redis's clock."""
+    return dict(client.zrange(LEASES, 0, -1, withscores=True))
+
+
+def living(client: Any) -> list[str]:
+    """Return the nodes whose lease goes on."""
+    seconds, _ = client.time()
+    return [node for node, ends in leases(client).items() if ends > seconds]
