@@ -16,7 +16,8 @@ def choice(hosts: Mapping[str, Info], wanted: str) -> dict[str, str]:
 
     Args:
         hosts: Each host, and what the module celery_release_info tells of it.
-        wanted: The release's id, or the beginning of one; nothing for the one before.
+        wanted: The release's id, or the beginning of one; nothing for the one before, or for the one that
+            a run which was interrupted leaves to go to.
 
     Returns:
         Its `id`, and a `problem`, which is a text for the operator if there is no such release.
@@ -29,9 +30,9 @@ def choice(hosts: Mapping[str, Info], wanted: str) -> dict[str, str]:
             problem = f"{wanted} is the beginning of {' and of '.join(sorted(named))}."
         chosen = min(named, default=wanted)
     else:
-        before = {info["previous"] for info in hosts.values()}
-        chosen = min(before)
-        if len(before) > 1:
+        goals = unfinished(hosts) or {info["previous"] for info in hosts.values()}
+        chosen = min(goals)
+        if len(goals) > 1:
             problem = "The hosts had different releases before this one. Name one of these: -e release=ID"
         elif not chosen:
             problem = "No host had a release before this one."
@@ -42,6 +43,18 @@ def choice(hosts: Mapping[str, Info], wanted: str) -> dict[str, str]:
             "set celery_app_source or celery_app_git_ref to it, and run playbooks/release.yml."
         )
     return {"id": chosen, "problem": "\n".join([problem, *map(spelled, hosts.items())]) if problem else ""}
+
+
+def unfinished(hosts: Mapping[str, Info]) -> set[str]:
+    """Return where a run that was interrupted leaves a rollback to go: one goal, if it is known.
+
+    A rollback goes on to where it went. After a release, some hosts run the new one, and all the others what
+    it was to replace, which the first ones ran before: that is where it goes.
+    """
+    begun = {info["rollback"] for info in hosts.values()} - {""}
+    if begun or len({info["current"] for info in hosts.values()}) == 1:
+        return begun
+    return set.intersection(*({info["current"], info["previous"]} for info in hosts.values())) - {""}
 
 
 def spelled(item: tuple[str, Info]) -> str:

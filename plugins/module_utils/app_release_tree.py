@@ -3,6 +3,7 @@
     /opt/celery/shop/releases/<id>/     a virtual environment; `release.json`, written last, says it is whole
     /opt/celery/shop/current            -> releases/<id>
     /opt/celery/shop/previous           -> releases/<id>, where a rollback goes
+    /opt/celery/shop/rollback           -> releases/<id>, where one goes that has begun and not ended
 
 A release is built in its final place, because a virtual environment names its own path. One that was
 interrupted has no `release.json`: it is never switched to, and the next run builds it again.
@@ -125,6 +126,16 @@ class ReleaseTree:
         if before and before != release:
             self._link("previous", before)
         self._link("current", release)
+
+    def begin_rollback(self, release: str) -> None:
+        """Note that a rollback to a release has begun: halfway, `previous` leads elsewhere on each host."""
+        self._link("rollback", release)
+
+    def end_rollback(self) -> bool:
+        """Note that it has ended, and return whether one had begun."""
+        begun = bool(self.linked("rollback"))
+        (self.root / "rollback").unlink(missing_ok=True)
+        return begun
 
     def remove(self, release: str) -> None:
         """Remove a release, or what is left of one. The marker goes first: what remains is not whole."""

@@ -21,12 +21,14 @@ options:
         runs as a user of its own that can write nowhere. Never reports a change.
       - With V(current), the link C(current) leads to it.
       - With V(pruned), releases are removed except for the newest, the current, the previous, and any that a
-        process still runs from.
+        process still runs from. A rollback that has begun is over with it.
+      - With V(rollback_begun), the link C(rollback) leads to it, by which the next rollback knows where one
+        that was interrupted went. With V(rollback_ended), there is no such link.
     type: str
-    choices: [present, checked, current, pruned]
+    choices: [present, checked, current, pruned, rollback_begun, rollback_ended]
     required: true
   id:
-    description: The release. Not for V(pruned).
+    description: The release. Not for V(pruned) and V(rollback_ended).
     type: str
   archive:
     description: The release's archive on the host, made by M(app_release). Removed once it is installed.
@@ -151,6 +153,23 @@ def current(module: AnsibleModule, tree: ReleaseTree) -> bool:
     return changed
 
 
+def rollback_begun(module: AnsibleModule, tree: ReleaseTree) -> bool:
+    """Note that a rollback to the release has begun."""
+    release = module.params["id"]
+    changed: bool = tree.linked("rollback") != release
+    if changed and not module.check_mode:
+        tree.begin_rollback(release)
+    return changed
+
+
+def rollback_ended(module: AnsibleModule, tree: ReleaseTree) -> bool:
+    """Note that none is under way."""
+    if module.check_mode:
+        return tree.linked("rollback") is not None
+    ended: bool = tree.end_rollback()
+    return ended
+
+
 def packages_fault(path: Path, uv: str) -> str:
     """Return what uv finds wrong with the packages of a release."""
     argv = [uv, "pip", "check", "--python", str(path / "bin" / "python")]
@@ -207,6 +226,15 @@ def costs(said: str) -> list[str]:
     return [line for line in said.splitlines() if line.startswith(COSTS_MUCH)]
 
 
+STEPS = {
+    "present": present,
+    "checked": checked,
+    "current": current,
+    "rollback_begun": rollback_begun,
+    "rollback_ended": rollback_ended,
+}
+
+
 def main() -> None:
     """Run the module."""
     module = AnsibleModule(
@@ -214,7 +242,7 @@ def main() -> None:
             "path": {"type": "path", "required": True},
             "state": {
                 "type": "str",
-                "choices": ["present", "checked", "current", "pruned"],
+                "choices": [*STEPS, "pruned"],
                 "required": True,
             },
             "id": {"type": "str"},
@@ -235,6 +263,7 @@ def main() -> None:
             ("state", "present", ["id", "archive", "python", "uv"]),
             ("state", "checked", ["id", "environment", "uv"]),
             ("state", "current", ["id"]),
+            ("state", "rollback_begun", ["id"]),
         ],
         supports_check_mode=True,
     )
@@ -242,14 +271,14 @@ def main() -> None:
     tree = ReleaseTree(Path(module.params["path"]))
     try:
         if module.params["state"] == "pruned":
+            ended = rollback_ended(module, tree)
             removed = tree.surplus(module.params["keep"])
             if not module.check_mode:
                 for release in removed:
                     tree.remove(release)
                 tree.trim_cache(CACHE_LIMIT)
-            module.exit_json(changed=bool(removed), removed=removed)
-        step = {"present": present, "checked": checked, "current": current}[module.params["state"]]
-        module.exit_json(changed=step(module, tree))
+            module.exit_json(changed=ended or bool(removed), removed=removed)
+        module.exit_json(changed=STEPS[module.params["state"]](module, tree))
     except (TreeError, OSError) as error:
         module.fail_json(msg=str(error))
 

@@ -52,6 +52,7 @@ active: {description: Whether C(current) leads to it., returned: always, type: b
 same_environment: {description: Whether the file holds what it should., returned: always, type: bool}
 current: {description: The release that C(current) leads to., returned: always, type: str}
 previous: {description: The release that a rollback would switch to., returned: always, type: str}
+rollback: {description: The release that an unfinished rollback goes to., returned: always, type: str}
 releases: {description: "The releases that can be switched to, newest first.", returned: always, type: list}
 surplus: {description: What pruning would remove., returned: always, type: list}
 missing_packages: {description: Those of the packages that are not installed., returned: always, type: list}
@@ -89,6 +90,7 @@ def main() -> None:
         same_environment=file.is_file() and file.read_text(encoding="utf-8") == given["environment"],
         current=current or "",
         previous=tree.linked("previous") or "",
+        rollback=tree.linked("rollback") or "",
         releases=releases,
         surplus=tree.surplus(given["keep"]),
         missing_packages=missing(given["packages"]),

@@ -155,6 +155,19 @@ def test_switching_over_what_an_interrupted_run_left(tree: ReleaseTree) -> None:
     assert sorted(path.name for path in tree.root.iterdir()) == ["current", "releases"]
 
 
+def test_where_a_rollback_goes(tree: ReleaseTree) -> None:
+    """It is noted until it has ended, whatever the other links say meanwhile."""
+    fake(tree, "one", "two")
+    assert tree.linked("rollback") is None
+    assert not tree.end_rollback()
+    tree.begin_rollback("two")
+    tree.begin_rollback("one")
+    tree.switch("one")
+    assert tree.linked("rollback") == "one"
+    assert tree.end_rollback()
+    assert sorted(path.name for path in tree.root.iterdir()) == ["current", "releases"]
+
+
 def test_what_is_surplus(tree: ReleaseTree) -> None:
     """The newest, the current and the previous stay; older ones, ruins and archives go."""
     fake(tree, "one", "two", "three", "four", "five")

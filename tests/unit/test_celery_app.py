@@ -7,11 +7,42 @@ from typing import Any
 import pytest
 from filter.celery_app import choice
 
-WORKER: dict[str, Any] = {"current": "c3", "previous": "b2", "releases": ["c3", "b2", "a1"]}
+WORKER: dict[str, Any] = {
+    "current": "c3",
+    "previous": "b2",
+    "rollback": "",
+    "releases": ["c3", "b2", "a1"],
+}
+BACK = {**WORKER, "current": "b2", "previous": "c3"}
 
 
 def test_the_one_before() -> None:
     assert choice({"one": WORKER, "two": WORKER}, "") == {"id": "b2", "problem": ""}
+
+
+@pytest.mark.parametrize("goal", ["b2", "c3"])
+def test_a_rollback_that_was_interrupted_goes_on(goal: str) -> None:
+    """Halfway the hosts look the same, whether it went there or back; on some of them the note is enough."""
+    assert choice({"one": BACK, "two": {**WORKER, "rollback": goal}}, "") == {"id": goal, "problem": ""}
+    done = {**BACK, "rollback": "b2"}  # all are switched, but not all nodes restarted
+    assert choice({"one": done, "two": done}, "") == {"id": "b2", "problem": ""}
+    assert choice({"one": done, "two": done}, "a1")["id"] == "a1"
+
+
+def test_a_release_that_was_interrupted_is_taken_back() -> None:
+    waiting = {**WORKER, "current": "b2", "previous": "a1"}
+    assert choice({"one": WORKER, "two": waiting}, "") == {"id": "b2", "problem": ""}
+    assert choice({"one": waiting, "two": WORKER, "three": waiting}, "")["id"] == "b2"
+
+
+@pytest.mark.parametrize(
+    ("one", "two"),
+    [(WORKER, BACK), ({**WORKER, "rollback": "a1"}, {**WORKER, "rollback": "b2"})],
+    ids=["halfway, without a note", "two rollbacks"],
+)
+def test_what_several_interruptions_left_is_not_guessed(one: dict[str, Any], two: dict[str, Any]) -> None:
+    """A release that was taken back and released again looks the same in both directions."""
+    assert "different releases before" in choice({"one": one, "two": two}, "")["problem"]
 
 
 def test_one_that_is_named_by_its_beginning() -> None:
@@ -34,5 +65,5 @@ def test_what_cannot_be_chosen(two: dict[str, Any], wanted: str, said: str) -> N
 
 
 def test_a_fleet_that_had_no_other_release() -> None:
-    fresh = {"current": "a1", "previous": "", "releases": ["a1"]}
+    fresh = {"current": "a1", "previous": "", "rollback": "", "releases": ["a1"]}
     assert "No host had a release before this one." in choice({"one": fresh}, "")["problem"]
