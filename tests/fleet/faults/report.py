@@ -69,6 +69,8 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     | all   |    2 |      9 |
     <BLANKLINE>
     """
+    if not rows:
+        return ""
     first, *others = rows[0]
     sums = {name: (max if name.endswith(", s") else sum)(row[name] for row in rows) for name in others}
     cells = [[str(row[name]) for name in rows[0]] for row in [*rows, {first: "all", **sums}]]

@@ -11,6 +11,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from fleet_runtime import keys
+from kombu.transport.redis import PRIORITY_STEPS, Channel
 
 from tests.fleet.faults.load import Load
 from tests.fleet.support.hosts import eventually
@@ -29,7 +30,7 @@ CALM = 5  # seconds of load before a fault, and after it
 PATIENCE = 60  # seconds beyond what a fault allows, until what has not run counts as lost
 
 # The ends of the keys in which the messages of a queue are, one for each priority.
-PRIORITIES = ("", "\x06\x163", "\x06\x166", "\x06\x169")
+PRIORITIES = tuple(f"{Channel.sep}{step}" if step else "" for step in PRIORITY_STEPS)
 
 
 @dataclass

@@ -37,25 +37,33 @@ class Operator:
         """Run a playbook."""
         return self._plays.run(*arguments, playbook=playbook, **{**self.variables, **variables})
 
-    def interrupted(self, playbook: str, when: Callable[[], bool]) -> Run:
+    def interrupted(self, playbook: str, when: Callable[[], bool], **variables: Any) -> Run:
         """Run a playbook, and lose the controller as soon as something is so."""
-        return self._plays.interrupted(playbook=playbook, when=when, **self.variables)
+        return self._plays.interrupted(playbook=playbook, when=when, **{**self.variables, **variables})
 
-    def counted(self, name: str, act: Callable[[], Run], *, succeeds: bool = True) -> Run:
-        """Do something while tasks are sent, and require that none of them noticed."""
+    def counted(self, name: str, act: Callable[[], Run], *, succeeds: bool = True, twice: str = "") -> Run:
+        """Do something while tasks are sent, and require that none of them noticed.
+
+        Args:
+            name: What it is called in the report.
+            act: Does it.
+            succeeds: Whether the run that it returns has to.
+            twice: Why tasks may run twice because of it, and senders be refused for a moment; nothing where
+                neither may be.
+        """
         runs: list[Run] = []
 
         def happens(_: Fleet) -> None:
             runs.append(act())
 
         happens.__name__ = name
-        fault = Fault(happens, wait=WAIT)
+        fault = Fault(happens, wait=WAIT, twice=twice)
         found = trial.run(self.fleet, self._ledger, fault)
         self._report.add(found)
         assert runs, found.problem
         if succeeds:
             runs[0].expect_success()
-        broken = [*found.broken(fault), *failures(found)]
+        broken = [*found.broken(fault), *([] if twice else failures(found))]
         assert not broken, "\n".join([*broken, self._report.table()])
         return runs[0]
 

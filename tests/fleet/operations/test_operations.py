@@ -6,16 +6,20 @@ import json
 import re
 import shutil
 import signal
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.fleet.faults.faults import powered_off
+from tests.fleet.faults.faults import REDIS, UNACKNOWLEDGED, powered_off
 from tests.fleet.support.hosts import eventually
 from tests.fleet.support.inventory import ROOT
 from tests.fleet.support.marks import OPERATIONS
+from tests.fleet.support.plays import Plays
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from tests.fleet.operations.at_work import Operator
@@ -26,6 +30,7 @@ if TYPE_CHECKING:
 
 pytestmark = [*OPERATIONS, pytest.mark.load, pytest.mark.timeout(1200)]
 
+APP = ("workers", "beat", "flower")  # the groups of hosts that have the app
 BREAK = "\n\n# --- broken on purpose ---\n"
 
 
@@ -113,6 +118,60 @@ def test_a_release_that_is_interrupted(operator: Operator, source: Path) -> None
     eventually(lambda: len(releases(fleet)) == 1, timeout=60)
     assert releases(fleet) != {old}
     assert operator.play("site.yml").expect_success().changes == []
+
+
+def test_a_rollback_that_is_interrupted(operator: Operator) -> None:
+    """The next one goes on to where that one went, and not back; no host reaches more than the fleet."""
+    fleet = operator.fleet
+    [now] = releases(fleet)
+    before = fleet.starts()
+
+    def act() -> Run:
+        lost = operator.interrupted("playbooks/rollback.yml", when=lambda: bool(fleet.restarted(before)))
+        assert lost.code == -signal.SIGKILL
+        eventually(lambda: releases(fleet) != {now}, timeout=60)  # the node had just been told to start
+        return operator.play("playbooks/rollback.yml")
+
+    with offline(fleet):
+        operator.counted("interrupted rollback", act)
+    eventually(lambda: len(releases(fleet)) == 1, timeout=60)
+    assert releases(fleet) != {now}
+    operator.play("playbooks/rollback.yml").expect_success()
+    assert releases(fleet) == {now}, "the next one goes back"
+
+
+@contextmanager
+def offline(fleet: Fleet) -> Iterator[None]:
+    """Cut the hosts off from all but their own network."""
+    routes = {name: host.sh("ip route show default").strip() for name, host in fleet.hosts.items()}
+    try:
+        for host in fleet.hosts.values():
+            host.sh("ip route del default")
+        yield
+    finally:
+        for name, route in routes.items():
+            fleet.hosts[name].sh("ip route replace $1", route)
+
+
+def test_a_release_that_is_taken_back_halfway(operator: Operator, source: Path) -> None:
+    """An operator sees that it was none, stops it, and has all hosts run what they ran."""
+    fleet = operator.fleet
+    [old] = releases(fleet)
+    before = fleet.starts()
+    version = append(source, "\nVERSION = 5\n")
+
+    def act() -> Run:
+        lost = operator.interrupted(
+            "playbooks/release.yml", when=lambda: bool(fleet.restarted(before)), celery_app_source=version
+        )
+        assert lost.code == -signal.SIGKILL
+        eventually(lambda: len(releases(fleet)) > 1, timeout=60)
+        return operator.play("playbooks/rollback.yml")
+
+    operator.counted("release taken back", act)
+    eventually(lambda: releases(fleet) == {old}, timeout=60)
+    links = [host.sh("ls /opt/celery/*/") for name in APP for host in fleet.group(name)]
+    assert [text for text in links if "current" not in text or "rollback" in text] == []
 
 
 # --- releases that do not ---
@@ -274,9 +333,38 @@ def test_restart(operator: Operator) -> None:
     nodes = {(host.name, node.unit) for node in fleet.nodes for host in [node.host]}
     assert fleet.restarted(before) == nodes
     before = fleet.starts()
+
+    def interrupted() -> Run:
+        lost = operator.interrupted("playbooks/restart.yml", when=lambda: bool(fleet.restarted(before)))
+        assert lost.code == -signal.SIGKILL
+        return operator.play("playbooks/restart.yml")
+
+    operator.counted("interrupted restart", interrupted)
+    assert fleet.restarted(before) == nodes
+    eventually(fleet.is_whole, timeout=60)
+    before = fleet.starts()
     operator.play("playbooks/restart.yml", pools="heavy").expect_success()
     assert {unit for _, unit in fleet.restarted(before)} == {"celery-worker@heavy-1.service"}
     operator.play("playbooks/restart.yml", pools="hevy").expect_refusal("hevy")
+
+
+@pytest.mark.parametrize(
+    ("tier", "units", "twice"),
+    [
+        ("beat", {"celery-beat.service"}, ""),
+        ("flower", {"flower.service"}, ""),
+        ("redis", {REDIS}, UNACKNOWLEDGED),
+    ],
+)
+def test_restart_of_a_tier(operator: Operator, tier: str, units: set[str], twice: str) -> None:
+    """What belongs to it, and nothing else."""
+    fleet = operator.fleet
+    before = fleet.starts()
+    operator.counted(
+        f"restart {tier}", lambda: operator.play("playbooks/restart.yml", tier=tier), twice=twice
+    )
+    assert {unit for _, unit in fleet.restarted(before)} == units
+    eventually(fleet.is_whole, timeout=60)
 
 
 @pytest.mark.parametrize(
@@ -314,3 +402,17 @@ def test_the_second_operator_is_refused(operator: Operator) -> None:
     )
     operator.play("playbooks/restart.yml", tier="beat", lock_takeover=True).expect_success()
     assert host.sh("ls -A /var/lib/fleet").split() == []
+
+
+def test_two_operators_at_once(operator: Operator, plays: Plays, tmp_path: Path) -> None:
+    """The second run is refused while the first goes on, which does not notice."""
+    fleet = operator.fleet
+    other = Plays(plays.inventory_arguments, tmp_path, plays.outputs)
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        first = pool.submit(operator.play, "playbooks/restart.yml")
+        eventually(lambda: fleet.group("redis")[0].sh("ls -A /var/lib/fleet").strip() == "lock", timeout=60)
+        second = other.run(playbook="playbooks/restart.yml", tier="beat")
+        assert not first.done(), "the first was over too soon"
+        second.expect_refusal("runs restart.yml on this fleet since", "Nothing was changed.")
+        first.result().expect_success()
+    assert fleet.is_whole()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -163,8 +164,13 @@ def test_the_authority_is_replaced(fleet: Fleet, plays: Plays, operator: Operato
     plays.run(playbook=CERTIFICATES, rotate_ca="finish").expect_refusal("No new authority was begun")
     replaced(operator, "rotate authority: begin", CERTIFICATES, rotate_ca="begin")
     assert serials(fleet) == old
+    shown_before = of_hosts(fleet, "host.crt")
     assert {len(authorities(text)) for text in of_hosts(fleet, "ca.crt").values()} == {2}
     assert not plays.run(playbook="playbooks/pki.yml").expect_success().changes
+    some = plays.interrupted(
+        playbook=CERTIFICATES, when=lambda: of_hosts(fleet, "host.crt") != shown_before, rotate_ca="finish"
+    )
+    assert some.code == -signal.SIGKILL
     replaced(operator, "rotate authority: finish", CERTIFICATES, rotate_ca="finish")
 
     assert not set(serials(fleet).values()) & set(old.values())
