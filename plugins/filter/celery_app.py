@@ -36,6 +36,14 @@ def choice(hosts: Mapping[str, Info], wanted: str) -> dict[str, str]:
             problem = "The hosts had different releases before this one. Name one of these: -e release=ID"
         elif not chosen:
             problem = "No host had a release before this one."
+        elif untried := {info["releases"][0] for info in hosts.values() if info["releases"]} - {
+            release for info in hosts.values() for release in (info["current"], info["previous"])
+        }:
+            problem = (
+                f"The newest release, {', '.join(sorted(untried))}, is not what hosts run, nor what they ran "
+                "before. If its release failed, nothing is left to be taken back; if this is one rollback "
+                "after another, it is not known how far back. Name one of these: -e release=ID"
+            )
     lacking = [host for host, info in hosts.items() if chosen not in info["releases"]]
     if not problem and lacking:
         problem = (
@@ -48,11 +56,13 @@ def choice(hosts: Mapping[str, Info], wanted: str) -> dict[str, str]:
 def unfinished(hosts: Mapping[str, Info]) -> set[str]:
     """Return where a run that was interrupted leaves a rollback to go: one goal, if it is known.
 
-    A rollback goes on to where it went. After a release, some hosts run the new one, and all the others what
-    it was to replace, which the first ones ran before: that is where it goes.
+    A rollback goes on to where it went, unless no host got there: then it has failed, or changed nothing.
+    After a release, some hosts run the new one, and all the others what it was to replace, which the first
+    ones ran before: that is where it goes.
     """
-    begun = {info["rollback"] for info in hosts.values()} - {""}
-    if begun or len({info["current"] for info in hosts.values()}) == 1:
+    current = {info["current"] for info in hosts.values()}
+    begun = {info["rollback"] for info in hosts.values()} & current - {""}
+    if begun or len(current) == 1:
         return begun
     return set.intersection(*({info["current"], info["previous"]} for info in hosts.values())) - {""}
 

@@ -179,14 +179,14 @@ def of_hosts(variables: Mapping[str, Mapping[str, Any]], hosts: Iterable[str]) -
 
 
 def in_service(hosts: Iterable[str], variables: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Return those hosts that are not drained, as far as this run has looked at them.
+    """Return those hosts of which this run has seen that they are not drained.
 
     Args:
         hosts: Names of the hosts.
         variables: The variables of all hosts, as `hostvars` has them.
     """
-    looked = {host: variables[host].get("__celery_worker_running", {}) for host in hosts}
-    return [host for host, found in looked.items() if not found.get("drained")]
+    marks = {host: variables[host].get("__celery_worker_mark", {}).get("stat", {}) for host in hosts}
+    return [host for host, mark in marks.items() if mark.get("exists") is False]
 
 
 def orphans(

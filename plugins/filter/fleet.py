@@ -113,9 +113,21 @@ def nodes(pools: Mapping[str, Mapping[str, Any]], host_name: str) -> list[dict[s
     return result
 
 
-def node_names(pools_by_host: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> list[str]:
-    """Return the Celery names of all nodes of a fleet, from the pools of each of its hosts."""
-    return [node["node"] for host, pools in pools_by_host.items() for node in nodes(pools, host)]
+def node_names(
+    pools_by_host: Mapping[str, Mapping[str, Mapping[str, Any]]], variables: Mapping[str, Mapping[str, Any]]
+) -> list[str]:
+    """Return the Celery names of the nodes of some hosts.
+
+    Args:
+        pools_by_host: The pools of each of them.
+        variables: The variables of all hosts, as `hostvars` has them: a host may have another name in its
+            nodes' than in the inventory.
+    """
+    return [
+        node["node"]
+        for host, pools in pools_by_host.items()
+        for node in nodes(pools, variables[host].get("celery_worker_host_name", host))
+    ]
 
 
 def queues(pools_of_hosts: Iterable[Mapping[str, Mapping[str, Any]]]) -> list[str]:

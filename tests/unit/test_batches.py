@@ -48,7 +48,9 @@ def batches(folder: Path, playbook: str, *options: str) -> list[int]:
     ask = {"ansible.builtin.debug": {"msg": "of {{ ansible_play_batch | length }}"}, "run_once": True}
     plays = [{**{key: given[key] for key in ("hosts", "serial")}, "gather_facts": False, "tasks": [ask]}]
     (folder / "play.yml").write_text(yaml.safe_dump(plays))
-    (folder / "hosts").write_text("\n".join(["[workers]", *WORKERS]))
+    (folder / "hosts").write_text(
+        "\n".join(["[workers]", *WORKERS, "[workers_restarted:children]", "workers"])
+    )
     command = ["ansible-playbook", "--inventory", "hosts", *options, "play.yml"]
     done = subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True)
     return [int(number) for number in re.findall(r"of (\d+)", done.stdout)]

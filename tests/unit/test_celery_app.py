@@ -29,6 +29,20 @@ def test_a_rollback_that_was_interrupted_goes_on(goal: str) -> None:
     assert choice({"one": done, "two": done}, "a1")["id"] == "a1"
 
 
+def test_a_rollback_that_failed_is_not_gone_on_with() -> None:
+    """Its first host was put back, so no host runs what it went to; the note is all that is left of it."""
+    failed = {**WORKER, "rollback": "a1"}
+    assert choice({"one": failed, "two": failed}, "") == {"id": "b2", "problem": ""}
+
+
+def test_a_release_that_failed_is_not_to_be_taken_back() -> None:
+    """Nobody runs it, so a rollback would take back the one before it, which works."""
+    tried = {**WORKER, "releases": ["d4", "c3", "b2"]}
+    problem = choice({"one": tried, "two": tried}, "")["problem"]
+    assert "The newest release, d4, is not what hosts run" in problem
+    assert choice({"one": tried, "two": tried}, "b2") == {"id": "b2", "problem": ""}
+
+
 def test_a_release_that_was_interrupted_is_taken_back() -> None:
     waiting = {**WORKER, "current": "b2", "previous": "a1"}
     assert choice({"one": WORKER, "two": waiting}, "") == {"id": "b2", "problem": ""}
@@ -37,7 +51,7 @@ def test_a_release_that_was_interrupted_is_taken_back() -> None:
 
 @pytest.mark.parametrize(
     ("one", "two"),
-    [(WORKER, BACK), ({**WORKER, "rollback": "a1"}, {**WORKER, "rollback": "b2"})],
+    [(WORKER, BACK), ({**WORKER, "rollback": "c3"}, {**BACK, "rollback": "b2"})],
     ids=["halfway, without a note", "two rollbacks"],
 )
 def test_what_several_interruptions_left_is_not_guessed(one: dict[str, Any], two: dict[str, Any]) -> None:

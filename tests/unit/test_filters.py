@@ -105,7 +105,8 @@ def test_a_pool_of_no_nodes_has_none() -> None:
 
 def test_node_names_are_those_of_all_hosts() -> None:
     pools = {"a": {"queues": ["x"]}}
-    assert fleet.node_names({"h1": pools, "h2": pools}) == ["a-1@h1", "a-1@h2"]
+    variables = {"h1": {}, "h2": {"celery_worker_host_name": "other"}}
+    assert fleet.node_names({"h1": pools, "h2": pools}, variables) == ["a-1@h1", "a-1@other"]
 
 
 def test_queues_are_sorted_and_each_is_there_once() -> None:

@@ -194,7 +194,18 @@ def test_other_hosts_know_its_nodes_too() -> None:
     pools = {"celery_worker_pools": {**one(profile="short"), "o": {"queues": ["o"]}}}
     facts = {"processor_vcpus": 2, "memtotal_mb": 2048}
     hosts = {"a": {**pools, "ansible_facts": facts}, "b": {**pools, "ansible_facts": {}}, "c": {}}
-    assert node_names(filters.of_hosts(hosts, ["a", "b"])) == ["o-1@a", "p-1@a", "p-2@a", "o-1@b", "p-1@b"]
+    names = node_names(filters.of_hosts(hosts, ["a", "b"]), hosts)
+    assert names == ["o-1@a", "p-1@a", "p-2@a", "o-1@b", "p-1@b"]
+
+
+def test_hosts_that_a_run_has_not_looked_at_may_be_drained() -> None:
+    """So nobody waits for their nodes: they may be left out with -l because they are off."""
+    marks: dict[str, bool | None] = {"w1": False, "w2": True, "w3": None}
+    hosts: dict[str, dict[str, Any]] = {
+        host: {} if there is None else {"__celery_worker_mark": {"stat": {"exists": there}}}
+        for host, there in marks.items()
+    }
+    assert filters.in_service(hosts, hosts) == ["w1"]
 
 
 def test_every_node_has_its_files() -> None:

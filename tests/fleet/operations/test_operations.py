@@ -153,6 +153,35 @@ def offline(fleet: Fleet) -> Iterator[None]:
             fleet.hosts[name].sh("ip route replace $1", route)
 
 
+def current(fleet: Fleet, group: str) -> set[str]:
+    """Return the releases that hosts of a group have been switched to."""
+    return {host.sh("basename $(readlink /opt/celery/*/current)").strip() for host in fleet.group(group)}
+
+
+def test_a_host_that_vanishes(operator: Operator, source: Path) -> None:
+    """The run ends there, whatever comes after that host; the next one finishes the work."""
+    fleet = operator.fleet
+    first, *_, last = fleet.group("workers")
+    [old] = releases(fleet)
+    before = fleet.starts()
+    operator.variables["celery_app_source"] = append(source, "\nVERSION = 6\n")
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        running = pool.submit(operator.play, "playbooks/release.yml")
+        eventually(lambda: bool(fleet.restarted(before)), timeout=120)
+        with powered_off(last):
+            run = running.result()
+            assert run.code
+            assert f"{last.name} was lost" in run.output or "UNREACHABLE" in run.output
+            assert {host for host, task in run.changes if "Switch" in task} == {first.name}
+            assert current(fleet, "beat") | current(fleet, "flower") == {old}
+            operator.play("playbooks/health.yml", f"--limit=!{last.name}").expect_success()
+    last.sh("systemctl is-system-running --wait || true", timeout=120)
+    operator.play("playbooks/release.yml").expect_success()
+    eventually(lambda: len(releases(fleet)) == 1, timeout=60)
+    assert {*releases(fleet), *current(fleet, "beat"), *current(fleet, "flower")} != {old}
+    eventually(fleet.is_whole, timeout=60)
+
+
 def test_a_release_that_is_taken_back_halfway(operator: Operator, source: Path) -> None:
     """An operator sees that it was none, stops it, and has all hosts run what they ran."""
     fleet = operator.fleet
@@ -220,6 +249,32 @@ def test_a_release_that_is_broken(operator: Operator, source: Path, kind: str) -
     assert starts(fleet, untouched) == others
     eventually(lambda: releases(fleet) == before, timeout=60)
     eventually(fleet.is_whole, timeout=60)
+
+
+def test_a_batch_of_several_is_put_back_whole(operator: Operator, source: Path) -> None:
+    """One host of it works with other pools already, and another one does not: both have the old ones."""
+    fleet = operator.fleet
+    before, pools = releases(fleet), fleet.group("workers")[0].variables["celery_worker_pools"]
+    text, said = SICK["start"]
+    sick = text.replace(
+        "if ", f"import socket\nif socket.gethostname() == '{fleet.group('workers')[-1].name}' and "
+    )
+    others = {{"io": "files"}.get(name, name): options for name, options in pools.items()}
+    run = operator.play(
+        "site.yml",
+        batches=2,
+        celery_app_source=append(source, BREAK + sick),
+        celery_worker_pools=others,
+        celery_worker_health_retries=3,
+    )
+    assert run.code != 0
+    assert said in run.output
+    eventually(lambda: releases(fleet) == before, timeout=60)
+    eventually(fleet.is_whole, timeout=60)
+    assert not any(node["name"].startswith("files-") for node in status(fleet)["nodes"])
+    starts_before = fleet.starts()
+    operator.play("site.yml").expect_success()
+    assert fleet.restarted(starts_before) == set(), "what was put back is what the inventory has"
 
 
 # --- the number of nodes ---
@@ -298,10 +353,11 @@ def test_drain_and_undrain(operator: Operator) -> None:
     assert not nodes_of(fleet, host), "a drain that was interrupted is finished"
     assert [mark["why"] for mark in status(fleet)["drained"]] == ["half done"]
     with powered_off(host):
-        pass
+        operator.play("playbooks/health.yml", f"--limit=!{host.name}").expect_success()
     host.sh("systemctl is-system-running --wait || true", timeout=120)
     host.sh("systemctl start celery.target 'celery-worker@default-1.service'")
     assert not nodes_of(fleet, host), "the unit itself refuses"
+    operator.play("playbooks/rotate-certificates.yml").expect_success()  # Flower shows the others
 
     operator.counted("undrain", lambda: operator.play("playbooks/undrain.yml", f"--limit={host.name}"))
     assert nodes_of(fleet, host)
@@ -343,9 +399,13 @@ def test_restart(operator: Operator) -> None:
     assert fleet.restarted(before) == nodes
     eventually(fleet.is_whole, timeout=60)
     before = fleet.starts()
-    operator.play("playbooks/restart.yml", pools="heavy").expect_success()
+    operator.play("playbooks/restart.yml", pools=["heavy"]).expect_success()
     assert {unit for _, unit in fleet.restarted(before)} == {"celery-worker@heavy-1.service"}
     operator.play("playbooks/restart.yml", pools="hevy").expect_refusal("hevy")
+    beat = fleet.group("beat")[0].name
+    operator.play("playbooks/restart.yml", f"--limit={beat}").expect_refusal("is of the tier workers")
+    unlocked = fleet.group("redis")[0].sh("ls -A /var/lib/fleet 2>/dev/null || true")
+    assert unlocked == "", "what is refused takes no lock"
 
 
 @pytest.mark.parametrize(
@@ -379,7 +439,9 @@ def test_check_mode_of_others(operator: Operator, playbook: str, task: str) -> N
     """They say what they would do to a host, and leave it alone."""
     fleet = operator.fleet
     host, before = fleet.group("workers")[0], fleet.starts()
-    run = operator.play(f"playbooks/{playbook}.yml", "--check", f"--limit={host.name}").expect_success()
+    release = host.sh("basename $(readlink /opt/celery/*/previous)").strip()  # newer ones were put back
+    run = operator.play(f"playbooks/{playbook}.yml", "--check", f"--limit={host.name}", release=release)
+    run.expect_success()
     assert [where for where, done in run.changes if task in done] == [host.name], str(run)
     assert fleet.restarted(before) == set()
     assert fleet.is_whole()

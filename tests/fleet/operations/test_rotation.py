@@ -93,6 +93,21 @@ def test_passwords_are_replaced(fleet: Fleet, plays: Plays, operator: Operator) 
     assert not plays.run(playbook="playbooks/redis.yml").expect_success().changes
 
 
+@pytest.mark.long
+def test_an_environment_that_was_not_released_stays_so(fleet: Fleet, plays: Plays) -> None:
+    """The operator's command has its new password, and no process what was not checked with the app."""
+    host = fleet.group("workers")[0]
+    old, environment = fleet.inventory.secrets["redis_ops"], host.sh("sha256sum /etc/celery/app.env")
+    before = fleet.starts()
+    plays.run(playbook=SECRETS, rotate="ops", celery_app_environment={"FEATURE": "new"}).expect_success()
+    fleet.reread()
+    assert takes(fleet, "ops", fleet.inventory.secrets["redis_ops"])
+    assert not takes(fleet, "ops", old)
+    assert host.sh("sha256sum /etc/celery/app.env") == environment
+    assert fleet.restarted(before) == set()
+    host.sh("fleet-celery fleet status")
+
+
 def test_check_mode_replaces_nothing(fleet: Fleet, plays: Plays) -> None:
     """It says what would be replaced and restarted, and both the vault file and the fleet stay."""
     before = fleet.starts()

@@ -1,0 +1,73 @@
+"""What becomes of a run when a host is lost in the middle of it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import yaml
+
+from tests.unit.rendering import PROJECT
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+PLAYS = [
+    pytest.param(play, id=f"{file.stem}: {play['name']}")
+    for file in [PROJECT / "site.yml", *sorted(PROJECT.glob("playbooks/*.yml"))]
+    for play in yaml.safe_load(file.read_text())
+    if "hosts" in play and play["hosts"] != "localhost"
+]
+# These look at hosts, and tell which do not answer.
+LOOKING = ("Ask whether the hosts are there", "Look at the workers", "Look at Beat", "Look at Flower")
+STRICT = {"any_errors_fatal": True, "max_fail_percentage": 0}
+BATCH = yaml.safe_load((PROJECT / "playbooks/vars/batch.yml").read_text())
+STOP = {"ansible.builtin.fail": None, "any_errors_fatal": True, "when": "batch_lost | length > 0"}
+
+
+@pytest.mark.parametrize("play", PLAYS)
+def test_a_play_is_as_strict_as_it_has_to_be(play: dict[str, Any]) -> None:
+    """Where hosts come in batches, the play itself ends the run, or all hosts of the batch are lost."""
+    strictness = {key: play[key] for key in STRICT if key in play}
+    lenient = "serial" in play or play["name"] in LOOKING
+    assert strictness == ({"any_errors_fatal": False} if lenient else STRICT)
+
+
+@pytest.mark.parametrize(
+    ("play", "end", "reached"),
+    [
+        (STRICT, [], []),
+        ({"any_errors_fatal": True}, [], ["later"]),
+        ({"any_errors_fatal": False, "serial": 1}, [], []),
+        ({"any_errors_fatal": True, "serial": 1}, [], ["second", "later"]),
+        ({"any_errors_fatal": False, "serial": 2}, [STOP], ["second"]),
+        ({"any_errors_fatal": False, "serial": 2}, [], ["second", "later"]),
+    ],
+    ids=["strict", "not strict", "one by one", "strict, one by one", "batches that stop", "batches"],
+)
+def test_what_ansible_does_when_a_host_is_lost(
+    tmp_path: Path, play: dict[str, Any], end: list[dict[str, Any]], reached: list[str]
+) -> None:
+    """Which is why plays say what they say: https://github.com/ansible/ansible/issues/82834."""
+    there = {"ansible_connection": "local"}
+    lost = {"ansible_connection": "ssh", "ansible_host": "127.0.0.1", "ansible_port": 9}
+    hosts = {"first": lost, "second": there, "later": there}
+    here = {"ansible.builtin.copy": {"content": "", "dest": f"{tmp_path}/{{{{ inventory_hostname }}}}"}}
+    tasks: dict[str, Any] = {"gather_facts": False, "tasks": [{"ansible.builtin.ping": None}, here]}
+    batches = {"vars": {"batch_lost": BATCH["batch_lost"]}, **tasks, "tasks": [*tasks["tasks"], *end]}
+    plays = [{"hosts": "first,second", **play, **batches}, {"hosts": "later", **tasks}]
+    (tmp_path / "hosts.yml").write_text(yaml.safe_dump({"all": {"hosts": hosts}}))
+    (tmp_path / "play.yml").write_text(yaml.safe_dump(plays))
+    done = subprocess.run(
+        ["ansible-playbook", "--inventory=hosts.yml", "play.yml"],
+        cwd=tmp_path,
+        env=os.environ | {"ANSIBLE_CONFIG": str(PROJECT / "ansible.cfg")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode
+    assert "unreachable=1" in done.stdout
+    assert [name for name in hosts if (tmp_path / name).exists()] == reached
