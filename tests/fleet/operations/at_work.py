@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 FOLDER = ROOT / ".cache" / "test" / "operations"
 # Seconds that a task may take from when it is sent to its end: half of the fleet always consumes.
 WAIT = 5.0
+LEAST = 50  # tasks a second that have to be sent, or nothing was shown
 
 
 class Operator:
@@ -72,7 +73,10 @@ def failures(found: Trial) -> list[str]:
     """Return what is wrong besides lost and late tasks: some that failed are done, but not well."""
     again = found.begun_again
     refused = [sent.name for sent in found.sent if not sent.accepted]
+    times = [sent.submitted for sent in found.sent]
+    rate = len(times) / (max(times) - min(times))
     return [
+        *([f"{rate:.0f} tasks were sent a second, not {LEAST}: the machine is busy"] if rate < LEAST else []),
         *([f"{len(again)} tasks were begun again: {again[:10]}"] if again else []),
         *([f"{len(refused)} tasks were not taken: {refused[:10]}"] if refused else []),
     ]

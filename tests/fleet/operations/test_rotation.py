@@ -94,6 +94,22 @@ def test_passwords_are_replaced(fleet: Fleet, plays: Plays, operator: Operator) 
 
 
 @pytest.mark.long
+def test_a_rotation_that_is_interrupted_between_batches(
+    fleet: Fleet, plays: Plays, operator: Operator
+) -> None:
+    """Some nodes have the new password by then, and others the old one; no task fails on either."""
+    old, before = fleet.inventory.secrets["redis_worker"], fleet.starts()
+    lost = plays.interrupted(playbook=SECRETS, when=lambda: bool(fleet.restarted(before)), rotate="worker")
+    assert lost.code == -signal.SIGKILL
+    assert takes(fleet, "worker", old)
+    made = yaml.safe_load(vault_tool("view", plays))["fleet_secrets"]["redis_worker"]
+    replaced(operator, "interrupted rotation", SECRETS, rotate="worker")
+    assert fleet.inventory.secrets["redis_worker"] == made != old, "the run that ends it makes no third one"
+    assert [takes(fleet, "worker", password) for password in (old, made)] == [False, True]
+    assert fleet.is_whole()
+
+
+@pytest.mark.long
 def test_an_environment_that_was_not_released_stays_so(fleet: Fleet, plays: Plays) -> None:
     """The operator's command has its new password, and no process what was not checked with the app."""
     host = fleet.group("workers")[0]
@@ -176,12 +192,16 @@ def test_certificates_are_replaced(fleet: Fleet, plays: Plays, operator: Operato
 def test_the_authority_is_replaced(fleet: Fleet, plays: Plays, operator: Operator) -> None:
     """Hosts trust both, then the new one signs, then the old one is gone; no client is refused meanwhile."""
     before, old, trusted = fleet.starts(), serials(fleet), fleet.ca_file.read_text()
-    plays.run(playbook=CERTIFICATES, rotate_ca="finish").expect_refusal("No new authority was begun")
+    for mode in ([], ["--check"]):
+        refused = plays.run(*mode, playbook=CERTIFICATES, rotate_ca="finish")
+        refused.expect_refusal("No new authority was begun")
     replaced(operator, "rotate authority: begin", CERTIFICATES, rotate_ca="begin")
     assert serials(fleet) == old
     shown_before = of_hosts(fleet, "host.crt")
     assert {len(authorities(text)) for text in of_hosts(fleet, "ca.crt").values()} == {2}
     assert not plays.run(playbook="playbooks/pki.yml").expect_success().changes
+    plays.run("--check", playbook=CERTIFICATES, rotate_ca="finish").expect_success()
+    assert of_hosts(fleet, "host.crt") == shown_before
     some = plays.interrupted(
         playbook=CERTIFICATES, when=lambda: of_hosts(fleet, "host.crt") != shown_before, rotate_ca="finish"
     )
