@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 import redis
 from ansible.module_utils.fleet_keys import BINDINGS, SEPARATOR
 from fleet_runtime import keys
 from modules.fleet_nodes import Nodes, NodesError, apply
-
-if TYPE_CHECKING:
-    pass
 
 LEASE = 30.0
 

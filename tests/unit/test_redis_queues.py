@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 import redis
@@ -13,9 +13,6 @@ from modules import redis_queues
 from modules.redis_queues import look
 
 from tests.unit.redis_server import PASSWORDS, Server
-
-if TYPE_CHECKING:
-    pass
 
 
 def found(server: Server, *queues: str, password: str = PASSWORDS["admin"]) -> dict[str, Any]:
