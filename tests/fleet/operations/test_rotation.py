@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -98,9 +97,8 @@ def test_a_rotation_that_is_interrupted_between_batches(
     fleet: Fleet, plays: Plays, operator: Operator
 ) -> None:
     """Some nodes have the new password by then, and others the old one; no task fails on either."""
-    old, before = fleet.inventory.secrets["redis_worker"], fleet.starts()
-    lost = plays.interrupted(playbook=SECRETS, when=lambda: bool(fleet.restarted(before)), rotate="worker")
-    assert lost.code == -signal.SIGKILL
+    old = fleet.inventory.secrets["redis_worker"]
+    operator.interrupted(SECRETS, rotate="worker")
     assert takes(fleet, "worker", old)
     made = yaml.safe_load(vault_tool("view", plays))["fleet_secrets"]["redis_worker"]
     replaced(operator, "interrupted rotation", SECRETS, rotate="worker")
@@ -202,10 +200,9 @@ def test_the_authority_is_replaced(fleet: Fleet, plays: Plays, operator: Operato
     assert not plays.run(playbook="playbooks/pki.yml").expect_success().changes
     plays.run("--check", playbook=CERTIFICATES, rotate_ca="finish").expect_success()
     assert of_hosts(fleet, "host.crt") == shown_before
-    some = plays.interrupted(
+    plays.interrupted(
         playbook=CERTIFICATES, when=lambda: of_hosts(fleet, "host.crt") != shown_before, rotate_ca="finish"
     )
-    assert some.code == -signal.SIGKILL
     replaced(operator, "rotate authority: finish", CERTIFICATES, rotate_ca="finish")
 
     assert not set(serials(fleet).values()) & set(old.values())

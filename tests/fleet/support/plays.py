@@ -67,15 +67,16 @@ class Plays:
             output, _ = process.communicate()
         return self._ended(process, output)
 
-    def interrupted(
-        self, *arguments: str, when: Callable[[], bool], playbook: str = "site.yml", **variables: Any
-    ) -> Run:
+    def interrupted(self, *, when: Callable[[], bool], playbook: str, **variables: Any) -> None:
         """Run a playbook as `run` does, and kill it with all its processes as soon as something is so.
 
         That is a controller that is lost: nothing that Ansible would do at its end is done.
+
+        Raises:
+            AssertionError: It ended by itself.
         """
         output: list[str] = []
-        with self._started(arguments, playbook, variables, start_new_session=True) as process:
+        with self._started((), playbook, variables, start_new_session=True) as process:
             reader = threading.Thread(target=lambda: output.append(process.communicate()[0]))
             reader.start()
             while process.poll() is None and not when():
@@ -83,7 +84,8 @@ class Plays:
             with suppress(ProcessLookupError):  # it ended by itself
                 os.killpg(process.pid, signal.SIGKILL)
             reader.join()
-        return self._ended(process, output[0])
+        run = self._ended(process, output[0])
+        assert run.code == -signal.SIGKILL, str(run)
 
     @property
     def _recap(self) -> Path:
