@@ -11,7 +11,7 @@ from fleet_runtime import keys
 from tests.fleet.faults import trial
 from tests.fleet.faults.faults import LEASE, Fault, powered_off
 from tests.fleet.faults.ledger import FILE, Ledger
-from tests.fleet.operations.at_work import WAIT, failures
+from tests.fleet.operations.at_work import WAIT, failures, idle
 from tests.fleet.support import canaries
 from tests.fleet.support.hosts import eventually
 from tests.fleet.support.marks import OPERATIONS
@@ -163,7 +163,7 @@ def test_hosts_leave_and_come_back(fleet: Fleet, plays: Plays, ledger: Ledger, l
     # Half of the fleet does the work of all meanwhile, beside three plays: waits are not the question here.
     fault = Fault(happens, wait=4 * LEASE)
     found = trial.run(fleet, ledger, fault)
-    assert found.broken(fault) == []
+    assert [*found.broken(fault), *failures(found), *idle(found)] == []
 
     assert {host.name: left_on(host) for host in leaving} == {name: [] for name in names}
     assert {name: known_of(fleet, name) for name in names} == {name: [] for name in names}
@@ -183,7 +183,7 @@ def test_hosts_leave_and_come_back(fleet: Fleet, plays: Plays, ledger: Ledger, l
     # Half of the fleet does all of the work, and the lab's machine installs three hosts beside it.
     fault = Fault(host_added, wait=2 * WAIT)
     found = trial.run(fleet, ledger, fault)
-    assert [*found.broken(fault), *failures(found)] == []
+    assert [*found.broken(fault), *failures(found), *idle(found)] == []
     assert any(run.node.endswith(f"@{worker.name}") for run in found.runs), "it takes no part"
 
 

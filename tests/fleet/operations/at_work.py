@@ -85,7 +85,7 @@ def failures(found: Trial) -> list[str]:
     ]
 
 
-def idle(found: Trial, *, outage: bool) -> list[str]:
+def idle(found: Trial, *, outage: bool = False) -> list[str]:
     """Return whether too few tasks were sent; an outage is the one time in which a sender had to wait."""
     times = [sent.submitted for sent in found.sent]
     pause = max(later - earlier for earlier, later in pairwise(times)) if outage else 0
