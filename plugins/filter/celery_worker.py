@@ -189,6 +189,16 @@ def in_service(hosts: Iterable[str], variables: Mapping[str, Mapping[str, Any]])
     return [host for host, mark in marks.items() if mark.get("exists") is False]
 
 
+def pools_of(variables: Mapping[str, Mapping[str, Any]], hosts: Iterable[str]) -> list[str]:
+    """Return the pools of which some hosts have nodes.
+
+    >>> pools_of({"w1": {"celery_worker_pools": {"a": {}, "b": {"nodes": 0}}}}, ["w1"])
+    ['a']
+    """
+    pools = [item for host in hosts for item in plain(variables[host]["celery_worker_pools"]).items()]
+    return sorted({name for name, pool in pools if pool.get("nodes", 1)})
+
+
 def orphans(
     variables: Mapping[str, Mapping[str, Any]], hosts: Iterable[str], leaving: Iterable[str]
 ) -> list[str]:
@@ -442,5 +452,5 @@ class FilterModule:
 
     def filters(self) -> dict[str, Callable[..., Any]]:
         """Return the filters by name."""
-        functions = (complete, of_hosts, in_service, orphans, each, proofs, arguments, problems)
+        functions = (complete, of_hosts, in_service, pools_of, orphans, each, proofs, arguments, problems)
         return {f"celery_worker_{function.__name__}": function for function in functions}

@@ -22,6 +22,10 @@ options:
     type: str
     choices: [dispensable, forgotten]
     required: true
+  override:
+    description: Variable of the playbook by which one says that what is sent there may wait, for the message.
+    type: str
+    default: ""
   hosts: {description: "The hosts' parts of the nodes' names.", type: list, elements: str, required: true}
   host: {description: Name or address of Redis., type: str, required: true}
   port: {description: Its TLS port., type: int, required: true}
@@ -73,7 +77,7 @@ from ansible.module_utils.fleet_keys import (
 from ansible.module_utils.redis_tls import StrangeServerError, login_arguments, redis, verified_login
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Mapping
     from typing import Any
 
 PAUSE = 1.0  # seconds between two looks
@@ -182,16 +186,17 @@ class Nodes:
         return f"{told}; {why}. Then run this again. Nothing was removed."
 
 
-def apply(nodes: Nodes, state: str, wait: float, *, check: bool) -> dict[str, Any]:
+def apply(nodes: Nodes, params: Mapping[str, Any], *, check: bool) -> dict[str, Any]:
     """Do what the state asks for, and return the module's result."""
-    if state == "dispensable":
+    if params["state"] == "dispensable":
         if orphans := nodes.orphans():
+            anyway = f", or say -e {params['override']}=true" if params["override"] else ""
             raise NodesError(
                 f"nobody else consumes {', '.join(orphans)} now, whatever the inventory says. Have another "
-                "host do so first (site.yml, playbooks/health.yml), or say -e decommission_anyway=true."
+                f"host do so first (site.yml, playbooks/health.yml){anyway}. Nothing was changed."
             )
         return {"changed": False, "nodes": nodes.known()}
-    known = nodes.known() if check else nodes.forget_all(wait)
+    known = nodes.known() if check else nodes.forget_all(params["wait"])
     marked = bool(nodes.drained()) if check else nodes.forget_drained()
     return {"changed": bool(known) or marked, "nodes": known}
 
@@ -203,6 +208,7 @@ def main() -> None:
             **login_arguments(),
             "state": {"type": "str", "choices": ["dispensable", "forgotten"], "required": True},
             "hosts": {"type": "list", "elements": "str", "required": True},
+            "override": {"type": "str", "default": ""},
             "wait": {"type": "int", "default": 120},
         },
         supports_check_mode=True,
@@ -212,7 +218,7 @@ def main() -> None:
     params = module.params
     try:
         nodes = Nodes(verified_login(params), params["hosts"])
-        result = apply(nodes, params["state"], params["wait"], check=module.check_mode)
+        result = apply(nodes, params, check=module.check_mode)
     except NodesError as error:
         module.fail_json(msg=str(error))
     except (StrangeServerError, redis.exceptions.RedisError, OSError) as error:

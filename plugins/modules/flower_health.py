@@ -99,7 +99,7 @@ def examine(params: dict[str, Any]) -> None:
     if missing:
         raise UnhealthyError(f"it does not show as online: {', '.join(missing)}")
     if params["some"] and not any(shown.values()):
-        raise UnhealthyError("it shows no node as online")
+        raise UnhealthyError("it shows no node as online; or are the hosts of all nodes drained?")
     if params["certificate"]:
         refuse_other_certificate(params)
 

@@ -12,6 +12,8 @@ from fleet_runtime import keys
 from modules.fleet_nodes import Nodes, NodesError, apply
 
 LEASE = 30.0
+FORGOTTEN = {"state": "forgotten", "wait": 0}
+DISPENSABLE = {"state": "dispensable", "override": "drain_anyway"}
 
 
 def add(
@@ -53,13 +55,13 @@ def test_nodes_that_have_ended_are_forgotten(client: redis.Redis) -> None:
     client.rpush(keys.proofs("a-1@w2"), "not run")
     client.set(keys.unacked_mutex("a-1@w2"), "1")
     others = traces(client, "w1")
-    assert apply(Nodes(client, ["w2"]), "forgotten", 0, check=False) == {
+    assert apply(Nodes(client, ["w2"]), FORGOTTEN, check=False) == {
         "changed": True,
         "nodes": ["a-1@w2", "b-1@w2"],
     }
     assert traces(client, "w2") == []
     assert traces(client, "w1") == others
-    assert not apply(Nodes(client, ["w2"]), "forgotten", 0, check=False)["changed"]
+    assert not apply(Nodes(client, ["w2"]), FORGOTTEN, check=False)["changed"]
 
 
 def test_a_host_is_not_one_whose_name_it_ends_with(client: redis.Redis) -> None:
@@ -70,7 +72,7 @@ def test_a_host_is_not_one_whose_name_it_ends_with(client: redis.Redis) -> None:
 def test_check_mode_forgets_nothing(client: redis.Redis) -> None:
     add(client, "a-1@w2", lease=-1)
     before = traces(client, "w2")
-    assert apply(Nodes(client, ["w2"]), "forgotten", 0, check=True)["changed"]
+    assert apply(Nodes(client, ["w2"]), FORGOTTEN, check=True)["changed"]
     assert traces(client, "w2") == before
 
 
@@ -116,14 +118,14 @@ def test_a_queue_needs_another_consumer_that_lives(client: redis.Redis) -> None:
     add(client, "a-1@w1", queues=("a",))
     add(client, "b-1@w1", lease=-1, queues=("b",))
     add(client, "a-1@w2", queues=("a", "b", "c"))
-    with pytest.raises(NodesError, match="nobody else consumes b, c now"):
-        apply(Nodes(client, ["w2"]), "dispensable", 0, check=False)
-    assert not apply(Nodes(client, ["w1"]), "dispensable", 0, check=False)["changed"]
+    with pytest.raises(NodesError, match=r"nobody else consumes b, c now.*or say -e drain_anyway=true"):
+        apply(Nodes(client, ["w2"]), DISPENSABLE, check=False)
+    assert not apply(Nodes(client, ["w1"]), DISPENSABLE, check=False)["changed"]
 
 
 def test_a_host_that_is_forgotten_is_not_drained_any_more(client: redis.Redis) -> None:
     """Or one of its name that comes later would be shown as such. Check mode tells, and removes nothing."""
     client.hset(keys.DRAINED, mapping={"w1": "{}", "w2": "{}"})
     for check, changed, left in ((True, True, ["w1", "w2"]), (False, True, ["w1"]), (False, False, ["w1"])):
-        assert apply(Nodes(client, ["w2"]), "forgotten", 0, check=check)["changed"] is changed
+        assert apply(Nodes(client, ["w2"]), FORGOTTEN, check=check)["changed"] is changed
         assert sorted(client.hkeys(keys.DRAINED)) == left

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import os
 import subprocess
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
 from tests.unit.rendering import PROJECT
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 PLAYS = [
     pytest.param(play, id=f"{file.stem}: {play['name']}")
@@ -22,6 +20,7 @@ PLAYS = [
 ]
 # These look at hosts, and tell which do not answer.
 LOOKING = ("Ask whether the hosts are there", "Look at the workers", "Look at Beat", "Look at Flower")
+LOOK_ONLY = {"status.yml", "secrets.yml"}  # and what the controller alone has
 STRICT = {"any_errors_fatal": True, "max_fail_percentage": 0}
 BATCH = yaml.safe_load((PROJECT / "playbooks/vars/batch.yml").read_text())
 STOP = {"ansible.builtin.fail": None, "any_errors_fatal": True, "when": "batch_lost | length > 0"}
@@ -33,6 +32,25 @@ def test_a_play_is_as_strict_as_it_has_to_be(play: dict[str, Any]) -> None:
     strictness = {key: play[key] for key in STRICT if key in play}
     lenient = "serial" in play or play["name"] in LOOKING
     assert strictness == ({"any_errors_fatal": False} if lenient else STRICT)
+
+
+def test_what_changes_the_fleet_is_locked() -> None:
+    """An entry point does nothing to hosts before the lock, and frees it last; those that look take none."""
+    files = [PROJECT / "site.yml", *sorted(PROJECT.glob("playbooks/*.yml"))]
+    imported = {
+        file.name: [
+            Path(play["ansible.builtin.import_playbook"]).name
+            for play in yaml.safe_load(file.read_text())
+            if "ansible.builtin.import_playbook" in play
+        ]
+        for file in files
+    }
+    parts = {name for names in imported.values() for name in names}
+    entries = {name: names for name, names in imported.items() if name not in parts}
+    assert {name for name, names in entries.items() if "lock.yml" not in names} == LOOK_ONLY
+    for name in entries.keys() - LOOK_ONLY:
+        assert entries[name][-1] == "unlock.yml", name
+        assert set(entries[name][: entries[name].index("lock.yml")]) <= {"preflight.yml"}, name
 
 
 @pytest.mark.parametrize(
