@@ -140,7 +140,7 @@ def ledger(fleet: Fleet, leaving: list[Host]) -> Iterator[Ledger]:
 
 
 def test_hosts_leave_and_come_back(fleet: Fleet, plays: Plays, ledger: Ledger, leaving: list[Host]) -> None:
-    """Under load. A run that failed half-way is finished by the next; check mode tells what it would do."""
+    """Under load. A run that ended half-way is finished by the next; check mode tells what it would do."""
     names = [host.name for host in leaving]
     worker = leaving[0]
     before = left_on(worker)
@@ -151,9 +151,15 @@ def test_hosts_leave_and_come_back(fleet: Fleet, plays: Plays, ledger: Ledger, l
     assert fleet.is_whole()
 
     def happens(fleet: Fleet) -> None:
-        """Take the hosts out; the first time somebody is in the way."""
+        """Take the hosts out; first the controller is lost, and then somebody is in the way."""
         worker.sh("systemd-run --quiet --unit=squatter --uid=celery sleep 3600")
         worker.sh("mkdir -p /var/lib/fleet/kept && touch /var/lib/fleet/kept/was:%2Fetc%2Fcelery%2Fapp.env")
+        plays.interrupted(
+            *("--limit", ":".join(names)),
+            playbook=PLAYBOOK,
+            when=lambda: not worker.sh("ls /etc/systemd/system | grep celery-worker || true"),
+            decommission_anyway=True,
+        )
         stopped = decommission(plays, ":".join(names), decommission_anyway=True)
         worker.sh("systemctl stop squatter.service")
         assert stopped.code

@@ -288,6 +288,54 @@ def test_broken_release_is_refused(fleet: Fleet, changes: Changes, plays: Plays,
     assert fleet.is_whole()
 
 
+def test_broken_beat_beside_nodes(fleet: Fleet, changes: Changes, plays: Plays, tmp_path: Path) -> None:
+    """The nodes of its host have the same release, and keep it; the run says so, and a rollback ends it."""
+    source = shutil.copytree(ROOT / "app" / "demo", tmp_path / "demo")
+    edit(source / "src/demo/tasks.py", "Hello, ", "Good evening, ")
+    with (source / "src/demo/app.py").open("a") as file:
+        file.write("\n\nimport os\n\nif os.environ.get('FLEET_COMPONENT') == 'beat':\n")
+        file.write("    raise RuntimeError('no license for Beat')\n")
+    host = fleet.group("beat")[0]
+    current = f"/opt/celery/{host.variables['celery_app_name']}/current"
+    old, before = host.sh('readlink "$1"', current), fleet.starts()
+    variables = changes.variables | {"celery_app_source": str(source)}
+    stopped = plays.run(playbook="playbooks/release.yml", **variables)
+
+    assert stopped.code != 0
+    assert "no license for Beat" in stopped.output
+    new = host.sh('readlink "$1"', current)
+    told = " ".join(stopped.output[stopped.output.rindex("fatal: [") :].split())
+    assert f"{host.name} keeps release {new.rpartition('/')[2].strip()}, which it shares" in told
+    assert f"playbooks/rollback.yml -e release={old.rpartition('/')[2].strip()}" in told
+    assert new != old
+    assert fleet.restarted(before) >= units(fleet, "celery-worker@*.service")
+    assert units(fleet, "flower.service").isdisjoint(fleet.restarted(before))
+
+    plays.run(playbook="playbooks/rollback.yml", **changes.variables).expect_success()
+    assert host.sh('readlink "$1"', current) == old
+    eventually(fleet.is_whole, timeout=60)
+    assert changes.apply().changes == []
+
+
+@pytest.mark.parametrize(
+    ("tier", "task"),
+    [
+        ("workers", "Restart the nodes, one after another"),
+        ("beat", "Restart Beat"),
+        ("flower", "Restart Flower"),
+        ("redis", "Restart Redis"),
+    ],
+)
+def test_check_mode_of_a_restart(fleet: Fleet, changes: Changes, tier: str, task: str) -> None:
+    """It says what it would restart, and leaves it alone."""
+    before = fleet.starts()
+    run = changes.plays.run("--check", playbook="playbooks/restart.yml", tier=tier, **changes.variables)
+    run.expect_success()
+    told = [(host, done.rpartition(" : ")[2]) for host, done in run.changes]
+    assert told == [(host.name, task) for host in fleet.group(tier)], str(run)
+    assert fleet.restarted(before) == set()
+
+
 def test_renewed_certificates_are_served(fleet: Fleet, changes: Changes) -> None:
     """Certificates inside the window of renewal are renewed, and served by the same run; no task notices."""
     before, old = fleet.starts(), serials(fleet)

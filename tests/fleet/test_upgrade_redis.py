@@ -197,6 +197,16 @@ def test_an_interrupted_upgrade_is_finished(fleet: Fleet, plays: Plays, broker: 
     assert not upgrade(plays).expect_success().changes
 
 
+def test_an_upgrade_whose_controller_is_lost(fleet: Fleet, plays: Plays, broker: Host, older: str) -> None:
+    """While the packages are installed: dpkg goes on alone, and the next run waits for it."""
+    before = fleet.starts()
+    plays.interrupted(playbook=PLAYBOOK, when=lambda: older not in dict(packages(broker)))
+    upgrade(plays).expect_success()
+    assert installed(broker) != older
+    assert fleet.restarted(before) == {(broker.name, REDIS)}
+    assert not upgrade(plays).expect_success().changes
+
+
 def test_the_way_back(fleet: Fleet, plays: Plays, broker: Host, older: str) -> None:
     """A new Redis that does not come up: the commands that the message has lead back, and nothing is lost."""
     fleet.broker.keep_denials()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -39,12 +40,21 @@ class Operator:
         """Run a playbook."""
         return self._plays.run(*arguments, playbook=playbook, **{**self.variables, **variables})
 
-    def interrupted(self, playbook: str, **variables: Any) -> None:
-        """Run a playbook, and lose the controller as soon as a node has restarted."""
+    def interrupted(
+        self,
+        playbook: str,
+        *arguments: str,
+        when: Callable[[], bool] | None = None,
+        by: signal.Signals = signal.SIGKILL,
+        **variables: Any,
+    ) -> None:
+        """Run a playbook, and end it as soon as something is so, or else a node has restarted."""
         before = self.fleet.starts()
         self._plays.interrupted(
+            *arguments,
             playbook=playbook,
-            when=lambda: bool(self.fleet.restarted(before)),
+            when=when or (lambda: bool(self.fleet.restarted(before))),
+            by=by,
             **{**self.variables, **variables},
         )
 

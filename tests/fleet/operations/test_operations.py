@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import signal
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -102,6 +103,17 @@ def test_check_mode_says_what_would_restart(operator: Operator, source: Path) ->
     restart = "Restart the nodes that run with something old"
     told = {host for host, task in run.changes if restart in task}
     assert told == {host.name for host in fleet.group("workers")}
+    assert listed(run, "Would restart") == sorted(node.unit for node in fleet.nodes)
+
+
+def listed(run: Run, what: str) -> list[str]:
+    """Return the units of all hosts that a run in check mode shows."""
+    return sorted(re.findall(r"- (\S+)", "".join(re.findall(rf"{what}:((?:\s+- \S+)+)", run.output))))
+
+
+def units_of(fleet: Fleet, host: Host) -> list[str]:
+    """Return the units of a host's nodes."""
+    return sorted(node.unit for node in fleet.nodes if node.host.name == host.name)
 
 
 def test_a_release_that_is_interrupted(operator: Operator, source: Path) -> None:
@@ -187,15 +199,19 @@ def test_a_release_that_is_taken_back_halfway(operator: Operator, source: Path) 
     fleet = operator.fleet
     [old] = releases(fleet)
     version = append(source, "\nVERSION = 5\n")
+    hosts = [host for name in APP for host in fleet.group(name)]
+    for host in hosts:  # as a rollback leaves it that was interrupted, and is of no interest any more
+        host.sh('cd /opt/celery/*/ && ln -sfn "$(readlink current)" rollback')
 
     def act() -> Run:
         operator.interrupted("playbooks/release.yml", celery_app_source=version)
         eventually(lambda: len(releases(fleet)) > 1, timeout=60)
+        assert [host.name for host in hosts if "rollback" in host.sh("ls /opt/celery/*/")] == []
         return operator.play("playbooks/rollback.yml")
 
     operator.counted("release taken back", act)
     eventually(lambda: releases(fleet) == {old}, timeout=60)
-    links = [host.sh("ls /opt/celery/*/") for name in APP for host in fleet.group(name)]
+    links = [host.sh("ls /opt/celery/*/") for host in hosts]
     assert [text for text in links if "current" not in text or "rollback" in text] == []
 
 
@@ -292,7 +308,9 @@ def test_a_batch_of_several_is_put_back_whole(operator: Operator, source: Path) 
         celery_worker_health_retries=3,
     )
     assert run.code != 0
-    assert said in run.output
+    told = run.output[run.output.rindex("fatal: [") :]
+    assert said in told
+    assert "undefined" not in told, "the host that is well has nothing to say"
     eventually(lambda: releases(fleet) == before, timeout=60)
     eventually(fleet.is_whole, timeout=60)
     assert not any(node["name"].startswith("files-") for node in status(fleet)["nodes"])
@@ -353,10 +371,23 @@ def test_drain_and_undrain(operator: Operator) -> None:
     """A host that was drained stays so, through site.yml and a reboot, until it is undrained."""
     fleet = operator.fleet
     host = fleet.group("workers")[0]
+    this = f"--limit={host.name}"
+
+    def is_marked() -> bool:
+        return host.sh("ls /etc/celery").split().count("drained") > 0
 
     def drain() -> Run:
-        return operator.play("playbooks/drain.yml", f"--limit={host.name}", why="a new disk")
+        return operator.play("playbooks/drain.yml", this, "-e", "why='a new disk'")
 
+    def drain_in_two() -> Run:
+        operator.interrupted("playbooks/drain.yml", this, "-e", "why='a new disk'", when=is_marked)
+        return drain()
+
+    def undrain_in_two() -> Run:
+        operator.interrupted("playbooks/undrain.yml", this, when=lambda: not is_marked())
+        return operator.play("playbooks/undrain.yml", this)
+
+    operator.play("playbooks/drain.yml", this, "-e", "why=a new disk").expect_refusal('"new disk"')
     operator.counted("drain", drain)
     assert not nodes_of(fleet, host)
     [mark] = status(fleet)["drained"]
@@ -385,8 +416,17 @@ def test_drain_and_undrain(operator: Operator) -> None:
     assert not nodes_of(fleet, host), "the unit itself refuses"
     operator.play("playbooks/rotate-certificates.yml").expect_success()  # Flower shows the others
 
-    operator.counted("undrain", lambda: operator.play("playbooks/undrain.yml", f"--limit={host.name}"))
+    would = operator.play("playbooks/undrain.yml", "--check", this).expect_success()
+    assert listed(would, "Would start") == sorted(["celery.target", *units_of(fleet, host)])
+    assert not nodes_of(fleet, host)
+    operator.counted("undrain", lambda: operator.play("playbooks/undrain.yml", this))
     assert nodes_of(fleet, host)
+    assert status(fleet)["drained"] == []
+    eventually(fleet.is_whole, timeout=60)
+    operator.counted("interrupted drain", drain_in_two)
+    assert not nodes_of(fleet, host)
+    assert [mark["host"] for mark in status(fleet)["drained"]] == [host.name]
+    operator.counted("interrupted undrain", undrain_in_two)
     assert status(fleet)["drained"] == []
     eventually(fleet.is_whole, timeout=60)
     seen = operator.play("playbooks/status.yml").expect_success()
@@ -403,8 +443,16 @@ def nodes_of(fleet: Fleet, host: Host) -> list[str]:
 def test_the_whole_fleet_is_not_drained_by_mistake(operator: Operator) -> None:
     """Neither without a limit, nor by naming all who consume a queue."""
     operator.play("playbooks/drain.yml").expect_refusal("Name the hosts")
+    first, *_, last = operator.fleet.group("workers")
     everyone = ",".join(host.name for host in operator.fleet.group("workers"))
     operator.play("playbooks/drain.yml", f"--limit={everyone}").expect_refusal("Nobody would consume")
+    first.sh("systemctl stop celery.target", timeout=120)
+    try:
+        refused = operator.play("playbooks/drain.yml", f"--limit={last.name}")
+        refused.expect_refusal("nobody else consumes", "drain_anyway=true")
+    finally:
+        first.sh("systemctl start celery.target", timeout=120)
+    eventually(operator.fleet.is_whole, timeout=60)
 
 
 def test_restart(operator: Operator) -> None:
@@ -417,7 +465,7 @@ def test_restart(operator: Operator) -> None:
     before = fleet.starts()
 
     def interrupted() -> Run:
-        operator.interrupted("playbooks/restart.yml")
+        operator.interrupted("playbooks/restart.yml", by=signal.SIGINT)
         return operator.play("playbooks/restart.yml")
 
     operator.counted("interrupted restart", interrupted)
@@ -429,6 +477,8 @@ def test_restart(operator: Operator) -> None:
     operator.play("playbooks/restart.yml", pools="hevy").expect_refusal("hevy")
     beat = fleet.group("beat")[0].name
     operator.play("playbooks/restart.yml", f"--limit={beat}").expect_refusal("is of the tier workers")
+    for playbook in ("drain", "undrain"):
+        operator.play(f"playbooks/{playbook}.yml", f"--limit={beat}").expect_refusal("a host of workers")
     unlocked = fleet.group("redis")[0].sh("ls -A /var/lib/fleet 2>/dev/null || true")
     assert unlocked == "", "what is refused takes no lock"
 
@@ -453,21 +503,21 @@ def test_restart_of_a_tier(operator: Operator, tier: str, units: set[str], twice
 
 
 @pytest.mark.parametrize(
-    ("playbook", "task"),
+    ("playbook", "what"),
     [
-        ("restart", "Restart the nodes, one after another"),
-        ("drain", "Let the nodes finish what they run, and hand back the rest"),
-        ("rollback", "Restart the nodes that run with something old"),
+        ("restart", "Would restart"),
+        ("drain", "Would stop"),
+        ("rollback", "Would restart"),
     ],
 )
-def test_check_mode_of_others(operator: Operator, playbook: str, task: str) -> None:
+def test_check_mode_of_others(operator: Operator, playbook: str, what: str) -> None:
     """They say what they would do to a host, and leave it alone."""
     fleet = operator.fleet
     host, before = fleet.group("workers")[0], fleet.starts()
     release = host.sh("basename $(readlink /opt/celery/*/previous)").strip()  # newer ones were put back
     run = operator.play(f"playbooks/{playbook}.yml", "--check", f"--limit={host.name}", release=release)
     run.expect_success()
-    assert [where for where, done in run.changes if task in done] == [host.name], str(run)
+    assert listed(run, what) == units_of(fleet, host), str(run)
     assert fleet.restarted(before) == set()
     assert fleet.is_whole()
 

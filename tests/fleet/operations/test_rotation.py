@@ -154,6 +154,26 @@ def test_a_replacement_that_was_interrupted_is_finished(fleet: Fleet, plays: Pla
 
 
 @pytest.mark.long
+def test_a_replacement_is_taken_back(fleet: Fleet, plays: Plays) -> None:
+    """The old and the new passwords change places in the vault file; the next run refuses the new ones."""
+    text = yaml.safe_dump(yaml.safe_load(vault_tool("view", plays)))
+    secrets = dict(fleet.inventory.secrets)
+    old = {name: secrets[name] for name in ("redis_health", "pki_ca")}
+    new = {name: fleet_secrets.new_password() for name in old}
+    write_vault(plays, fleet_secrets.edited(text, secrets | new, old))
+    plays.run(playbook="playbooks/pki.yml").expect_success()  # the authority's key has the new passphrase
+    plays.run(playbook="playbooks/redis.yml").expect_success()
+
+    write_vault(plays, fleet_secrets.edited(text, secrets, new))
+    plays.run(playbook=SECRETS, rotate="health,ca").expect_success()
+    fleet.reread()
+    assert dict(fleet.inventory.secrets) == secrets
+    assert [takes(fleet, "health", known["redis_health"]) for known in (old, new)] == [True, False]
+    assert "fleet_secrets_previous" not in yaml.safe_load(vault_tool("view", plays))
+    assert not plays.run(playbook="playbooks/pki.yml").expect_success().changes
+
+
+@pytest.mark.long
 def test_programs_outside_the_fleet_have_time(
     fleet: Fleet, plays: Plays, operator: Operator, producer: Producer
 ) -> None:

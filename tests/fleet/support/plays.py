@@ -19,6 +19,15 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
+# How Ansible ends when it is interrupted, and when it is killed.
+ENDS = {signal.SIGINT: 99, signal.SIGKILL: -signal.SIGKILL}
+
+
+def heed_interrupts() -> None:
+    """Undo what a shell does to what it starts in the background, which these tests may be."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @dataclass(frozen=True)
 class Run:
     """What a run printed, how it ended, and what it changed."""
@@ -67,25 +76,39 @@ class Plays:
             output, _ = process.communicate()
         return self._ended(process, output)
 
-    def interrupted(self, *, when: Callable[[], bool], playbook: str, **variables: Any) -> None:
-        """Run a playbook as `run` does, and kill it with all its processes as soon as something is so.
+    def interrupted(
+        self,
+        *arguments: str,
+        when: Callable[[], bool],
+        playbook: str,
+        by: signal.Signals = signal.SIGKILL,
+        **variables: Any,
+    ) -> None:
+        """Run a playbook as `run` does, and end it with all its processes as soon as something is so.
 
-        That is a controller that is lost: nothing that Ansible would do at its end is done.
+        Killed, it is a controller that is lost: nothing that Ansible would do at its end is done.
+
+        Args:
+            arguments: Options of `ansible-playbook`.
+            when: Whether it is so.
+            playbook: Which one.
+            by: SIGKILL, or SIGINT for Ctrl-C.
+            variables: Variables that are otherwise than in the inventory.
 
         Raises:
             AssertionError: It ended by itself.
         """
         output: list[str] = []
-        with self._started((), playbook, variables, start_new_session=True) as process:
+        with self._started(arguments, playbook, variables, start_new_session=True) as process:
             reader = threading.Thread(target=lambda: output.append(process.communicate()[0]))
             reader.start()
             while process.poll() is None and not when():
                 time.sleep(0.2)
             with suppress(ProcessLookupError):  # it ended by itself
-                os.killpg(process.pid, signal.SIGKILL)
+                os.killpg(process.pid, by)
             reader.join()
         run = self._ended(process, output[0])
-        assert run.code == -signal.SIGKILL, str(run)
+        assert run.code == ENDS[by], str(run)
 
     @property
     def _recap(self) -> Path:
@@ -117,6 +140,7 @@ class Plays:
         ]
         return subprocess.Popen(
             command,
+            preexec_fn=heed_interrupts,
             cwd=ROOT,
             env=environment,
             stdout=subprocess.PIPE,
