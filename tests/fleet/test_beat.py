@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.fleet.faults.faults import REDIS
 from tests.fleet.support.hosts import eventually
 
 if TYPE_CHECKING:
@@ -70,3 +71,16 @@ def test_killed_beat_comes_back(fleet: Fleet, host: Host) -> None:
     eventually(lambda: host.unit(UNIT).runs and host.unit(UNIT).start != before.start, timeout=10)
     since = host.sh("date --utc '+%F %T'").strip()
     eventually(lambda: ticks(fleet, since), timeout=30 + 2 * interval(fleet))
+
+
+@pytest.mark.faults
+def test_beat_waits_for_redis(fleet: Fleet, host: Host) -> None:
+    """For longer than it sleeps, so that it notices: it is not started anew, and has its lock still."""
+    fleet.broker.keep_denials()
+    before = fleet.starts()
+    broker = fleet.group("redis")[0]
+    broker.sh('systemctl stop "$1"; sleep 8; systemctl start "$1"', REDIS, timeout=60)
+    eventually(fleet.is_whole, timeout=60)
+    assert (host.name, UNIT) not in fleet.restarted(before)
+    since = host.sh("date --utc '+%F %T'").strip()
+    eventually(lambda: ticks(fleet, since), timeout=2 * interval(fleet))

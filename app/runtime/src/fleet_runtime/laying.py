@@ -16,6 +16,8 @@ from celery.app.defaults import _OLD_DEFAULTS, _TO_OLD_KEY, DEFAULTS
 from celery.utils.text import match_case
 from kombu.exceptions import SerializerNotInstalled
 from kombu.serialization import prepare_accept_content, registry
+from redis.backoff import ConstantBackoff
+from redis.retry import Retry
 
 from fleet_runtime import greenlets, selection
 from fleet_runtime.errors import FleetError
@@ -220,8 +222,9 @@ def _beat(settings: FleetSettings) -> dict[str, Any]:
         "redbeat_redis_url": settings.broker_url,
         "redbeat_redis_use_ssl": settings.broker_tls,
         "redbeat_redis_options": {
-            # By then another Beat may have the lock, so this one gives up, and systemd starts it anew.
-            "retry_period": settings.beat_lock_timeout,
+            # Once a second until another Beat may soon have the lock; then this one gives up, and systemd
+            # starts it anew. RedBeat's own retry_period covers neither its lock nor its pipelines.
+            "retry": Retry(ConstantBackoff(1), int(settings.beat_lock_timeout) // 2),
             "socket_timeout": settings.socket_timeout,
             "socket_connect_timeout": settings.socket_connect_timeout,
             "socket_keepalive": True,
