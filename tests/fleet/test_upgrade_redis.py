@@ -198,7 +198,7 @@ def test_an_interrupted_upgrade_is_finished(fleet: Fleet, plays: Plays, broker: 
 
 
 def test_an_upgrade_whose_controller_is_lost(fleet: Fleet, plays: Plays, broker: Host, older: str) -> None:
-    """While the packages are installed: dpkg goes on alone, and the next run waits for it."""
+    """While the packages are installed: the next run ends what it began, with one restart."""
     before = fleet.starts()
     plays.interrupted(playbook=PLAYBOOK, when=lambda: older not in dict(packages(broker)))
     upgrade(plays).expect_success()
