@@ -15,6 +15,7 @@ from celery.concurrency import prefork
 from celery.concurrency.asynpool import AsynPool, ResultHandler
 from fleet_runtime import pipes, reading, selection, transport
 from fleet_runtime.results import RedisBackend, SentinelBackend
+from fleet_runtime.time_limits import StockPool
 from kombu import Connection
 from kombu.serialization import registry
 from kombu.transport import redis as stock
@@ -130,6 +131,13 @@ def test_processes_are_run_by_a_pool_of_its_own() -> None:
     """If all is as it was tested."""
     selection.select_pool()
     assert prefork.TaskPool.Pool is pipes.Pool
+
+
+@pytest.mark.usefixtures("_own_pool")
+def test_celerys_pool_has_its_time_limits_mended() -> None:
+    """Where the runtime's own is not wanted."""
+    selection.select_pool(own=False)
+    assert prefork.TaskPool.Pool is StockPool
 
 
 @pytest.mark.usefixtures("_own_pool")

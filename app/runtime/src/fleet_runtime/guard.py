@@ -28,9 +28,9 @@ class Guard(bootsteps.Step):  # type: ignore[misc]  # celery ships no types
         except FleetError as error:
             raise SystemExit(f"celery: {error}") from None
         children.mend()
+        selection.select_pool(own=settings.atomic_fetch)
         if settings.atomic_fetch:
             tracing.mend()
-            selection.select_pool()
             reading.read_json_faster()
         children.share_memory()
 

@@ -26,6 +26,8 @@ from billiard.reduction import ForkingPickler
 from celery.concurrency import asynpool
 from celery.concurrency.asynpool import SCHED_STRATEGY_FAIR, AsynPool
 
+from fleet_runtime.time_limits import drop_soft
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -296,7 +298,7 @@ class Pool(AsynPool):  # type: ignore[misc]  # celery ships no types
         limits.arm()
 
         def on_timeout_set(result: Any, soft: Any, hard: Any) -> None:
-            limits.begin(result._job, (soft, hard))
+            limits.begin(result._job, (drop_soft(result, soft, hard), hard))
 
         def on_timeout_cancel(result: Any) -> None:
             limits.end(result._job, (result._soft_timeout, result._timeout))

@@ -32,6 +32,7 @@ from kombu.utils.json import dumps
 from fleet_runtime import dead_letters, probe
 from fleet_runtime.dead_letters import End, Reason
 from fleet_runtime.give_back import RECOVERED
+from fleet_runtime.time_limits import requested
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -78,7 +79,8 @@ class Mortal(Request):  # type: ignore[misc]  # celery ships no types
             raise
         except Exception as error:
             raise InvalidTaskError(f"{type(error).__name__}: {error}") from error
-        self._keep_hard_limit()
+        task = self.task
+        self.time_limits = requested(self.time_limits, (task.time_limit, task.soft_time_limit))
 
     def on_failure(self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False) -> Any:
         """Handle a task's exception, or the loss of its process."""
@@ -213,17 +215,6 @@ class Mortal(Request):  # type: ignore[misc]  # celery ships no types
             return True
         self.acknowledged = True
         return False
-
-    def _keep_hard_limit(self) -> None:
-        """Let the hard time limit of a task without a soft one hold.
-
-        The pool would add its own soft limit, and start to count for the hard one when that is reached
-        (celery 5.7, asynpool.on_timeout_set): a limit of a minute would hold after the pool's hour.
-        """
-        hard, soft = self.time_limits
-        hard = hard or self.task.time_limit
-        if hard and not (soft or self.task.soft_time_limit):
-            self.time_limits = (hard, hard)
 
     def _unmarked(self) -> str:
         """Return the message's record without the mark of a recovered one."""

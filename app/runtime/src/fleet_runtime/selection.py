@@ -94,6 +94,7 @@ PARAMETERS = {
 
 # The same of the pool.
 POOL = "fleet_runtime.pipes:Pool"
+STOCK_POOL = "fleet_runtime.time_limits:StockPool"
 POOL_PARAMETERS = {
     "celery.concurrency.asynpool:AsynPool": {
         "_create_write_handlers": "self hub pack dumps protocol",
@@ -142,11 +143,15 @@ def select_backend(app: Celery) -> None:
         app.loader.override_backends = {**app.loader.override_backends, **BACKENDS}
 
 
-def select_pool() -> None:
-    """Let a node with processes run them by the runtime's own pool."""
+def select_pool(*, own: bool = True) -> None:
+    """Let a node with processes run them by the runtime's own pool, or by Celery's with mended time limits.
+
+    Args:
+        own: Whether to select the runtime's own.
+    """
     known = is_known(celery, POOL_STAYS) and is_known(billiard, POOL_STAYS)
     if known and not _changed(POOL_PARAMETERS, POOL_STAYS):
-        prefork.TaskPool.Pool = symbol_by_name(POOL)
+        prefork.TaskPool.Pool = symbol_by_name(POOL if own else STOCK_POOL)
 
 
 def _changed(expected: Mapping[str, Mapping[str, str]], otherwise: str) -> bool:

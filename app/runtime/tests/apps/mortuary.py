@@ -88,6 +88,37 @@ def hang() -> None:
     time.sleep(60)
 
 
+def hang_and_note(path: str) -> None:
+    """Take long, and note what is raised meanwhile."""
+    note(path)
+    try:
+        time.sleep(60)
+    except Exception as error:
+        with Path(path).open("a", encoding="utf-8") as file:
+            file.write(f"{type(error).__name__}\n")
+        raise
+    finally:
+        with Path(path).open("a", encoding="utf-8") as file:
+            file.write("finally\n")
+
+
+@app.task(time_limit=1, autoretry_for=(Exception,), default_retry_delay=0)
+def hang_on(path: str) -> None:
+    """Exceed the time limit of the task, and want to be retried for any exception."""
+    hang_and_note(path)
+
+
+@app.task(bind=True, max_retries=3, default_retry_delay=0)
+def hang_by_message(self: Any, path: str, *, retried: bool = True) -> None:
+    """Exceed the time limit of the message, and be retried for any exception."""
+    try:
+        hang_and_note(path)
+    except Exception as error:
+        if retried:
+            raise self.retry(exc=error) from error
+        raise
+
+
 @app.task
 def kill(path: str) -> None:
     """Note a run, and kill the process."""
