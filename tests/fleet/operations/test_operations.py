@@ -235,8 +235,8 @@ SICK = {
         "consumes nothing",
     ),
     "tasks": (
-        "import time\nfrom celery import signals\n\n\n@signals.task_prerun.connect\ndef hang(task, **_):\n"
-        "    if task.name == 'fleet.proof':\n        time.sleep(60)\n",
+        "import time\nfrom celery.loaders.app import AppLoader\n\n\ndef hang(self, task_id, task):\n"
+        "    if task.name == 'fleet.proof':\n        time.sleep(60)\n\n\nAppLoader.on_task_init = hang\n",
         "ran a task for a proof, and it failed|did not run a task",  # whichever ends sooner
     ),
 }

@@ -18,8 +18,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from billiard.einfo import ExceptionInfo
 from celery import Task, bootsteps, signals
+from celery._state import _task_stack
+from celery.app.trace import FAILURE, TraceInfo, trace_ok_t
 from celery.worker import state
+from celery.worker.request import create_request_cls
 from kombu.utils.uuid import uuid
 from redis.exceptions import ResponseError
 
@@ -65,12 +69,78 @@ class Proof:
 own = Proof()
 
 
-def register(app: Celery) -> None:
-    """Give an app the task; like the probe, it is Celery's own kind and not the app's."""
+class ProofTask(Task):  # type: ignore[misc]  # celery ships no types
+    """A task that nothing of the app's sees: no signal tells of it, and nothing traces it.
 
-    @app.task(name=NAME, base=Task, shared=False)
+    It is none of the app's, so its counts, spans and transactions (OpenTelemetry goes by signals, Sentry by
+    the function that builds what traces a task) would have one that nobody sent for each start of a node.
+    """
+
+    Strategy = "fleet_runtime.probation:strategy"
+
+    @property
+    def __trace__(self) -> Callable[..., Any]:
+        """What Celery calls to run this."""
+        return self._run_unseen
+
+    @__trace__.setter
+    def __trace__(self, tracer: Callable[..., Any]) -> None:
+        """Leave out what Celery, or who has taken its place, builds to run any task."""
+
+    def _run_unseen(self, uuid: str, args: Any, kwargs: Any, request: Any = None) -> Any:
+        """Run it as Celery's tracer runs a task that has no result (celery 5.7, trace.build_tracer)."""
+        loader, started = self.app.loader, time.monotonic()
+        _task_stack.push(self)
+        try:
+            loader.on_task_init(uuid, self)
+            self.run(*args, **kwargs)
+            loader.on_process_cleanup()
+        except Exception as error:
+            return trace_ok_t(ExceptionInfo(), TraceInfo(FAILURE, error), 0.0, None)
+        finally:
+            _task_stack.pop()
+        return trace_ok_t(None, None, time.monotonic() - started, repr(None))
+
+
+def register(app: Celery) -> None:
+    """Give an app the task; like the probe, it is no task of the app's own kind."""
+
+    @app.task(name=NAME, base=ProofTask, shared=False)
     def proof() -> None:
         """Do nothing. That it ran is all."""
+
+
+def strategy(task: Any, app: Celery, consumer: Any) -> Callable[..., None]:
+    """Return what takes a message of the proof: Celery's strategy without its signal, its log and its limits.
+
+    Args:
+        task: The proof.
+        app: The app.
+        consumer: The node's consumer.
+    """
+    request_class = create_request_cls(
+        task.Request, task, consumer.pool, consumer.hostname, consumer.event_dispatcher, app=app
+    )
+
+    def take(message: Any, body: Any, ack: Any, reject: Any, callbacks: Any) -> None:
+        request = request_class(
+            message,
+            on_ack=ack,
+            on_reject=reject,
+            app=app,
+            hostname=consumer.hostname,
+            eventer=consumer.event_dispatcher,
+            task=task,
+            connection_errors=consumer.connection_errors,
+        )
+        if request.revoked():
+            return
+        state.task_reserved(request)
+        for callback in callbacks or ():
+            callback(request)
+        consumer.on_task_request(request)
+
+    return take
 
 
 def own_task(task: Any) -> None:
@@ -80,22 +150,25 @@ def own_task(task: Any) -> None:
     """
     task.acks_late, task.ignore_result, task.send_events, task.rate_limit = True, True, False, None
     task.time_limit, task.soft_time_limit = LIMIT, None
-    task.Request = ProofRequest
+    task.Request, task.Strategy = ProofRequest, ProofTask.Strategy
 
 
 class ProofRequest(FleetRequest):
-    """The request of that task, whose end the node waits for. It leaves no letter: it is tried again."""
+    """The request of that task, whose end the node waits for.
+
+    However it ends, its message is dropped: it leaves no letter, no result, and no signal tells of it. If it
+    failed, another is sent.
+    """
 
     def on_failure(self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False) -> Any:
         """Note why it failed."""
         error = raised(exc_info)
         self._fails(f"{type(error).__name__}: {error}")
-        return super().on_failure(exc_info, send_failed_event, return_ok)
 
     def on_timeout(self, soft: bool, timeout: float) -> None:
-        """Note that it took too long."""
-        self._fails(f"It did not end within its time limit of {timeout:g} s.")
-        super().on_timeout(soft, timeout)
+        """Note that it took too long; at a soft limit, its exception follows."""
+        if not soft:
+            self._fails(f"It did not end within its time limit of {timeout:g} s.")
 
     def acknowledge(self) -> None:
         """Acknowledge it, which is late, so it has ended: Celery 5.7 calls no method of ours at success."""
@@ -107,16 +180,16 @@ class ProofRequest(FleetRequest):
     def refuse(self) -> None:
         """Note that its process dies each time."""
         self._fails("The process that ran it died, each time.")
-        super().refuse()
 
     def _announce_revoked(self, reason: str, terminated: bool, signum: Any, expired: bool) -> None:
         """Note that it waited for too long, or that somebody did not want it."""
         self._fails(f"It was {reason}.")
-        super()._announce_revoked(reason, terminated, signum, expired)
 
     def _fails(self, error: str) -> None:
-        """Note why it failed, for whoever asks."""
+        """Note why it failed, for whoever asks, and drop it."""
         own.error, own.failed = error, True
+        state.task_ready(self)
+        self.acknowledge()
         _tell(Probation.say)
 
     def _bury(self) -> bool:

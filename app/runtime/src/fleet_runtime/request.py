@@ -32,12 +32,16 @@ from kombu.utils.json import dumps
 from fleet_runtime import dead_letters, probe
 from fleet_runtime.dead_letters import End, Reason
 from fleet_runtime.give_back import RECOVERED
+from fleet_runtime.stamp import SENT
 from fleet_runtime.time_limits import requested
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 logger = logging.getLogger(__name__)
+
+# Headers of the runtime's own. A task would find them in `request.headers`, and a retry would send them on.
+OWN_HEADERS = (RECOVERED, SENT)
 
 # What is raised for a message that Celery itself knows what to do with.
 KNOWN_FAULTS = (InvalidTaskError, ContentDisallowed, DecodeError)
@@ -79,6 +83,8 @@ class Mortal(Request):  # type: ignore[misc]  # celery ships no types
             raise
         except Exception as error:
             raise InvalidTaskError(f"{type(error).__name__}: {error}") from error
+        for name in OWN_HEADERS:
+            self._request_dict.pop(name, None)  # Celery's copy; the message keeps its own
         task = self.task
         self.time_limits = requested(self.time_limits, (task.time_limit, task.soft_time_limit))
 

@@ -13,7 +13,8 @@ from celery.signals import before_task_publish
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-# Header of a message: seconds since 1970, by the clock of who sent it.
+# Property of a message: seconds since 1970, by the clock of who sent it. Not a header, because a task finds
+# those that are not Celery's own in `request.headers`. Messages of older releases have it as one.
 SENT = "fleet_sent"
 
 
@@ -24,11 +25,13 @@ def stamp_messages() -> None:
 
 def sent_at(message: Mapping[str, Any]) -> float | None:
     """Return when a message was sent; None if its sender does not run this runtime."""
-    headers = message.get("headers")
-    sent = headers.get(SENT) if isinstance(headers, dict) else None
-    return float(sent) if isinstance(sent, (int, float)) else None
+    for part in (message.get("properties"), message.get("headers")):
+        sent = part.get(SENT) if isinstance(part, dict) else None
+        if isinstance(sent, (int, float)):
+            return float(sent)
+    return None
 
 
-def _stamp(headers: dict[str, Any], **_: Any) -> None:
+def _stamp(properties: dict[str, Any], **_: Any) -> None:
     """Note the time in one."""
-    headers[SENT] = round(time.time(), 3)
+    properties[SENT] = round(time.time(), 3)

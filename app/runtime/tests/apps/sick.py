@@ -9,10 +9,26 @@ from pathlib import Path
 from typing import Any
 
 from celery import Celery, signals
+from celery.loaders.app import AppLoader
 
-app = Celery("sick")
-app.conf.task_default_queue = "default"
 broken = os.environ.get("BREAK", "").split()
+
+
+class Loader(AppLoader):  # type: ignore[misc]  # celery ships no types
+    """Has a word before each task of any kind, the proof of a node included."""
+
+    def on_task_init(self, task_id: str, task: Any) -> None:
+        """Let no task begin in time, or no process live through one."""
+        if "tasks" in broken and task.name != "sick.wait":
+            time.sleep(12)
+        if "long" in broken:
+            time.sleep(600)
+        if "processes" in broken and not Path(os.environ.get("CURE", "/nowhere")).exists():
+            os._exit(1)
+
+
+app = Celery("sick", loader=Loader)
+app.conf.task_default_queue = "default"
 
 
 def refuse(name: str, *_: Any, **__: Any) -> str:
@@ -35,22 +51,6 @@ def never_consume(sender: Any, **_: Any) -> None:
         sender.cancel_task_queue("default")
     if "settings" in broken:
         sender.add_task_queue("email")
-
-
-@signals.task_prerun.connect
-def hang(task: Any, **_: Any) -> None:
-    """Let no task begin in time."""
-    if "tasks" in broken and task.name != "sick.wait":
-        time.sleep(12)
-    if "long" in broken:
-        time.sleep(600)
-
-
-@signals.task_prerun.connect
-def die(**_: Any) -> None:
-    """Let no process live through a task."""
-    if "processes" in broken and not Path(os.environ.get("CURE", "/nowhere")).exists():
-        os._exit(1)
 
 
 @app.task
