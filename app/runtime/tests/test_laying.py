@@ -190,6 +190,19 @@ def test_a_task_that_the_app_uses_early_is_no_exception(
     assert own.acks_late is False
 
 
+def test_a_celery_that_knows_less_is_laid_what_it_knows(
+    lay: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Celery 5.6 has no task_retry_on_worker_lost, which was a KeyError before the app was even imported."""
+    for name in laying.OF_EACH_TASK:
+        monkeypatch.setitem(DEFAULTS, name, DEFAULTS[name])
+        monkeypatch.setitem(_OLD_DEFAULTS, _TO_OLD_KEY[name], DEFAULTS[name])
+    monkeypatch.delitem(DEFAULTS, "task_retry_on_worker_lost")
+    laying.lay_defaults()
+    assert DEFAULTS["task_acks_late"] is True
+    assert lay(Celery("shop", set_as_current=False)).task_acks_late is True
+
+
 def test_a_web_application_is_not_made_to_wait(lay: Callable[..., Any]) -> None:
     """Its users would."""
     conf = lay(Celery("shop", set_as_current=False), "web")

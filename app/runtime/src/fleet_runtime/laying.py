@@ -76,6 +76,8 @@ def lay_defaults() -> None:
     `lay` is called, such a task has its copy, which does not tell what its author has said on purpose.
     """
     for name, value in OF_EACH_TASK.items():
+        if name not in DEFAULTS:
+            continue  # an older Celery does not have it: task_retry_on_worker_lost came with 5.7
         DEFAULTS[name] = value
         _OLD_DEFAULTS[_TO_OLD_KEY[name]] = value
 
