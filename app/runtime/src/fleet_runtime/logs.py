@@ -9,19 +9,21 @@ from __future__ import annotations
 import json
 import logging
 import os
+import sys
 from contextlib import suppress
 from contextvars import ContextVar
 from datetime import UTC, datetime
-from logging.handlers import WatchedFileHandler
+from logging.handlers import QueueHandler, WatchedFileHandler
 from pathlib import Path
 from typing import Any
 
+from celery import signals
 from celery._state import get_current_task
 from celery.app import trace
 from celery.app.defaults import DEFAULTS
 from celery.app.log import Logging
 
-from fleet_runtime import journal
+from fleet_runtime import journal, redact
 
 # Python's levels as syslog's, which `journalctl -p` filters by and colours. Source: syslog(3), sd-daemon(3).
 PRIORITIES = ((logging.CRITICAL, 2), (logging.ERROR, 3), (logging.WARNING, 4), (logging.INFO, 6), (0, 7))
@@ -36,6 +38,10 @@ FORMATS = {
 SUCCESS = "Task %(name)s[%(id)s] succeeded in %(runtime)ss"
 RECEIVED_WITH_ARGUMENTS = "Task %(name)s[%(id)s] received, args: %(args)s, kwargs: %(kwargs)s"
 
+
+# Loggers by which a node says how it is. logging.config disables every logger that is there before it and not
+# in what it is given, by a default that few who use it know (disable_existing_loggers).
+ALWAYS_HEARD = frozenset({"celery", "kombu", "fleet_runtime"})
 
 OF_CELERY = {name: getattr(trace, name) for name in ("LOG_RECEIVED", "LOG_SUCCESS")}
 
@@ -74,38 +80,38 @@ class LevelPrefix(logging.Formatter):
         return "\n".join(f"<{priority}>{line}" for line in self.inner.format(record).split("\n"))
 
 
-class JournalHandler(logging.Handler):
-    """Writes records with fields to the journal, and those that it does not take to its stream."""
+class ToJournal:
+    """Takes the place of `emit` of a handler whose stream leads to the journal.
 
-    def __init__(self, stream: logging.Handler) -> None:
-        """Stand in for a handler of the stream, with its formatter, which an app may replace."""
-        super().__init__(stream.level)
+    It writes the handler's text with fields, and what the journal does not take to the stream, as before. The
+    handler stays where it is, with its level, filters and formatter, which an app may replace at any time.
+    """
+
+    def __init__(self, handler: logging.Handler) -> None:
+        """Prepare.
+
+        Args:
+            handler: A StreamHandler of Celery's, or of the app's.
+        """
+        self.handler = handler
         self.records = journal.Records()
-        self.stream_handler = stream
-        self.setFormatter(stream.formatter)
 
-    def emit(self, record: logging.LogRecord) -> None:
-        """Write a record."""
+    def __call__(self, record: logging.LogRecord) -> None:
+        """Write a record; the handler has its lock."""
         try:
-            if not self.records.send(self._fields(record)):
-                self.stream_handler.setFormatter(LevelPrefix(self.formatter or logging.Formatter()))
-                self.stream_handler.handle(record)
+            if not self.records.send(_fields(record, self.handler.format(record))):
+                self._print(record)
         except Exception:  # as all handlers do: a record that cannot be written ends no task
-            self.handleError(record)
+            self.handler.handleError(record)
 
-    def _fields(self, record: logging.LogRecord) -> dict[str, str]:
-        """Return the fields of a record. Source: systemd.journal-fields(7)."""
-        node = os.environ.get("FLEET_NODE", "")
-        return {
-            "MESSAGE": self.format(record),
-            "PRIORITY": str(syslog_priority(record)),
-            "SYSLOG_IDENTIFIER": journal.identifier(node),
-            "LOGGER": record.name,
-            "CODE_FILE": record.pathname,
-            "CODE_LINE": str(record.lineno),
-            "CODE_FUNC": record.funcName or "",
-            **{name.upper(): str(value) for name, value in _about(record).items()},
-        }
+    def _print(self, record: logging.LogRecord) -> None:
+        """Write a record to the stream, with its level."""
+        formatter = self.handler.formatter
+        self.handler.formatter = LevelPrefix(formatter or logging.Formatter())
+        try:
+            type(self.handler).emit(self.handler, record)
+        finally:
+            self.handler.formatter = formatter
 
 
 class JsonLines(logging.Formatter):
@@ -146,8 +152,13 @@ class FleetLogging(Logging):  # type: ignore[misc]  # celery ships no types
     """
 
     def setup(self, loglevel: Any = None, logfile: Any = None, *args: Any, **kwargs: Any) -> Any:
-        """Set up logging for a node, or for one of its children."""
-        return super().setup(loglevel, None if logfile == os.devnull else logfile, *args, **kwargs)
+        """Set up logging for a node, or for one of its children, or adopt what the app has set up itself."""
+        handled = super().setup(loglevel, None if logfile == os.devnull else logfile, *args, **kwargs)
+        adopt_logging()
+        # An app may set up logging later, too. Its receivers are there by now, so these come after them.
+        for signal in (signals.worker_process_init, signals.worker_ready, signals.beat_init):
+            signal.connect(adopt_logging, weak=False, dispatch_uid="fleet_runtime.logs")
+        return handled
 
     def setup_handlers(self, logger: Any, logfile: Any, layout: Any, *args: Any, **kwargs: Any) -> Any:
         """Give a logger its handlers: for the journal, if its stream leads there, and for the JSON file."""
@@ -156,20 +167,51 @@ class FleetLogging(Logging):  # type: ignore[misc]  # celery ships no types
         if logfile is None and _writes_to_journal(self._detect_handler()):
             layout = FORMATS.get(layout, layout)
         super().setup_handlers(logger, logfile, layout, *args, **kwargs)
-        logger.handlers = [
-            JournalHandler(handler) if _writes_to_journal(handler) else handler for handler in logger.handlers
-        ]
-        if path := os.environ.get("FLEET_LOG_FILE"):
-            logger.addHandler(_opened(path))
+        for handler in logger.handlers:
+            _lead_to_journal(handler)
+        _add_file(logger)
         return logger
 
 
+def adopt_logging(**_: Any) -> None:
+    """Give what the app's own logging writes the fields and the JSON file that Celery's would have.
+
+    By a receiver of `setup_logging` an app keeps Celery from setting up logging at all; Django's LOGGING
+    gives loggers handlers besides Celery's. All handlers are looked at, not those of loggers only, because
+    one may be the target of another, or of a QueueListener.
+    """
+    for reference in tuple(getattr(logging, "_handlerList", ())):  # as logging.shutdown() does
+        if handler := reference():
+            _lead_to_journal(handler)
+    root = logging.getLogger()
+    for logger in _loggers():
+        if logger.name.partition(".")[0] in ALWAYS_HEARD:
+            logger.disabled = False
+        for handler in logger.handlers:
+            if isinstance(handler, QueueHandler):
+                handler.addFilter(_note_about)
+        # One that keeps its records from the root, and writes to a file of its own, means to.
+        if not logger.propagate and any(map(_leads_to_journal, logger.handlers)):
+            _add_file(logger)
+    _add_file(root)
+    stream = logging.StreamHandler(sys.__stderr__)
+    if _lead_to_journal(stream) and not any(map(_leads_to_journal, root.handlers)):
+        stream.addFilter(_is_unheard)
+        root.addHandler(stream)
+
+
 def lay_messages(*, with_arguments: bool) -> None:
-    """Say what Celery's own records have of a task's arguments and result, unless the app has said so."""
+    """Say what Celery's own records have of a task's arguments and result.
+
+    An app that has texts of its own for them keeps these. Without arguments, each of those is HIDDEN in them.
+    """
     if with_arguments:
+        redact.show_arguments()
         if OF_CELERY["LOG_RECEIVED"] == trace.LOG_RECEIVED:
             trace.LOG_RECEIVED = RECEIVED_WITH_ARGUMENTS
-    elif OF_CELERY["LOG_SUCCESS"] == trace.LOG_SUCCESS:
+        return
+    redact.hide_arguments()
+    if OF_CELERY["LOG_SUCCESS"] == trace.LOG_SUCCESS:
         trace.LOG_SUCCESS = SUCCESS
 
 
@@ -178,8 +220,40 @@ def syslog_priority(record: logging.LogRecord) -> int:
     return next(number for level, number in PRIORITIES if record.levelno >= level)
 
 
+def _fields(record: logging.LogRecord, text: str) -> dict[str, str]:
+    """Return the fields of a record with this text. Source: systemd.journal-fields(7)."""
+    return {
+        "MESSAGE": text,
+        "PRIORITY": str(syslog_priority(record)),
+        "SYSLOG_IDENTIFIER": journal.identifier(os.environ.get("FLEET_NODE", "")),
+        "LOGGER": record.name,
+        "CODE_FILE": record.pathname,
+        "CODE_LINE": str(record.lineno),
+        "CODE_FUNC": record.funcName or "",
+        **{name.upper(): str(value) for name, value in _about(record).items()},
+    }
+
+
+def _note_about(record: logging.LogRecord) -> bool:
+    """Note what a record is about before another thread writes it, which runs no task."""
+    record.fleet_about = _about(record)
+    return True
+
+
+def _is_unheard(record: logging.LogRecord) -> bool:
+    """Return whether no handler below the root has written a record to the journal."""
+    logger: logging.Logger | None = logging.getLogger(record.name)
+    while logger and logger.parent:
+        if any(map(_leads_to_journal, logger.handlers)):
+            return False
+        logger = logger.parent
+    return True
+
+
 def _about(record: logging.LogRecord) -> dict[str, Any]:
     """Return what is known of the node and the task that a record is about."""
+    if noted := getattr(record, "fleet_about", None):
+        return dict(noted)
     about: dict[str, Any] = {"node": os.environ.get("FLEET_NODE")}
     task = get_current_task()
     request = task.request if task else None
@@ -214,7 +288,33 @@ def _delivery(task_id: str, request: Any) -> tuple[Any, Any]:
 
 def _is_ours(logger: logging.Logger) -> bool:
     """Return whether a logger has its handlers: a child sets up what it has from its parent."""
-    return any(isinstance(handler, (JournalHandler, JsonFile)) for handler in logger.handlers)
+    return any(isinstance(handler, JsonFile) or _leads_to_journal(handler) for handler in logger.handlers)
+
+
+def _loggers() -> list[logging.Logger]:
+    """Return the root, and every logger that somebody has asked for."""
+    root = logging.getLogger()
+    named = tuple(root.manager.loggerDict.values())
+    return [root, *(logger for logger in named if isinstance(logger, logging.Logger))]
+
+
+def _lead_to_journal(handler: logging.Handler) -> bool:
+    """Let a handler whose stream leads to the journal write fields; return whether it does."""
+    if not _leads_to_journal(handler) and _writes_to_journal(handler):
+        handler.emit = ToJournal(handler)  # type: ignore[method-assign]
+    return _leads_to_journal(handler)
+
+
+def _leads_to_journal(handler: logging.Handler) -> bool:
+    """Return whether a handler writes fields to the journal, by itself or by another thread."""
+    return isinstance(handler, QueueHandler) or isinstance(vars(handler).get("emit"), ToJournal)
+
+
+def _add_file(logger: logging.Logger) -> None:
+    """Give a logger the JSON file, if there is to be one."""
+    path = os.environ.get("FLEET_LOG_FILE")
+    if path and not any(isinstance(handler, JsonFile) for handler in logger.handlers):
+        logger.addHandler(_opened(path))
 
 
 def _writes_to_journal(handler: logging.Handler) -> bool:

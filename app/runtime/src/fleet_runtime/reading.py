@@ -15,7 +15,7 @@ from kombu.utils import json as stock
 from kombu.utils.encoding import bytes_to_str
 from kombu.utils.json import dumps, object_hook
 
-from fleet_runtime import dead_letters
+from fleet_runtime import dead_letters, redact
 from fleet_runtime.dead_letters import End, Reason
 from fleet_runtime.tested import is_known
 
@@ -133,11 +133,13 @@ def _fault(channel: Any, message: Any) -> Exception | None:
 
 def _bury(channel: Any, item: bytes, queue: str, held: Held | None, error: Exception) -> None:
     """Move an item that was in a queue to the dead letters."""
-    logger.error("An item in the queue %s is no message, and goes to the dead letters: %s", queue, error)
+    what = redact.described(error)  # no more of it, because the error may quote the item
+    logger.error("An item in the queue %s is no message, and goes to the dead letters: %s", queue, what)
     try:
         with channel.conn_or_acquire() as client:
             end = End.of(Reason.MALFORMED, error)
             dead_letters.bury_raw(client, item, end, node=node(), queue=queue, held=held)
     except Exception:
         fate = "stays with this node" if held else "is lost"
-        logger.critical("It cannot be moved there, and %s: %r", fate, item, exc_info=True)
+        shown = f"{len(item)} bytes" if redact.are_hidden() else repr(item)
+        logger.critical("It cannot be moved there, and %s: %s", fate, shown, exc_info=True)

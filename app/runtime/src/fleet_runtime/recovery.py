@@ -27,7 +27,7 @@ from kombu.exceptions import OperationalError
 from kombu.utils.encoding import bytes_to_str
 from redis.exceptions import NoPermissionError, RedisError, ResponseError
 
-from fleet_runtime import dead_letters, fullness, keys, probation, reconnect, transport
+from fleet_runtime import dead_letters, fullness, keys, probation, reconnect, redact, transport
 from fleet_runtime.dead_letters import End, Reason
 from fleet_runtime.errors import FleetError
 from fleet_runtime.give_back import GiveBack, forget
@@ -114,7 +114,8 @@ def give_back(channel: Any, node: str, finder: str, step: int, **options: Any) -
 
     def bury(tag: str, record: bytes, error: Exception) -> None:
         """Move a message to the dead letters."""
-        logger.error("What %s held as %s goes to the dead letters: %s", node, tag, error)
+        what = redact.described(error)  # no more of it, because the error may quote the record
+        logger.error("What %s held as %s goes to the dead letters: %s", node, tag, what)
         held = dead_letters.Held(keys.unacked(node), keys.unacked_index(node), tag)
         try:
             with channel.conn_or_acquire() as client:

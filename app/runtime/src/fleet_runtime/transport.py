@@ -239,7 +239,7 @@ class QoS(stock.QoS):  # type: ignore[misc]  # kombu ships no types
                 except self.channel.connection_errors:
                     raise
                 except Exception:
-                    logger.critical("A message cannot go back: %r", record, exc_info=True)
+                    logger.critical("A message cannot go back to its queue: %s", tag, exc_info=True)
                     return
                 names = [self.unacked_key, self.unacked_index_key, *lists]
                 words = [tag, record, message, "LPUSH" if leftmost else "RPUSH"]

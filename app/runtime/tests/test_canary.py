@@ -1,0 +1,123 @@
+"""No argument and no result is in any log, whatever becomes of a message (log_arguments is false)."""
+
+from __future__ import annotations
+
+import base64
+import json
+import logging
+import pickle
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from fleet_runtime import redact
+from kombu.utils.uuid import uuid
+
+from app.runtime.tests.conftest import APPS
+from app.runtime.tests.graves import caught, letters, put
+from app.tests.commands import FLAGS, PATIENCE, Fleet, wait_until
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from app.tests.broker import Broker
+
+CANARY = "CANARY4111"
+ARGUMENTS = ([CANARY], {"key": CANARY})
+DATE = {"__type__": "datetime", "__value__": CANARY}  # which kombu reads as a time, and quotes as it fails
+# What this sends and what of it is a letter at the end.
+LETTERS = {
+    "failed", "rejected", "timeout", "poison", "unregistered", "undecodable", "invalid", "malformed"
+}  # fmt: skip
+
+
+def in_base64(data: bytes) -> str:
+    """Return the body of a message as kombu puts it into Redis."""
+    return base64.b64encode(data).decode()
+
+
+def strange(web: Any, broker: Broker) -> list[dict[str, Any]]:
+    """Return messages that no task of the app gets to see, with the canary in each."""
+    found = []
+    for headers, parts in (
+        ({"task": "canary.unknown"}, {}),
+        ({}, {"body": in_base64(f'["{CANARY}", '.encode())}),
+        ({}, {"body": in_base64(f'["{CANARY}\xff"'.encode("latin-1"))}),
+        ({}, {"body": in_base64(json.dumps([[DATE], {}, {}]).encode())}),
+        ({}, {"content-type": "application/x-python-serialize", "body": in_base64(pickle.dumps(ARGUMENTS))}),
+        ({}, {"content-type": "text/strange", "body": in_base64(CANARY.encode())}),
+        ({}, {"content-type": "application/x-none", "body": in_base64(CANARY.encode())}),
+        ({}, {"body": in_base64(json.dumps({"args": CANARY}).encode())}),
+        ({}, {"body": in_base64(json.dumps([CANARY, CANARY, CANARY]).encode())}),
+        ({"eta": "0001-01-01T00:00:00+00:00"}, {}),
+        ({"eta": "9999-12-31T23:59:59+00:00"}, {}),
+        ({"timelimit": "soon"}, {}),
+        ({"expires": datetime.now(UTC).isoformat()}, {}),
+    ):  # fmt: skip
+        message = caught(web, broker, "canary.keep", *ARGUMENTS[0], kwargs={})
+        message["headers"].update(headers, id=uuid())
+        found.append({**message, **parts})
+    nameless = caught(web, broker, "canary.keep", *ARGUMENTS[0])
+    found.append({**nameless, "headers": {"id": uuid(), "argsrepr": CANARY}})
+    old = caught(web, broker, "canary.keep")  # of protocol 1, for a task that is not there
+    body = {"id": uuid(), "task": "canary.unknown", "args": [CANARY], "kwargs": {"key": CANARY}}
+    found.append({**old, "headers": {"id": body["id"]}, "body": in_base64(json.dumps(body).encode())})
+    return found
+
+
+@pytest.mark.parametrize(
+    ("level", "transport"),
+    [
+        ("DEBUG", "true"),  # which logs all that INFO does
+        *(pytest.param(*both, marks=pytest.mark.long) for both in (("INFO", "true"), ("DEBUG", "false"))),
+    ],
+)
+def test_no_log_has_an_argument(broker: Broker, web: Any, tmp_path: Path, level: str, transport: str) -> None:
+    """Neither what a node prints, nor its lines of JSON, nor a record that a handler of the app's gets."""
+    everything, lines = tmp_path / "everything", tmp_path / "lines"
+    fleet = Fleet(broker, "canary:app", PYTHONPATH=APPS, EVERYTHING=str(everything))
+    environment = {"FLEET_LOG_FILE": str(lines), "FLEET_ATOMIC_FETCH": transport, "FLEET_MAX_LOSSES": "1"}
+    admin, sent = broker.client("admin"), []
+    messages = strange(web, broker)
+    revoked = web.send_task("canary.keep", ARGUMENTS[0], queue="default", countdown=10)
+    with fleet.worker("one", "--queues=default", *FLAGS, f"--loglevel={level}", **environment) as node:
+        node.wait_for("takes tasks now")
+        node.wait_for(revoked.id)
+        fleet.run("ops", "control", "revoke", revoked.id)
+        for message in messages:
+            put(broker, "default", message)
+        for item in (CANARY, f'{{"body": "{CANARY}"}}', f'[{{"__type__": "date", "__value__": "{CANARY}"}}]'):
+            admin.lpush("default", item)
+        names = ("keep", "fail", "again", "reject", "linger", "die")
+        sent += [web.send_task(f"canary.{name}", ARGUMENTS[0], queue="default") for name in names]
+        sent.append(web.send_task("canary.keep", *ARGUMENTS, queue="default"))  # which takes no such argument
+        past = datetime.now(UTC) - timedelta(seconds=1)
+        sent.append(web.send_task("canary.keep", ARGUMENTS[0], queue="default", expires=past))
+        assert sent[0].get(timeout=PATIENCE) == CANARY
+        wait_until(lambda: {one["reason"] for one in letters(broker).values()} >= LETTERS)
+        wait_until(lambda: revoked.state == "REVOKED")
+        web.send_task("canary.end", queue="default").get(timeout=PATIENCE)
+        printed = "\n".join(node.lines(""))
+    for name, text in {
+        "printed": printed, "JSON": lines.read_text(), "records": everything.read_text()
+    }.items():  # fmt: skip
+        where = [line for line in text.splitlines() if CANARY in line.upper()]
+        assert not where, (name, where)
+        for expected in ("Received unregistered task", "raised unexpected", "Discarding revoked task"):
+            assert expected in text, (name, expected)
+
+
+def test_what_is_hidden_is_shown_where_asked() -> None:
+    """And what is neither an argument nor a result is never hidden."""
+    record = logging.LogRecord(
+        "celery.app.trace", 20, "a.py", 1, "%(name)s %(args)s", ({"name": "a", "args": "[1]"},), None
+    )
+    redact.WithoutArguments().filter(record)
+    assert record.getMessage() == f"a {redact.HIDDEN}"
+    redact.hide_arguments()
+    try:
+        assert redact.described(ValueError("1")) == "ValueError"
+        redact.show_arguments()
+        assert redact.described(ValueError("1")) == "ValueError('1')"
+    finally:
+        redact.show_arguments()
