@@ -130,7 +130,20 @@ def test_the_hash_is_of_the_password_and_stays() -> None:
     assert sha512_crypt.verify(PASSWORD, value)
     assert value == role().evaluate("__flower_hash")
     assert value != role(flower_username="other").evaluate("__flower_hash")
-    assert sha512_crypt.from_string(value).rounds == 5000
+    assert sha512_crypt.from_string(value).rounds == 1000
+
+
+def test_who_guesses_passwords_is_stopped_before_one_is_hashed(site: str) -> None:
+    """By a rate that a page of Flower does not reach; nothing is put off, which would slow its own pages."""
+    assert re.search(
+        r"^limit_req_zone \$binary_remote_addr zone=flower_requests:\S+ rate=30r/s;$", site, re.MULTILINE
+    )
+    for line in (
+        "limit_req zone=flower_requests burst=90 nodelay;", "limit_req_status 429;",
+        "limit_conn flower_connections 50;", "client_header_timeout 10s;", "client_body_timeout 10s;",
+    ):  # fmt: skip
+        assert site.count(f"    {line}\n") == 1
+        assert site.index(line) < site.index("location ")
 
 
 def test_no_location_is_without_the_password(site: str) -> None:

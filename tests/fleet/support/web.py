@@ -5,16 +5,19 @@ from __future__ import annotations
 import http.client
 import json
 import ssl
+import time
 from base64 import b64encode
 from contextlib import closing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
     from tests.fleet.support.hosts import Tunnel
+
+TOO_MANY_REQUESTS = 429
 
 
 class Answer(NamedTuple):
@@ -46,15 +49,37 @@ class Web:
     def ask(
         self, path: str, headers: Mapping[str, str] | None = None, trust: ssl.SSLContext | None = None
     ) -> Answer:
-        """Ask for a path with no password but what is in the headers."""
-        with closing(self._connection(trust)) as connection:
-            return answer(connection, "GET", path, headers)
+        """Ask for a path with no password but what is in the headers; wait if others ask too often."""
+        while True:
+            with closing(self._connection(trust)) as connection:
+                got = answer(connection, "GET", path, headers)
+            if got.status != TOO_MANY_REQUESTS:
+                return got
+            time.sleep(0.2)
 
     def statuses(self, paths: list[str], method: str, login: tuple[str, str] | None) -> dict[str, int]:
         """Return what the site answers to each path, asked with some user and password or with none."""
+        return dict(self.asked(paths, method, login, patient=True))
+
+    def asked(
+        self, paths: list[str], method: str, login: tuple[str, str] | None, *, patient: bool = False
+    ) -> Iterator[tuple[str, int]]:
+        """Yield each path with what the site answers.
+
+        Args:
+            paths: The paths.
+            method: Method of the requests.
+            login: User and password, if any.
+            patient: Whether to wait, and ask again, where the site says that it is asked too often.
+        """
         headers = authorization(*login) if login else None
         with closing(self._connection()) as connection:
-            return {path: answer(connection, method, path, headers).status for path in paths}
+            for path in paths:
+                status = answer(connection, method, path, headers).status
+                while patient and status == TOO_MANY_REQUESTS:
+                    time.sleep(0.2)
+                    status = answer(connection, method, path, headers).status
+                yield path, status
 
     def ask_plainly(self, path: str) -> Answer:
         """Ask for a path without TLS."""
