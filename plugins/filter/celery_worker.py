@@ -5,6 +5,7 @@ The options are described in roles/celery_worker/meta/argument_specs.yml, entry 
 
 from __future__ import annotations
 
+import hashlib
 import re
 import sys
 from functools import cache
@@ -25,6 +26,7 @@ DEFAULTS: dict[str, Any] = {
     "prefetch_multiplier": 1,
     "disable_prefetch": False,
     "time_limit": 3600,
+    "tmp_on_disk": False,
 }
 # Of the time limit: what is left is for the task to clean up in.
 SOFT_TIME_LIMIT = 0.95
@@ -82,13 +84,41 @@ FORMS = {
         re.compile(r"[0-9]+(-[0-9]+)?(,[0-9]+(-[0-9]+)?)*\Z"),
         "numbers and ranges of CPUs, such as 0-3,6",
     ),
+    "tmp_max": (SIZE, "a number with K, M, G or T, such as 2G"),
+    "umask": (re.compile(r"0?[0-7]{3}\Z"), 'an octal number in quotes, such as "0022"'),
 }
+DEVICE = re.compile(r"/dev/[A-Za-z0-9_./-]+\Z")
+GROUP = re.compile(r"[a-z_][a-z0-9_-]{0,30}\Z")
+LOOPBACK = ("127.0.0.0/8", "::1/128")
 UNITS = {"K": 1024, "M": 1024**2, "G": 1024**3, "T": 1024**4}
 
 # A child takes this much before it has done anything (proportional set size, Python 3.11, a small app), and a
 # node's main process this much.
 CHILD_BYTES = 25 * UNITS["M"]
 MAIN_BYTES = 32 * UNITS["M"]
+# A user's name has at most so many characters.
+LONGEST_USER = 31
+# Users of other components are named celery-<component>, too; a pool of that name gets another user.
+COMPONENTS = {
+    "app",
+    "backup",
+    "beat",
+    "build",
+    "check",
+    "exporter",
+    "flower",
+    "fleet",
+    "ops",
+    "sentinel",
+    "web",
+}
+
+# What a node may take where its pool does not say: of the host's memory, and of that for files in /tmp.
+NODE_MEMORY_PERCENT, TMP_SHARE = 80, 0.5
+# Processes and threads: some for the node itself, and for each task that it runs at once some of its own, and
+# what libraries start for each CPU (BLAS, OpenMP, a program that the task runs).
+NODE_TASKS, TASKS_EACH, TASKS_EACH_CPU = 256, 64, 4
+
 # Of a host's memory, for the nodes that a profile shapes. The rest is the system's, and that of all else.
 MEMORY_SHARE = 0.75
 
@@ -273,6 +303,91 @@ def arguments(options: Options, log_level: str, *, task_events: bool) -> list[st
     return words + list(options.get("extra_arguments", ()))
 
 
+def user(pool: str) -> str:
+    """Return the Unix user of a pool's nodes: `celery-<pool>`, at most 31 characters, and no other pool's.
+
+    A name that is too long, or that of another component, is cut and ends with a part of its checksum. No
+    name of a pool has a hyphen, so none can look like that.
+
+    >>> user("email")
+    'celery-email'
+    >>> user("thumbnails_of_uploaded_pictures")
+    'celery-thumbnails_of_u-699c75c4'
+    """
+    name = f"celery-{pool}"
+    if len(name) <= LONGEST_USER and pool not in COMPONENTS:
+        return name
+    ending = f"-{hashlib.sha256(pool.encode()).hexdigest()[:8]}"
+    return name[: LONGEST_USER - len(ending)] + ending
+
+
+def users(pools: Iterable[str]) -> list[str]:
+    """Return the Unix users of pools, sorted, each once."""
+    return sorted({user(pool) for pool in pools})
+
+
+def reach(nodes: Iterable[Mapping[str, Any]], writable: Iterable[str]) -> list[str]:
+    """Return what a host has to have for the tasks of its nodes, as words for a script.
+
+    `group:NAME`, `device:PATH`, `user:NAME:,GROUP,...` and `path:PATH`, in this order.
+
+    Args:
+        nodes: As the filter fleet_nodes returns them.
+        writable: Paths that the tasks may write to.
+    """
+    pools = {node["pool"]: node["options"] for node in nodes}
+    words = [f"group:{group}" for pool in pools.values() for group in pool.get("groups", ())]
+    words += [f"device:{device}" for pool in pools.values() for device in pool.get("devices", ())]
+    if paths := [f"path:{path}" for path in writable]:
+        for name, pool in pools.items():
+            words.append(f"user:{user(name)}:{''.join(f',{group}' for group in pool.get('groups', ()))}")
+        words += paths
+    return list(dict.fromkeys(words))
+
+
+def limits(options: Options, cpus: int, ip_allow: Iterable[str] = ()) -> list[str]:
+    """Return the settings of systemd that bound a node of a pool, a line each.
+
+    Args:
+        options: The pool's, with defaults.
+        cpus: Number of the host's CPUs.
+        ip_allow: Addresses and networks that the node may reach, besides the host itself; all if empty.
+    """
+    memory = size(options.get("memory_max", ""))
+    tmp = options.get("tmp_max") or (
+        f"{int(memory * TMP_SHARE)}" if memory else f"{int(NODE_MEMORY_PERCENT * TMP_SHARE)}%"
+    )
+    lines = [
+        f"MemoryMax={options.get('memory_max', f'{NODE_MEMORY_PERCENT}%')}",
+        # what a limit keeps from memory must not go to swap instead, for as long as there is any
+        *(["MemorySwapMax=0"] if memory else []),
+        f"TasksMax={options.get('tasks_max', most_tasks(options, cpus))}",
+    ]
+    names = {"cpu_quota": "CPUQuota", "allowed_cpus": "AllowedCPUs", "umask": "UMask"}
+    lines += [f"{setting}={options[name]}" for name, setting in names.items() if name in options]
+    places = ["/dev/shm"]  # noqa: S108 - a directory of the node's own
+    if options.get("tmp_on_disk"):
+        lines.append("Environment=TMPDIR=/var/tmp")
+    else:
+        lines.append("PrivateTmp=no")
+        places += ["/tmp", "/var/tmp"]  # noqa: S108 - the same
+    lines += [f"TemporaryFileSystem={place}:mode=1777,size={tmp}" for place in places]
+    for device in options.get("devices", ()):
+        lines += [f"BindPaths={device}", f"DeviceAllow={device} rw"]
+    if groups := options.get("groups"):
+        lines.append(f"SupplementaryGroups={' '.join(groups)}")
+    if allowed := list(ip_allow):
+        lines += ["IPAddressDeny=any", *(f"IPAddressAllow={one}" for one in [*LOOPBACK, *allowed])]
+    return lines
+
+
+def most_tasks(options: Options, cpus: int) -> int:
+    """Return how many processes and threads a node needs at most, if its tasks are no fork bombs."""
+    at_once = options["autoscale"]["max"] if "autoscale" in options else options.get("concurrency")
+    at_once = at_once or (1 if options["pool"] == "solo" else cpus)
+    return int(NODE_TASKS + at_once * (TASKS_EACH + TASKS_EACH_CPU * cpus))
+
+
 def problems(
     pools: Mapping[str, Any], specification: str, host_name: str, cpus: int | None, memory_mb: int | None
 ) -> list[str]:
@@ -362,6 +477,7 @@ def pool_problems(name: str, options: Options, cpus: int | None) -> Iterator[str
     yield from concurrency_problems(options)
     yield from limit_problems(options, cpus)
     yield from memory_problems(options, cpus)
+    yield from access_problems(options)
     for name_, value in options.get("environment", {}).items():
         if name_.startswith(("FLEET_", "CELERY_")):
             yield f"environment may not set {name_}: the fleet sets it."
@@ -372,6 +488,18 @@ def pool_problems(name: str, options: Options, cpus: int | None) -> Iterator[str
             yield f"extra_arguments may not contain {word!r}: the role gives that option itself."
         elif not WORD.match(word):
             yield f"{word!r} in extra_arguments must be one word, without quotes: --option=value."
+
+
+def access_problems(options: Options) -> Iterator[str]:
+    """Yield what is wrong with the devices and groups of a pool."""
+    for device in options.get("devices", ()):
+        if not DEVICE.match(device) or "/." in device:
+            yield f"{device!r} in devices must be the path of a device, such as /dev/nvidia0."
+    for group in options.get("groups", ()):
+        if not GROUP.match(group):
+            yield f"{group!r} in groups must be the name of a group of the host, such as www-data."
+    if options.get("tmp_on_disk") and "TMPDIR" in options.get("environment", {}):
+        yield "tmp_on_disk sets TMPDIR, and so does environment. Leave one of them out."
 
 
 def concurrency_problems(options: Options) -> Iterator[str]:
@@ -452,5 +580,8 @@ class FilterModule:
 
     def filters(self) -> dict[str, Callable[..., Any]]:
         """Return the filters by name."""
-        functions = (complete, of_hosts, in_service, pools_of, orphans, each, proofs, arguments, problems)
+        functions = (
+            complete, of_hosts, in_service, pools_of, orphans, each, proofs, arguments, problems, user, users,
+            reach, limits,
+        )  # fmt: skip
         return {f"celery_worker_{function.__name__}": function for function in functions}

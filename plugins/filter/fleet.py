@@ -22,8 +22,12 @@ SANDBOX: tuple[tuple[str, str], ...] = (
     ("CapabilityBoundingSet", ""),
     ("AmbientCapabilities", ""),
     ("ProtectSystem", "strict"),  # the whole file system is read-only, but for ReadWritePaths
+    # "strict" leaves /run writable with ProtectProc, ProtectKernelTunables or ProtectControlGroups.
+    # The unit's own RuntimeDirectory stays writable.
+    ("ReadOnlyPaths", "/run"),
     ("ProtectHome", "yes"),
     ("PrivateTmp", "yes"),
+    ("PrivateMounts", "yes"),
     ("PrivateDevices", "yes"),
     ("ProtectProc", "invisible"),  # other users' processes, and so their environments, are not there
     ("ProtectClock", "yes"),
@@ -42,7 +46,7 @@ SANDBOX: tuple[tuple[str, str], ...] = (
     ("SystemCallFilter", "@system-service"),
     ("SystemCallFilter", "~@privileged @resources"),
     ("SystemCallErrorNumber", "EPERM"),
-    ("UMask", "0077"),
+    ("LimitCORE", "0"),  # a core has the passwords that the process knows; no task can raise it again
 )
 
 
@@ -135,15 +139,16 @@ def queues(pools_of_hosts: Iterable[Mapping[str, Mapping[str, Any]]]) -> list[st
     return sorted({queue for pools in pools_of_hosts for pool in pools.values() for queue in pool["queues"]})
 
 
-def sandbox(writable: Iterable[str] = (), *, jit: bool = False) -> str:
+def sandbox(writable: Iterable[str] = (), *, jit: bool = False, umask: str = "0077") -> str:
     """Return the lines of a [Service] section that confine a unit.
 
     Args:
         writable: Paths that the unit may write to, besides its Runtime-, State- and LogsDirectory.
         jit: Whether the process may map memory that is both writable and executable (JIT compilers,
             some cffi callbacks).
+        umask: Rights that files of the unit do not get.
     """
-    lines = [f"{name}={value}" for name, value in SANDBOX]
+    lines = [*(f"{name}={value}" for name, value in SANDBOX), f"UMask={umask}"]
     lines.append(f"MemoryDenyWriteExecute={'no' if jit else 'yes'}")
     lines.extend(f"ReadWritePaths={path}" for path in writable)
     return "\n".join(lines)

@@ -337,6 +337,36 @@ def is_loopback(name: str) -> bool:
         return name == "localhost"
 
 
+def reach(inventory: Inventory, host: str) -> Iterator[Finding]:
+    """Find addresses that tasks may reach which are none, or leave out the broker."""
+    of, name = inventory.hosts[host], "celery_worker_ip_allow"
+    given = of.get(name) or []
+    if host not in inventory.members("workers") or not isinstance(given, list):
+        return
+    networks = []
+    for one in map(str, given):
+        try:
+            networks.append(ipaddress.ip_network(one, strict=False))
+        except ValueError:
+            yield Finding(
+                name,
+                f"{one!r} is no address and no network.",
+                "Write it like 192.0.2.7 or 10.0.0.0/8; systemd takes no names of hosts.",
+            )
+    broker = str(of.get("fleet_redis_host", ""))
+    at = str(inventory.hosts.get(broker, {}).get("ansible_host", broker))
+    try:
+        address = ipaddress.ip_address(at)
+    except ValueError:
+        return
+    if networks and not address.is_loopback and not any(address in network for network in networks):
+        yield Finding(
+            name,
+            f"The broker, {at}, is not among them, so no node would reach it.",
+            f"Add {at}, and your DNS servers.",
+        )
+
+
 def certificates(inventory: Inventory, host: str) -> Iterator[Finding]:
     """Find paths of the operator's own certificates that lead nowhere."""
     names = ("pki_provided_ca_file", "pki_provided_cert_file", "pki_provided_key_file")
@@ -449,6 +479,7 @@ def consumers(inventory: Inventory) -> Iterator[Finding]:
 
 
 HOST_CHECKS = (
-    unreadable, unknown, hidden, missing_or_wrong, secrets, pools, ports, addresses, certificates, numbers,
+    unreadable, unknown, hidden, missing_or_wrong, secrets, pools, ports, addresses, reach, certificates,
+    numbers,
 )  # fmt: skip
 FLEET_CHECKS = (topology, consumers)

@@ -6,6 +6,7 @@ import re
 from typing import TYPE_CHECKING
 
 import pytest
+from filter.celery_worker import user
 
 if TYPE_CHECKING:
     from tests.fleet.support.fleet import Fleet, Node
@@ -120,18 +121,19 @@ READ = 'for path; do if cat "$path" || ls "$path"/*; then echo "$path" >&3; fi; 
 WRITE = 'for path; do if touch "$path/canary"; then rm "$path/canary"; echo "$path"; fi; done 2>/dev/null'
 
 
-def tried(host: Host, pid: int, user: str, script: str, paths: list[str]) -> set[str]:
+def tried(host: Host, pid: int, account: str, script: str, paths: list[str]) -> set[str]:
     """Try something with each path, as a user with the file systems of a process; return where it worked."""
     places = {
         "tls": host.variables["fleet_tls_dir"],
         "app": f"/opt/celery/{host.variables['celery_app_name']}",
     }
-    enter = f"nsenter --target={pid} --mount setpriv --reuid={user} --regid={user} --init-groups"
+    group = host.sh('id --group "$1"', account).strip()
+    enter = f"nsenter --target={pid} --mount setpriv --reuid={account} --regid={group} --init-groups"
     output = host.sh(f'{enter} sh -c "$@"', script, "sh", *(path.format(**places) for path in paths))
     return set(output.splitlines())
 
 
-def check_sandbox(host: Host, unit: str, user: str, *writable: str) -> None:
+def check_sandbox(host: Host, unit: str, account: str, *writable: str) -> None:
     """Assert that a unit's processes have no right that they do not need."""
     pid = host.unit(unit).main_pid
     status = dict(re.findall(r"^(\w+):\s+(\S+)$", host.sh('cat "/proc/$1/status"', str(pid)), re.MULTILINE))
@@ -140,14 +142,14 @@ def check_sandbox(host: Host, unit: str, user: str, *writable: str) -> None:
 
     # what can be read and written shows that the others were looked for in earnest
     readable = [f"{host.variables['fleet_tls_dir']}/ca.crt"]
-    assert tried(host, pid, user, READ, readable + UNREADABLE) == set(readable)
-    assert tried(host, pid, user, WRITE, [*writable, *UNWRITABLE]) == set(writable)
+    assert tried(host, pid, account, READ, readable + UNREADABLE) == set(readable)
+    assert tried(host, pid, account, WRITE, [*writable, *UNWRITABLE]) == set(writable)
 
 
 @pytest.mark.group("workers")
 def test_sandbox_of_nodes(node: Node) -> None:
     """A node reads no secret of others, and writes nowhere but in its own temporary directory."""
-    check_sandbox(node.host, node.unit, "celery", "/tmp")  # noqa: S108 - its own
+    check_sandbox(node.host, node.unit, user(node.pool), "/tmp")  # noqa: S108 - its own
 
 
 @pytest.mark.group("beat")

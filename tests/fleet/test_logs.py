@@ -6,6 +6,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from filter.celery_worker import user
 
 from tests.fleet.support.hosts import eventually
 
@@ -67,7 +68,7 @@ def test_file_has_the_same_after_it_was_rotated(fleet: Fleet, producer: Producer
     for host in {node.host.name: node.host for node in keeping}.values():
         host.sh("logrotate --force /etc/logrotate.d/celery")
     sent, node = run(fleet, producer, queue_of_demo)
-    path = f"/var/log/celery/{node.name}.jsonl"
+    path = f"/var/log/celery/{node.pool}/{node.name}.jsonl"
 
     def lines() -> list[dict[str, Any]]:
         """Return what the new file has of the task."""
@@ -77,7 +78,7 @@ def test_file_has_the_same_after_it_was_rotated(fleet: Fleet, producer: Producer
     eventually(lambda: "succeeded" in lines()[-1]["message"], timeout=10)
     assert {line["queue"] for line in lines()} == {queue_of_demo}
     assert node.host.sh('stat -c "%a %U" "$1" "$1.1" "${1%/*}"', path).splitlines() == [
-        "640 celery",
-        "640 celery",
-        "750 celery",
+        f"640 {user(node.pool)}",
+        f"640 {user(node.pool)}",
+        f"750 {user(node.pool)}",
     ]

@@ -192,6 +192,14 @@ BROKEN: dict[str, tuple[Callable[[Any, Any], None], str]] = {
         set_on("redis1", redis_bind=["127.0.0.1"]),
         "redis_bind: Redis listens on 127.0.0.1 only",
     ),
+    "tasks that reach a name": (
+        set_on("worker1", celery_worker_ip_allow=["192.0.2.0/24", "db.example"]),
+        "celery_worker_ip_allow: 'db.example' is no address and no network",
+    ),
+    "tasks that do not reach the broker": (
+        set_on("worker1", celery_worker_ip_allow=["198.51.100.0/24"]),
+        "celery_worker_ip_allow: The broker, 192.0.2.11, is not among them",
+    ),
     "a part of a certificate": (
         set_all(pki_provided_ca_file=__file__),
         "pki_provided_cert_file: It is empty",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import subprocess
 from pathlib import Path
@@ -34,6 +35,11 @@ POOLS: dict[str, dict[str, Any]] = {
         "cpu_quota": "150%",
         "tasks_max": 64,
         "allowed_cpus": "0-1,3",
+        "tmp_max": "2G",
+        "tmp_on_disk": False,
+        "umask": "0022",
+        "groups": ["www-data", "video"],
+        "devices": ["/dev/nvidia0"],
         "environment": {"OMP_NUM_THREADS": 1, "GREETING": 'say "hello"'},
         "extra_arguments": ["--disable-prefetch", "-Ofair"],
     },
@@ -238,8 +244,11 @@ def test_the_options_of_a_pool_reach_its_nodes() -> None:
     limits = files["/etc/systemd/system/celery-worker@default-2.service.d/limits.conf"]
     settings = [line for line in limits.splitlines() if line and not line.startswith("#")]
     assert settings == [
-        "[Service]", "TimeoutStopSec=630",
-        "MemoryMax=1G", "CPUQuota=150%", "TasksMax=64", "AllowedCPUs=0-1,3",
+        "[Service]", "TimeoutStopSec=630", "User=celery-default",
+        "MemoryMax=1G", "MemorySwapMax=0", "TasksMax=64", "CPUQuota=150%", "AllowedCPUs=0-1,3", "UMask=0022",
+        "PrivateTmp=no", "TemporaryFileSystem=/dev/shm:mode=1777,size=2G",
+        "TemporaryFileSystem=/tmp:mode=1777,size=2G", "TemporaryFileSystem=/var/tmp:mode=1777,size=2G",
+        "BindPaths=/dev/nvidia0", "DeviceAllow=/dev/nvidia0 rw", "SupplementaryGroups=www-data video",
     ]  # fmt: skip
 
 
@@ -260,6 +269,113 @@ def test_a_pool_gets_what_its_type_can_do(name: str, given: list[str], not_given
     words = environment(node_files()[f"/etc/celery/nodes/{name}.env"])["FLEET_NODE_ARGUMENTS"]
     assert all(word in words.split() for word in given)
     assert not any(word in words for word in not_given)
+
+
+def limits_of(options: dict[str, Any], cpus: int = 4, ip_allow: tuple[str, ...] = ()) -> list[str]:
+    """Return what bounds a node of a pool with some options."""
+    return filters.limits(filters.complete(one(**options), cpus)["p"], cpus, ip_allow)
+
+
+def test_a_node_is_bounded_where_its_pool_says_nothing() -> None:
+    """By shares of its host: half of what it may take, for files in memory."""
+    assert limits_of({"concurrency": 2}) == [
+        "MemoryMax=80%", "TasksMax=416", "PrivateTmp=no",
+        "TemporaryFileSystem=/dev/shm:mode=1777,size=40%",
+        "TemporaryFileSystem=/tmp:mode=1777,size=40%",
+        "TemporaryFileSystem=/var/tmp:mode=1777,size=40%",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("options", "tasks"),
+    [
+        ({}, 576),
+        ({"concurrency": 1}, 336),
+        ({"autoscale": {"min": 1, "max": 10}}, 1056),
+        ({"pool": "solo"}, 336),
+        ({"pool": "threads", "concurrency": 20}, 1856),
+        ({"tasks_max": 50}, 50),
+    ],
+)
+def test_processes_and_threads_have_a_bound(options: dict[str, Any], tasks: int) -> None:
+    """That follows from the tasks at once, and from the CPUs, by which libraries start threads."""
+    assert f"TasksMax={tasks}" in limits_of(options)
+
+
+def test_memory_of_a_pool_bounds_its_files_in_memory_and_its_swap() -> None:
+    """What a limit keeps from memory is not to fill the swap."""
+    found = limits_of({"memory_max": "1G"})
+    assert {"MemoryMax=1G", "MemorySwapMax=0", "TemporaryFileSystem=/tmp:mode=1777,size=536870912"} <= {
+        *found
+    }
+
+
+def test_tmp_may_be_on_disk() -> None:
+    """Private as ever, and named by TMPDIR, for on Debian 13 /tmp itself is memory."""
+    found = limits_of({"tmp_on_disk": True})
+    assert "Environment=TMPDIR=/var/tmp" in found
+    assert [line for line in found if "mp" in line.partition("=")[2]] == ["Environment=TMPDIR=/var/tmp"]
+    assert "PrivateTmp=no" not in found
+
+
+def test_addresses_are_all_or_those_that_are_named() -> None:
+    """The host itself is always among them."""
+    assert limits_of({}, ip_allow=("10.0.0.0/8",))[-4:] == [
+        "IPAddressDeny=any",
+        "IPAddressAllow=127.0.0.0/8", "IPAddressAllow=::1/128", "IPAddressAllow=10.0.0.0/8",
+    ]  # fmt: skip
+    limits = node_files(celery_worker_ip_allow=["192.0.2.1"])
+    assert all("IPAddressAllow=192.0.2.1\n" in text for path, text in limits.items() if "limits" in path)
+    assert "IPAddress" not in "".join(node_files().values())
+
+
+def test_every_pool_has_a_user() -> None:
+    """Its own, with a valid name of at most 31 characters, and not that of another component."""
+    long = ["thumbnails_of_uploaded_pictures", "thumbnails_of_uploaded_pictured", "a" * 24, "a" * 25]
+    names = [*long, "beat", "flower", "default", "beat_f9eeb63b"]
+    found = [filters.user(name) for name in names]
+    assert len(set(found)) == len(found)
+    assert all(re.fullmatch(r"celery-[a-z0-9_-]{1,24}", user) for user in found)
+    assert not {"celery-beat", "celery-flower"} & set(found)
+    assert filters.user("default") == "celery-default"
+    assert role().evaluate("__celery_worker_users") == [f"celery-{pool}" for pool in sorted(POOLS)]
+
+
+def test_a_unit_without_its_drop_in_does_not_run_as_root() -> None:
+    """It does not start: there is no user of that name."""
+    assert "User=celery-%i\n" in role().template("celery-worker@.service.j2")
+
+
+def test_what_tasks_reach_is_asked_of_the_host() -> None:
+    """Groups and devices of its pools, and the paths, to which one of the users has to be able to write."""
+    pools = {
+        "a": {"queues": ["a"], "groups": ["www-data"], "devices": ["/dev/bug"]},
+        "b": {"queues": ["b"]},
+    }
+    assert role(pools, celery_worker_writable_paths=["/srv/x"]).evaluate("__celery_worker_reach") == [
+        "group:www-data", "device:/dev/bug", "user:celery-a:,www-data", "user:celery-b:", "path:/srv/x",
+    ]  # fmt: skip
+    assert role(one()).evaluate("__celery_worker_reach") == []
+
+
+def test_what_a_host_does_not_have_is_said(tmp_path: Path) -> None:
+    """With what to do; a path that may be missing is not looked for."""
+    script, none = role().evaluate("__celery_worker_find_unreached"), f"{tmp_path}/none"
+    words = [
+        f"path:{tmp_path}/none",
+        f"path:-{tmp_path}/none",
+        "group:no-such-group",
+        "device:/dev/no-such",
+        "group:root",
+    ]
+    done = subprocess.run(
+        ["sh", "-c", script, "sh", "celery", *words], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines() == [
+        f"celery_worker_writable_paths: {none} does not exist. Make it: install -d -g celery -m 2770 {none}",
+        "groups: the host has no group no-such-group.",
+        "devices: the host has no device /dev/no-such.",
+    ]
 
 
 def test_celery_knows_every_option() -> None:
@@ -311,6 +427,15 @@ def test_pools_that_can_run_are_taken() -> None:
         ({"Big": {"queues": ["q"]}}, "Pool 'Big': the name must be lower case"),
         ({"two-words": {"queues": ["q"]}}, "the name must be lower case"),
         (one(queues=[]), "queues is empty"),
+        (one(umask="0999"), "umask is '0999', and must be an octal number in quotes"),
+        (one(tmp_max="half"), "tmp_max is 'half', and must be a number with K, M, G or T"),
+        (one(devices=["nvidia0"]), "'nvidia0' in devices must be the path of a device"),
+        (one(devices=["/dev/../etc"]), "'/dev/../etc' in devices must be the path of a device"),
+        (one(groups=["www data"]), "'www data' in groups must be the name of a group"),
+        (
+            one(tmp_on_disk=True, environment={"TMPDIR": "/x"}),
+            "tmp_on_disk sets TMPDIR, and so does environment",
+        ),
         (one(queues=["a,b"]), "the queue 'a,b' must be"),
         (one(queues=["a*"]), "the queue 'a*' must be"),
         (one(queues=["a", "a"]), "a queue is named twice"),
@@ -395,7 +520,7 @@ def units(tmp_path: Path) -> Path:
     drop_in = tmp_path / "celery-worker@default-1.service.d"
     drop_in.mkdir()
     limits = node_files()["/etc/systemd/system/celery-worker@default-1.service.d/limits.conf"]
-    (drop_in / "limits.conf").write_text(limits)
+    (drop_in / "limits.conf").write_text(limits.replace("celery-default", "root"))
     return tmp_path
 
 
@@ -412,7 +537,8 @@ def test_systemd_takes_the_units(units: Path) -> None:
 def test_the_sandbox_keeps_its_budget(tmp_path: Path) -> None:
     """`systemd-analyze security` rates the exposure; 10 is none of these settings."""
     unit = tmp_path / "celery-worker@.service"
-    unit.write_text(role().template("celery-worker@.service.j2"))
+    text = role().template("celery-worker@.service.j2")
+    unit.write_text(text.replace("PrivateTmp=yes", "PrivateTmp=no"))
     done = subprocess.run(
         ["systemd-analyze", "security", "--offline=true", "--threshold=15", "--no-pager", str(unit)],
         capture_output=True, text=True, check=False,
@@ -463,16 +589,19 @@ def test_no_secret_is_in_a_file_that_others_may_read() -> None:
 def test_no_file_of_json_is_written_unless_asked() -> None:
     """The journal has everything."""
     assert "FLEET_LOG_FILE" not in "".join(node_files().values())
-    assert "LogsDirectory" not in role().template("celery-worker@.service.j2")
+    assert "LogsDirectory" not in "".join(node_files().values())
 
 
 def test_a_file_of_json_is_where_logrotate_looks() -> None:
     """For as many days as asked."""
     files = node_files(celery_worker_json_log_days=9)
     lines = environment(files["/etc/celery/nodes/default-1.env"])
-    assert lines["FLEET_LOG_FILE"] == "/var/log/celery/{node}.jsonl"
-    asked = role(celery_worker_json_log_days=9)
-    assert "LogsDirectory=celery\n" in asked.template("celery-worker@.service.j2")
-    rules = asked.template("logrotate.j2")
-    assert rules.splitlines()[1] == "/var/log/celery/*.jsonl {"
-    assert "    rotate 9\n" in rules
+    assert lines["FLEET_LOG_FILE"] == "/var/log/celery/default/{node}.jsonl"
+    limits = files["/etc/systemd/system/celery-worker@default-1.service.d/limits.conf"]
+    assert "LogsDirectory=celery/default\n" in limits
+    rules = role(celery_worker_json_log_days=9).template("logrotate.j2")
+    assert [line for line in rules.splitlines() if line.endswith("{")] == [
+        f"/var/log/celery/{pool}/*.jsonl {{" for pool in sorted(POOLS)
+    ]
+    assert rules.count("    rotate 9\n") == rules.count("    su celery-") == len(POOLS)
+    assert "    su celery-io celery\n    create 0640 celery-io celery\n" in rules

@@ -1,0 +1,167 @@
+"""What a task could do to the other pools of its host, and to the host itself.
+
+A task is played by a shell with its pool's user and group, and the file systems of its node. It has no filter
+of system calls, and so may try more than a task can. Each attack also does what it may: that shows it works.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+import pytest
+from filter.celery_worker import user
+
+from tests.fleet.support.hosts import eventually
+
+if TYPE_CHECKING:
+    from tests.fleet.support.fleet import Fleet, Node
+    from tests.fleet.support.hosts import Host
+
+pytestmark = pytest.mark.group("workers")
+
+GROUP = "celery"
+# Print what can be done to each process.
+TOUCH_PROCESSES = """
+    for pid; do
+        if kill -0 "$pid"; then echo "$pid signal"; fi
+        if [ -n "$(head -c 1 "/proc/$pid/environ" | tr '\\0' x)" ]; then echo "$pid environ"; fi
+        if (: <"/proc/$pid/mem"); then echo "$pid mem"; fi
+    done 2>/dev/null
+"""
+# Print each place where a file can be made.
+MAKE = 'for place; do if touch "$place/canary"; then rm "$place/canary"; echo "$place"; fi; done 2>/dev/null'
+# Print each file that can be written to.
+APPEND = 'for file; do if (: >>"$file"); then echo "$file"; fi; done 2>/dev/null'
+
+
+def enter(host: Host, pid: int) -> str:
+    """Return the words that run a command with the file systems of a process."""
+    assert pid
+    return f"nsenter --target={pid} --mount"
+
+
+def as_task(node: Node, script: str, *words: str, inside: bool = True) -> list[str]:
+    """Run a script as a task of a node would, and return the lines that it prints.
+
+    Args:
+        node: The node.
+        script: What `sh` runs.
+        words: What the script finds in $1, $2, ...
+        inside: Whether with the node's file systems; else with those of the host, which hide nothing.
+    """
+    pid = node.host.unit(node.unit).main_pid
+    own = f"setpriv --reuid={user(node.pool)} --regid={GROUP} --clear-groups --bounding-set=-all"
+    command = f"{enter(node.host, pid)} {own}" if inside else own
+    return node.host.sh(f'{command} sh -c "$@"', script, "sh", *words).splitlines()
+
+
+def neighbours(fleet: Fleet, node: Node) -> list[Node]:
+    """Return the nodes of other pools on a node's host."""
+    return [other for other in fleet.nodes if other.host is node.host and other.pool != node.pool]
+
+
+def processes(host: Host, nodes: list[Node]) -> list[str]:
+    """Return the processes of some nodes."""
+    script = 'for unit; do ps -eo pid=,cgroup= | grep -F "/$unit" | sed "s/ *\\([0-9]*\\).*/\\1/"; done'
+    return host.sh(script, *(node.unit for node in nodes)).split()
+
+
+def test_each_pool_has_a_user(node: Node) -> None:
+    """All processes of a node run as its pool's user, in the group of the app, and in no other."""
+    unit = node.host.unit(node.unit)
+    assert (unit["User"], unit["Group"]) == (user(node.pool), GROUP)
+    ids = node.host.sh('id --user "$1"; getent group "$2" | cut -d: -f3', user(node.pool), GROUP).split()
+    for pid in processes(node.host, [node]):
+        status = node.host.sh('cat "/proc/$1/status" || true', pid)
+        if status and not node.options.get("groups"):
+            found = [re.search(rf"^{line}:\s+(\d+)", status, re.MULTILINE) for line in ("Uid", "Gid")]
+            assert [match and match[1] for match in found] == ids
+    assert node.host.sh('id --user --name "$1"', user(node.pool)).strip() != "root"
+
+
+def test_a_task_reaches_no_process_of_another_pool(fleet: Fleet, node: Node) -> None:
+    """It cannot stop it, nor read its environment, which has passwords, nor its memory."""
+    others = processes(node.host, neighbours(fleet, node))
+    own = str(node.host.unit(node.unit).main_pid)
+    touched = as_task(node, TOUCH_PROCESSES, own, inside=False)
+    assert touched == [f"{own} signal", f"{own} environ", f"{own} mem"]
+    assert others
+    assert as_task(node, TOUCH_PROCESSES, *others, inside=False) == []
+    assert as_task(node, TOUCH_PROCESSES, *others) == []
+
+
+def test_run_is_read_only(fleet: Fleet, node: Node) -> None:
+    """But for the node's own directory; for root, too, whom no mode of a file keeps out."""
+    own = f"/run/celery/{node.name}"
+    others = [
+        f"/run/celery/{other.name}" for other in fleet.nodes if other.host is node.host and other != node
+    ]
+    places = ["/run", "/run/lock", "/run/celery", "/run/systemd", "/etc", "/var/lib", own, *others]
+    pid = node.host.unit(node.unit).main_pid
+    found = node.host.sh(f'{enter(node.host, pid)} sh -c "$@"', MAKE, "sh", *places).splitlines()
+    assert found == [own]
+
+
+@pytest.mark.setting("celery_worker_json_log_days")
+def test_a_task_writes_to_no_log_of_another_pool(fleet: Fleet, node: Node) -> None:
+    """Nor removes one; those who read them are in the group."""
+    if not node.host.variables["celery_worker_json_log_days"]:
+        return
+    own, *logs = [f"/var/log/celery/{one.pool}/{one.name}.jsonl" for one in (node, *neighbours(fleet, node))]
+    places = [path.rpartition("/")[0] for path in (own, *logs)]
+    assert as_task(node, APPEND, own, *logs, inside=False) == [own]
+    assert as_task(node, MAKE, *places, "/var/log/celery", inside=False) == places[:1]
+    assert as_task(node, APPEND, own, *logs) == [own]
+    for path in (own, *logs):
+        assert node.host.sh('stat --format="%G %a" "$1" "${1%/*}"', path).split() == [
+            GROUP,
+            "640",
+            GROUP,
+            "750",
+        ]
+
+
+def test_a_node_is_bounded(node: Node) -> None:
+    """Its memory, its processes, its files in memory, and its cores; and all nodes of the host together."""
+    host, unit = node.host, node.host.unit(node.unit)
+    memory = host.size[1] * 1024**2
+    assert int(unit["MemoryMax"]) <= memory * 0.81
+    assert 0 < int(unit["TasksMax"]) < 10000 * host.size[0]
+    assert (unit["LimitCORE"], unit["LimitCORESoft"]) == ("0", "0")
+    assert int(host.unit(unit["Slice"])["MemoryMax"]) <= memory * 0.91
+    assert unit["Slice"] == "celery.slice"
+    places = ["/dev/shm"] + ["/tmp", "/var/tmp"] * (not node.options["tmp_on_disk"])  # noqa: S108 - its own
+    sizes = as_task(node, 'df --block-size=1 --output=size,fstype -- "$@" | tail -n +2', *places)
+    for line in sizes:
+        size, kind = line.split()
+        assert kind == "tmpfs"
+        assert int(size) <= memory * 0.41
+
+
+def test_files_of_a_node_are_the_nodes_own(fleet: Fleet, node: Node) -> None:
+    """What a task leaves in /tmp, or in memory, no other node sees."""
+    places = ("/tmp", "/var/tmp", "/dev/shm")  # noqa: S108 - its own
+    names = [f"{place}/canary-of-{node.name}" for place in places]
+    assert as_task(node, 'touch -- "$@"; ls -- "$@"', *names) == sorted(names)
+    for other in neighbours(fleet, node):
+        assert as_task(other, 'ls -- "$@" 2>/dev/null || true', *names) == []
+    as_task(node, 'rm -- "$@"', *names)
+
+
+@pytest.mark.faults
+@pytest.mark.long
+def test_a_task_that_kills_all_that_it_can_stops_its_own_pool_only(fleet: Fleet) -> None:
+    """`kill -9 -1` reaches the nodes of its pool, which come back; those of others go on."""
+    node = next(node for node in fleet.nodes if neighbours(fleet, node))
+    own = {
+        (node.host.name, other.unit)
+        for other in fleet.nodes
+        if (other.host, other.pool) == (node.host, node.pool)
+    }
+    before = fleet.starts()
+    kill = 'setpriv --reuid="$1" --regid="$2" --clear-groups sh -c "kill -9 -1" || true'  # itself, too
+    node.host.sh(kill, user(node.pool), GROUP)
+    eventually(lambda: fleet.restarted(before) >= own, timeout=60)
+    eventually(fleet.is_whole, timeout=120)
+    assert fleet.restarted(before) == own
