@@ -197,8 +197,6 @@ def write_inventory(env: Env, network: IPv4Network, image: str) -> None:
         "lab_image": image,
         "lab_network": env.network,
         "fleet_local_dir": str(env.dir / "local"),
-        # one cache for all hosts and runs: a mount, which no hard link leaves
-        "celery_app_index_environment": {"UV_CACHE_DIR": f"{HOST_CACHE}/uv", "UV_LINK_MODE": "copy"},
     }
     if index := (ROOT / ".venv" / "index").read_text().strip():
         common["celery_app_index_url"] = index

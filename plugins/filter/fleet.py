@@ -5,16 +5,20 @@ Nothing here asks a host or reads a file: each function turns inventory data int
 
 from __future__ import annotations
 
-import re
+from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote, urlencode
+
+import ansible.module_utils
+
+# In a plain project only modules find its module_utils by themselves.
+ansible.module_utils.__path__.append(str(Path(__file__).resolve().parents[1] / "module_utils"))
+
+from ansible.module_utils.systemd_env import env_file  # noqa: E402
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
     from typing import Any
-
-ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
-ENV_ESCAPED = re.compile(r'([\\"`$])')
 
 # The sandbox of every unit of the fleet, and why. Source: systemd.exec(5).
 SANDBOX: tuple[tuple[str, str], ...] = (
@@ -70,37 +74,6 @@ def redis_passwords(secrets: Mapping[str, str]) -> dict[str, str]:
     """Return those of the fleet's secrets that are passwords of Redis, by the user that each is for."""
     prefix = "redis_"
     return {name.removeprefix(prefix): secret for name, secret in secrets.items() if name.startswith(prefix)}
-
-
-def env_file(variables: Mapping[str, Any]) -> str:
-    """Return the text of a systemd EnvironmentFile, sorted by name.
-
-    Every value is in double quotes with the four characters escaped that systemd treats specially there
-    (systemd.exec(5), EnvironmentFile=); no specifier or variable is expanded in such a file.
-
-    Raises:
-        ValueError: A name is not that of an environment variable, or a value has a line break or a NUL,
-            which would let one value forge another.
-    """
-    lines = []
-    for name, value in sorted(variables.items()):
-        if not ENV_NAME.match(name):
-            raise ValueError(f"{name!r} is not the name of an environment variable")
-        text = _env_value(value)
-        if any(c in text for c in "\n\r\0"):
-            raise ValueError(f"the value of {name} has a line break, which an environment file cannot carry")
-        escaped = ENV_ESCAPED.sub(r"\\\1", text)
-        lines.append(f'{name}="{escaped}"\n')
-    return "".join(lines)
-
-
-def _env_value(value: Any) -> str:
-    """Return a YAML value as text: true and false in lower case, a list with commas."""
-    if isinstance(value, (list, tuple)):
-        return ",".join(_env_value(one) for one in value)
-    if value is None:
-        return ""
-    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def nodes(pools: Mapping[str, Mapping[str, Any]], host_name: str) -> list[dict[str, Any]]:

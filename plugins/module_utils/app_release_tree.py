@@ -11,10 +11,13 @@ interrupted has no `release.json`: it is never switched to, and the next run bui
 
 from __future__ import annotations
 
+import filecmp
 import json
 import os
+import pwd
+import re
 import shutil
-import subprocess
+import stat
 import tarfile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,13 +28,116 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Any
 
+    from ansible.module_utils.confined import Confined
+
 MARKER = "release.json"
+# Passwords are in these, or were; no package has any business there.
+HIDDEN = ("/etc/celery", "/etc/redis", "/var/lib/redis", "/var/lib/fleet")
 # uv trusts what the machine trusts, as pip and apt do there: its own list lacks the authority of a company.
 TRUST = {"UV_SYSTEM_CERTS": "1"}
+NO_WHEEL = re.compile(
+    r"no usable wheels|building from source is disabled|source distributions for .* is disabled", re.I
+)
 
 
 class TreeError(Exception):
     """What was asked of the releases cannot be done; the message tells the operator why."""
+
+
+class Installer:
+    """Runs uv and the compiler for a release, in a sandbox, as a user who owns nothing but that release."""
+
+    UNIT = "celery-release-install.service"
+
+    def __init__(self, uv: Path, python: Path, cache: Path, run: Confined, env: Mapping[str, str]) -> None:
+        """Take what to install with.
+
+        Args:
+            uv: The uv to install with.
+            python: The interpreter to run the release with.
+            cache: uv's cache.
+            run: How commands are run.
+            env: What uv needs to reach the index.
+        """
+        self.uv = uv
+        self.python = python
+        self.cache = cache
+        self.run = run
+        self.env = env
+        self.build: tuple[str, ...] = ()  # packages that may be built from their source
+        self.uid, self.gid = user_ids(run.user)
+
+    def give(self, path: Path) -> None:
+        """Give a directory to the user who installs."""
+        os.chown(path, self.uid, self.gid)
+
+    def make_venv(self, path: Path) -> None:
+        """Make an empty virtual environment in an empty directory."""
+        self._uv(path, "venv", "--quiet", "--no-project", "--allow-existing", "--python", self.python, path)
+
+    def install(self, path: Path, requirements: Path) -> None:
+        """Install what the requirements name: from the host's cache if all is there, else from the index.
+
+        Wheels are unpacked, and nothing of them is run: it is not compiled here, because uv would start the
+        release's own interpreter for that, which runs what packages put into `.pth` files.
+        """
+        options: list[str | Path] = [
+            "--require-hashes",
+            "--only-binary",
+            ":all:",
+            "--python",
+            path / "bin" / "python",
+        ]
+        options += [word for name in self.build for word in ("--no-binary", name)]
+        command: list[str | Path] = ["pip", "install", *options, "--requirements", requirements]
+        try:
+            self._uv(path, *command, "--offline", cwd=requirements.parent)
+        except TreeError:
+            self._uv(path, *command, cwd=requirements.parent, network=True)
+
+    def compile(self, path: Path) -> None:
+        """Compile all modules of a release, with the standard library of the interpreter and nothing else."""
+        script = "import compileall, sys; compileall.compile_dir(sys.argv[1], quiet=2, workers=0)"
+        self._call(path, [self.python, "-I", "-S", "-c", script, path / "lib"], {})
+
+    def _uv(self, path: Path, *arguments: str | Path, cwd: Path | None = None, network: bool = False) -> None:
+        """Run uv."""
+        own = {
+            "UV_CACHE_DIR": str(self.cache),
+            "UV_LINK_MODE": "copy",
+            "UV_NO_PROGRESS": "1",
+            "UV_PYTHON_DOWNLOADS": "never",
+        }
+        try:
+            self._call(path, [self.uv, *arguments], {**TRUST, **self.env, **own}, cwd=cwd, network=network)
+        except TreeError as error:
+            raise TreeError(explained(str(error))) from error
+
+    def _call(
+        self,
+        path: Path,
+        argv: list[str | Path],
+        env: Mapping[str, str],
+        *,
+        cwd: Path | None = None,
+        network: bool = False,
+    ) -> None:
+        """Run a command that may write to the release and to the cache.
+
+        Raises:
+            TreeError: It failed; the message is its own.
+        """
+        result = self.run.run(
+            self.UNIT,
+            argv,
+            environment={"HOME": "/tmp", **env},  # noqa: S108 - one of its own: PrivateTmp=
+            cwd=cwd,
+            writable=[path, self.cache],
+            network=network,
+            properties=["UMask=0022", *(f"InaccessiblePaths=-{hidden}" for hidden in HIDDEN)],
+        )
+        if result.returncode:
+            raise TreeError(result.stderr.strip() or f"{argv[0]}: exit status {result.returncode}")
 
 
 class ReleaseTree:
@@ -41,7 +147,7 @@ class ReleaseTree:
         """Take the app's directory, which need not exist."""
         self.root = root
         self.releases = root / "releases"
-        self.cache = root.parent / "cache"  # on the same file system: equal files of releases are one, linked
+        self.cache = root.parent / "cache"
 
     def about(self, release: str) -> dict[str, Any] | None:
         """Return what a release says of itself, or None where it is not whole."""
@@ -78,33 +184,38 @@ class ReleaseTree:
         used = self._used(candidates) if candidates else set()
         return [name for name in candidates if name not in used]
 
-    def install(self, release: str, archive: Path, python: Path, uv: Path, env: Mapping[str, str]) -> None:
+    def install(self, release: str, archive: Path, installer: Installer) -> None:
         """Install a release from its archive.
+
+        Nothing that the release brings is run with this process's privileges. What the installer may write to
+        is its own directory, which is root's when it has done.
 
         Args:
             release: Its id.
             archive: The archive that the controller built; removed when it is not needed any more.
-            python: The interpreter to run it with.
-            uv: The uv to install with.
-            env: What uv needs to reach the index.
+            installer: What runs uv and the compiler.
 
         Raises:
-            TreeError: uv could not install it; nothing of it is left.
+            TreeError: It could not be installed; nothing of it is left.
         """
         path = self.releases / release
         umask = os.umask(0o022)  # every user may read a release, and only root may change it
         try:
-            self.cache.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._make_cache(installer)
             self.remove(release)
-            self._uv(uv, env, "venv", "--quiet", "--no-project", "--python", python, path)
-            with tarfile.open(archive) as tar:
-                tar.extraction_filter = getattr(tarfile, "data_filter", None)  # from Python 3.11.4 on
-                tar.extractall(path / "dist")  # noqa: S202 - the controller made it
-            self._install(uv, env, path)
+            for directory in (self.releases, path):
+                directory.mkdir(parents=True, exist_ok=True)
+            installer.give(path)
+            installer.make_venv(path)
+            about = _unpack(archive, path / "dist")
+            installer.install(path, path / "dist" / "requirements.txt")
+            self._share(path)
+            installer.compile(path)
             (path / ".lock").unlink(missing_ok=True)  # uv's own, and writable by everyone
-            about = json.loads((path / "dist" / MARKER).read_text(encoding="utf-8"))
+            seal(path)
             os.sync()  # what the marker vouches for must be on the disk before it is
-            _write(path / MARKER, json.dumps({**about, "python": str(python.resolve())}, indent=2) + "\n")
+            python = str(installer.python.resolve())
+            _write(path / MARKER, json.dumps({**about, "python": python}, indent=2) + "\n")
         except BaseException:
             self.remove(release)
             raise
@@ -162,33 +273,29 @@ class ReleaseTree:
         """Return what is in the directory of releases."""
         return list(self.releases.iterdir()) if self.releases.is_dir() else []
 
-    def _install(self, uv: Path, env: Mapping[str, str], path: Path) -> None:
-        """Install what the requirements name: from the host's cache if all is there, else from the index."""
-        options = ["--require-hashes", "--compile-bytecode", "--python", str(path / "bin" / "python")]
-        command = ["pip", "install", *options, "--requirements", "requirements.txt"]
-        try:
-            self._uv(uv, env, *command, "--offline", cwd=path / "dist")
-        except TreeError:
-            self._uv(uv, env, *command, cwd=path / "dist")
+    def _make_cache(self, installer: Installer) -> None:
+        """Have a cache of packages that is the installer's, and shares no file with a release."""
+        if self.cache.is_dir() and self.cache.stat().st_uid != installer.uid:
+            shutil.rmtree(self.cache)  # an older version of this linked releases to it, as root
+        self.cache.mkdir(mode=0o700, parents=True, exist_ok=True)
+        installer.give(self.cache)
 
-    def _uv(self, uv: Path, env: Mapping[str, str], *arguments: str | Path, cwd: Path | None = None) -> None:
-        """Run uv.
+    def _share(self, path: Path) -> None:
+        """Let files that the newest whole release has as well be one with its own, on the disk and in memory.
 
-        Raises:
-            TreeError: It failed; the message is uv's own.
+        Before they are compiled: compiled code names the time of its source.
         """
-        own = {
-            "UV_CACHE_DIR": str(self.cache),
-            "UV_LINK_MODE": "hardlink",
-            "UV_NO_PROGRESS": "1",
-            "UV_PYTHON_DOWNLOADS": "never",
-        }
-        argv = [uv, *arguments]
-        result = subprocess.run(
-            argv, env={**TRUST, **os.environ, **own, **env}, cwd=cwd, capture_output=True, text=True
-        )
-        if result.returncode:
-            raise TreeError(result.stderr.strip())
+        others = [self.releases / name for name in self.whole()[:1]]
+        for other in others:
+            for directory, _, names in os.walk(path):
+                twins = other / Path(directory).relative_to(path)
+                if twins.resolve() != other.resolve() / Path(directory).relative_to(path):
+                    continue  # it is not there, or behind a link
+                for name in names:
+                    if _same(Path(directory) / name, twins / name):
+                        new = path / ".twin"
+                        os.link(twins / name, new)
+                        new.replace(Path(directory) / name)
 
     def _link(self, name: str, release: str) -> None:
         """Make a link to a release, atomically: whoever follows it finds the old release or the new one."""
@@ -208,6 +315,74 @@ class ReleaseTree:
                 continue
             used |= {release for prefix, release in prefixes.items() if prefix in text}
         return used
+
+
+def user_ids(name: str) -> tuple[int, int]:
+    """Return the ids of a user and of its group; those of this process where no user is named."""
+    if not name:
+        return os.getuid(), os.getgid()
+    try:
+        entry = pwd.getpwnam(name)
+    except KeyError as error:
+        raise TreeError(f"The host has no user {name}, who is to install the release.") from error
+    return entry.pw_uid, entry.pw_gid
+
+
+def explained(words: str) -> str:
+    """Return what uv says, with what to do if a package has no wheel for the host."""
+    if not NO_WHEEL.search(words):
+        return words
+    return (
+        f"{words}\nTo build a package runs its code, so hosts do that only for the packages that "
+        "celery_app_build_packages names. Name it there, and what it needs to compile in "
+        "celery_app_packages, or choose a version that has a wheel for the host's Python."
+    )
+
+
+def seal(path: Path) -> None:
+    """Make all below a directory this process's own, readable by everyone and writable by nobody else.
+
+    Whoever could write there must be gone: links are not followed, but names could be moved meanwhile.
+
+    Raises:
+        TreeError: Something is there that is no file, directory or link.
+    """
+    uid, gid = os.getuid(), os.getgid()
+    for directory, names, files in os.walk(path):
+        for entry in (Path(directory), *(Path(directory) / name for name in (*names, *files))):
+            status = entry.lstat()
+            if (status.st_uid, status.st_gid) != (uid, gid):
+                os.chown(entry, uid, gid, follow_symlinks=False)
+            if stat.S_ISLNK(status.st_mode):
+                continue
+            if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):
+                raise TreeError(f"A package has made {entry}, which is neither a file nor a directory.")
+            for name in os.listxattr(entry):
+                if name.startswith("system.posix_acl"):  # by which its maker could let itself in again
+                    os.removexattr(entry, name)
+            runs = stat.S_ISDIR(status.st_mode) or status.st_mode & stat.S_IXUSR
+            entry.chmod(0o755 if runs else 0o644)
+
+
+def _same(one: Path, other: Path) -> bool:
+    """Whether two paths are files of this process's with the same contents, equally executable."""
+    try:
+        a, b = one.lstat(), other.lstat()
+    except OSError:
+        return False
+    alike = (a.st_size, a.st_mode & stat.S_IXUSR) == (b.st_size, b.st_mode & stat.S_IXUSR)
+    files = stat.S_ISREG(a.st_mode) and stat.S_ISREG(b.st_mode)
+    return alike and files and b.st_uid == os.getuid() and filecmp.cmp(one, other, shallow=False)
+
+
+def _unpack(archive: Path, target: Path) -> dict[str, Any]:
+    """Unpack an archive of the controller's, and return what the release says of itself."""
+    with tarfile.open(archive) as tar:
+        tar.extraction_filter = getattr(tarfile, "data_filter", None)  # from Python 3.11.4 on
+        tar.extractall(target)  # noqa: S202 - the controller made it
+        marker = tar.extractfile(MARKER)
+        about: dict[str, Any] = json.loads(marker.read()) if marker else {}
+    return about
 
 
 def _write(path: Path, text: str) -> None:

@@ -16,7 +16,8 @@ options:
     required: true
   state:
     description:
-      - With V(present), the release is installed whole.
+      - With V(present), the release is installed whole. Nothing of it runs as root. What an interrupted run
+        left installing is ended first, with a warning.
       - With V(checked), its packages fit together, and Celery finds no fault with the app. The app's code
         runs as a user of its own that can write nowhere. Never reports a change.
       - With V(current), the link C(current) leads to it.
@@ -61,9 +62,18 @@ options:
     elements: str
     default: []
   sandbox:
-    description: systemd properties that confine the check, one a line.
+    description: systemd properties that confine all that belongs to the release, one a line.
     type: str
     default: ""
+  user:
+    description: With V(present), the system user who installs the release, and owns it until it is whole.
+    type: str
+    default: ""
+  build_packages:
+    description: Packages that are built from their source. All others must have wheels.
+    type: list
+    elements: str
+    default: []
   timeout:
     description: Seconds that a check may take.
     type: int
@@ -98,14 +108,14 @@ removed: {description: The releases that were removed., returned: state is prune
 """
 
 import os
-import subprocess
-import tempfile
 import time
 from pathlib import Path
 
-from ansible.module_utils.app_release_tree import ReleaseTree, TreeError
+from ansible.module_utils.app_release_tree import Installer, ReleaseTree, TreeError
 from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.confined import Confined, stop
 from ansible.module_utils.fleet_kept import Kept
+from ansible.module_utils.install_lock import StillHeldError, only_one
 
 SHORTEST_SECRET = 8  # shorter values, such as "1" or "prod", would blot out half of every message
 CACHE_LIMIT = 1024**3
@@ -122,8 +132,16 @@ def present(module: AnsibleModule, tree: ReleaseTree) -> bool:
         env = {**index, **{name: str(value) for name, value in given["index_environment"].items()}}
         archive, python, uv = (Path(given[name]) for name in ("archive", "python", "uv"))
         try:
-            tree.install(given["id"], archive, python, uv, env)
-        except TreeError as error:
+            with only_one(tree.root.parent / ".lock", stop=lambda: stop(Installer.UNIT)) as ended:
+                if ended:
+                    module.warn(
+                        f"Process {ended} was still installing, for a run that is over. It was ended, and "
+                        "this run installs the release anew."
+                    )
+                installer = Installer(uv, python, tree.cache, confined(module, given["user"]), env)
+                installer.build = tuple(given["build_packages"])
+                tree.install(given["id"], archive, installer)
+        except (TreeError, StillHeldError) as error:
             raise TreeError(f"Release {given['id']} cannot be installed.\n{error}") from error
     return True
 
@@ -133,7 +151,7 @@ def checked(module: AnsibleModule, tree: ReleaseTree) -> bool:
     given = module.params
     if not module.check_mode:
         path = tree.releases / given["id"]
-        findings = packages_fault(path, given["uv"]) or app_fault(module, path)
+        findings = packages_fault(module, path) or app_fault(module, path)
         if findings:
             raise TreeError(
                 f"Release {given['id']} is not fit to run, so nothing was switched to it.\n{findings}"
@@ -170,11 +188,16 @@ def rollback_ended(module: AnsibleModule, tree: ReleaseTree) -> bool:
     return ended
 
 
-def packages_fault(path: Path, uv: str) -> str:
-    """Return what uv finds wrong with the packages of a release."""
-    argv = [uv, "pip", "check", "--python", str(path / "bin" / "python")]
-    result = subprocess.run(argv, capture_output=True, text=True, check=False)
-    return result.stderr.strip() if result.returncode else ""
+def confined(module: AnsibleModule, user: str = "") -> Confined:
+    """Return how what belongs to the release is run: never with the privileges of this module."""
+    return Confined(user, module.params["sandbox"])
+
+
+def packages_fault(module: AnsibleModule, path: Path) -> str:
+    """Return what uv finds wrong with the packages of a release. It starts the release's interpreter."""
+    argv = [module.params["uv"], "pip", "check", "--no-cache", "--python", path / "bin" / "python"]
+    result = confined(module).run(f"celery-release-packages-{os.getpid()}", argv)
+    return result.stderr.strip() or "uv pip check failed" if result.returncode else ""
 
 
 def app_fault(module: AnsibleModule, path: Path) -> str:
@@ -183,32 +206,20 @@ def app_fault(module: AnsibleModule, path: Path) -> str:
     Of what works, but costs much, it warns.
 
     The app runs as nodes do: with the environment that they will have, in their sandbox, and as a user that
-    exists only meanwhile. systemd reads the environment file, so its values are in no command line.
+    exists only meanwhile.
     """
     given = module.params
-    celery = [str(path / "bin" / "celery"), "-A", "fleet_runtime.app", "fleet", "check"]
+    celery = [path / "bin" / "celery", "-A", "fleet_runtime.app", "fleet", "check"]
     queues = ["--queues", ",".join(given["queues"])] if given["queues"] else []
-    with tempfile.NamedTemporaryFile("w", dir="/run", prefix="celery-release-", encoding="utf-8") as file:
-        file.write(given["environment"])
-        file.flush()
-        properties = [
-            "DynamicUser=yes",
-            f"EnvironmentFile={file.name}",
-            f"RuntimeMaxSec={given['timeout']}",
-            "TimeoutStopSec=5",
-            *given["sandbox"].splitlines(),
-        ]
-        unit = f"celery-release-check-{os.getpid()}"
-        argv = ["systemd-run", "--quiet", "--wait", "--pipe", "--collect", f"--unit={unit}"]
-        argv += [word for line in properties for word in ("--property", line)]
-        started = time.monotonic()
-        result = subprocess.run(
-            [*argv, "--", *celery, *queues],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+    unit = f"celery-release-check-{os.getpid()}"
+    started = time.monotonic()
+    result = confined(module).run(
+        unit,
+        [*celery, *queues],
+        environment=given["environment"],
+        network=True,  # as nodes: an app may ask a service for its settings
+        properties=[f"RuntimeMaxSec={given['timeout']}"],
+    )
     if not result.returncode:
         for cost in costs(result.stdout):
             module.warn(cost)
@@ -257,10 +268,12 @@ def main() -> None:
             "sandbox": {"type": "str", "default": ""},
             "timeout": {"type": "int", "default": 60},
             "keep": {"type": "int", "default": 3},
+            "user": {"type": "str", "default": ""},
+            "build_packages": {"type": "list", "elements": "str", "default": []},
             "keep_links": {"type": "bool", "default": False},
         },
         required_if=[
-            ("state", "present", ["id", "archive", "python", "uv"]),
+            ("state", "present", ["id", "archive", "python", "uv", "user"]),
             ("state", "checked", ["id", "environment", "uv"]),
             ("state", "current", ["id"]),
             ("state", "rollback_begun", ["id"]),

@@ -32,7 +32,7 @@ pytestmark = [
 ]
 
 PLAYBOOK = "playbooks/decommission.yml"
-USERS = ("celery", "celery-beat", "flower")
+USERS = ("celery", "celery-beat", "celery-build", "flower")
 # Whatever the bundle leaves has one of these names, or an owner who is gone. The caches that the lab shares
 # with its hosts, and the test's own ledger, do not count; nor what systemd made for units of a host that lost
 # its power: it removes that as it boots, but here each boot has the id of the machine's, by which it goes.

@@ -7,13 +7,15 @@ import io
 import json
 import mmap
 import os
+import subprocess
 import sys
 import tarfile
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
-from ansible.module_utils.app_release_tree import MARKER, ReleaseTree, TreeError
+from ansible.module_utils.app_release_tree import MARKER, Installer, ReleaseTree, TreeError, seal
 
 PYTHON = Path(sys.executable)
 UV = Path(sys.executable).parent / "uv"
@@ -28,11 +30,34 @@ def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ReleaseTree:
     return ReleaseTree(tmp_path / "opt" / "shop")
 
 
-def archive(path: Path, requirements: str | None = None) -> Path:
+class Plain:
+    """Runs commands with no systemd, and remembers how they were asked for."""
+
+    user = ""
+
+    def run(self, unit: str, argv: Any, **asked: Any) -> subprocess.CompletedProcess[str]:
+        """Run a command as the tests' own user."""
+        ASKED.append((list(map(str, argv)), asked))
+        env = os.environ | asked["environment"]
+        return subprocess.run(
+            list(map(str, argv)), env=env, cwd=asked["cwd"], capture_output=True, text=True, check=False
+        )
+
+
+ASKED: list[tuple[list[str], dict[str, Any]]] = []
+
+
+def installer(tree: ReleaseTree) -> Installer:
+    """Return what installs, without systemd."""
+    return Installer(UV, PYTHON, tree.cache, Plain(), {"UV_DEFAULT_INDEX": "http://127.0.0.1:9/simple"})
+
+
+def archive(path: Path, requirements: str | None = None, files: dict[str, str] | None = None) -> Path:
     """Make a release's archive with one small wheel, as the controller does."""
     wheel = io.BytesIO()
     with zipfile.ZipFile(wheel, "w") as file:
-        file.writestr("shop.py", "answer = 42\n")
+        for name, text in {"shop.py": "answer = 42\n", **(files or {})}.items():
+            file.writestr(name, text)
         file.writestr("shop-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: shop\nVersion: 1.0\n")
         file.writestr(
             "shop-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
@@ -63,10 +88,13 @@ def fake(tree: ReleaseTree, *releases: str) -> None:
         os.utime(path / MARKER, (age, age))
 
 
-def install(tree: ReleaseTree, release: str, requirements: str | None = None) -> None:
+def install(
+    tree: ReleaseTree, release: str, requirements: str | None = None, files: dict[str, str] | None = None
+) -> None:
     """Install a release."""
-    file = archive(tree.releases / f"{release}.tar", requirements)
-    tree.install(release, file, PYTHON, UV, {})
+    file = archive(tree.releases / f"{release}.tar", requirements, files)
+    ASKED.clear()
+    tree.install(release, file, installer(tree))
 
 
 def test_a_release_is_installed(tree: ReleaseTree) -> None:
@@ -86,6 +114,86 @@ def test_a_release_is_installed(tree: ReleaseTree) -> None:
         mode = path.stat().st_mode
         assert mode & 0o022 == 0, path
         assert mode & 0o004, path
+
+
+def test_nothing_that_a_release_brings_is_run(tree: ReleaseTree, tmp_path: Path) -> None:
+    """A `.pth`, which each start of the release's own interpreter runs, is installed and not obeyed."""
+    ran = tmp_path / "ran"
+    pth = f"import pathlib; pathlib.Path({str(ran)!r}).touch()\n"
+    install(tree, "one", files={"evil.pth": pth, "shop.py": "answer = 43\n"})
+    assert list((tree.releases / "one").rglob("evil.pth"))
+    assert list((tree.releases / "one").rglob("shop.*.pyc"))
+    assert not ran.exists()
+    subprocess.run([tree.releases / "one" / "bin" / "python", "-c", ""], check=True)
+    assert ran.exists()  # as a node would: the trap works
+
+
+def test_what_an_installation_may_reach(tree: ReleaseTree) -> None:
+    """Only the step that may have to ask the index has a network, and none may write elsewhere."""
+    install(tree, "one")
+    assert not any(asked["network"] for _, asked in ASKED)  # nothing had to be fetched
+    for argv, asked in ASKED:
+        assert asked["writable"] == [tree.releases / "one", tree.cache], argv
+    (command,) = [argv for argv, _ in ASKED if "install" in argv]
+    assert command[command.index("--only-binary") + 1] == ":all:"
+    with pytest.raises(TreeError, match="missing"):
+        install(tree, "two", f"missing==1.0 --hash=sha256:{'0' * 64}\n")
+    assert [argv[2] for argv, asked in ASKED if asked["network"]] == ["install"]
+
+
+def test_a_package_without_a_wheel_is_built_only_if_it_is_named(tree: ReleaseTree, tmp_path: Path) -> None:
+    """The error names the package and the variable. What is named is built."""
+    sdist, ran = tmp_path / "dep-1.0.tar.gz", tmp_path / "ran"
+    backend = f"import pathlib\npathlib.Path({str(ran)!r}).touch()\nraise SystemExit('the hook was here')\n"
+    toml = "[build-system]\nrequires = []\nbuild-backend = 'hook'\nbackend-path = ['.']\n"
+    with tarfile.open(sdist, "w:gz") as tar:
+        for name, text in (("hook.py", backend), ("pyproject.toml", toml)):
+            info = tarfile.TarInfo(f"dep-1.0/{name}")
+            info.size = len(text)
+            tar.addfile(info, io.BytesIO(text.encode()))
+    digest = hashlib.sha256(sdist.read_bytes()).hexdigest()
+    line = f"dep @ {sdist.as_uri()} --hash=sha256:{digest}\n"
+    with pytest.raises(TreeError, match=r"dep[\s\S]*celery_app_build_packages"):
+        install(tree, "one", line)
+    assert not ran.exists()
+    one = installer(tree)
+    one.build = ("dep",)
+    with pytest.raises(TreeError, match="the hook was here"):
+        tree.install("one", archive(tree.releases / "one.tar", line), one)
+    assert ran.exists()
+
+
+def test_equal_files_of_releases_are_one(tree: ReleaseTree) -> None:
+    """What did not change is on the disk once; what is the app's to change is not shared with a cache."""
+    install(tree, "one", files={"same.py": "x = 1\n", "other.py": "x = 1\n"})
+    install(tree, "two", files={"same.py": "x = 1\n", "other.py": "x = 2\n"})
+    (same, twin), (one, two) = (
+        [next((tree.releases / release).rglob(name)) for release in ("one", "two")]
+        for name in ("same.py", "other.py")
+    )
+    assert same.samefile(twin)
+    assert not one.samefile(two)
+    assert (one.stat().st_nlink, same.stat().st_nlink) == (1, 2)
+    compiled = next((tree.releases / "two").rglob("same.*.pyc")).read_bytes()
+    assert int.from_bytes(compiled[8:12], "little") == int(twin.stat().st_mtime)  # or it would not be used
+
+
+def test_sealing(tmp_path: Path) -> None:
+    """Modes that let others write and set-uid bits go; links are not followed; pipes are refused."""
+    outside, inside = tmp_path / "outside", tmp_path / "inside"
+    inside.mkdir(mode=0o777)
+    for path, mode in ((outside, 0o600), (inside / "a", 0o666), (inside / "b", 0o4777)):
+        path.touch()
+        path.chmod(mode)
+    (inside / "link").symlink_to(outside)
+    seal(inside)
+    modes = {
+        path.name: path.lstat().st_mode & 0o7777 for path in (inside, inside / "a", inside / "b", outside)
+    }
+    assert modes == {"inside": 0o755, "a": 0o644, "b": 0o755, "outside": 0o600}
+    os.mkfifo(inside / "pipe")
+    with pytest.raises(TreeError, match="pipe, which is neither"):
+        seal(inside)
 
 
 def test_a_half_built_release_is_built_again(tree: ReleaseTree) -> None:
