@@ -222,12 +222,15 @@ def require_valid(items: Iterable[dict[str, Any]], run: Run) -> None:
         FilesError: There is one.
     """
     for item in items:
+        path = Path(item["path"])
         if not item.get("validate") or _has(item):
             continue
-        with tempfile.NamedTemporaryFile(prefix="fleet-") as file:  # mode 0600
-            file.write(item["content"].encode())
-            file.flush()
-            code, out, err = run(item["validate"] % file.name)
+        # of root alone (0700): the command may write beside the file, where nobody has laid a link
+        with tempfile.TemporaryDirectory(prefix="fleet-") as private:
+            file = Path(private, path.name)
+            file.touch(0o600)
+            file.write_bytes(item["content"].encode())
+            code, out, err = run(item["validate"] % file)
         if code:
             raise FilesError(f"{item['path']} was not written, for it is not valid: {(err or out).strip()}")
 
