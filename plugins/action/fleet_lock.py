@@ -18,6 +18,8 @@ from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 
+LONGEST_SHOWN = 100  # characters of what a host has sent
+
 display = Display()
 
 
@@ -89,9 +91,16 @@ def started(process: int) -> str:
 
 def is_over(found: dict[str, Any]) -> bool:
     """Whether a run is known to be over: it was on this controller, and its process is gone."""
-    return found.get("machine") == machine() and started(found["process"]) != found["began"]
+    process = str(found.get("process"))  # as the host of the lock says, so it could be a path
+    return found.get("machine") == machine() and process.isdigit() and started(int(process)) != found["began"]
 
 
 def spelled(found: dict[str, Any]) -> str:
     """Return a sentence about who has the lock."""
-    return f"{found['who']} runs {found['what']} on this fleet since {found['since']}."
+    who, what, since = (printable(found.get(part)) for part in ("who", "what", "since"))
+    return f"{who} runs {what} on this fleet since {since}."
+
+
+def printable(text: Any) -> str:
+    """Return what a host has sent as a text that a terminal only shows."""
+    return "".join(letter if letter.isprintable() else "?" for letter in str(text))[:LONGEST_SHOWN]

@@ -75,5 +75,13 @@ def test_a_run_is_over_when_its_process_is_gone() -> None:
     assert not action.is_over({"id": "", "who": "somebody"})
 
 
+def test_what_a_host_says_of_the_lock_is_only_shown() -> None:
+    """The host of the lock may lie: it names no file of the controller, and tells its terminal nothing."""
+    assert not action.is_over({"machine": action.machine(), "process": "../../etc", "began": "1"})
+    said = action.spelled({"who": "\x1b]0;ann\x07", "what": "x" * 10_000, "since": None})
+    assert said.isprintable()
+    assert len(said) < 300
+
+
 def test_who_has_it_is_said() -> None:
     assert action.spelled(ONE) == "ann@desk runs site.yml on this fleet since 2026-01-01 00:00:00 UTC."
