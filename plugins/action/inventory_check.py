@@ -7,6 +7,7 @@ from typing import Any
 
 import ansible.module_utils
 import yaml
+from ansible import constants as C  # noqa: N812  # as all of Ansible calls it
 from ansible.errors import AnsibleError
 from ansible.plugins.action import ActionBase
 from ansible.plugins.loader import filter_loader
@@ -51,6 +52,8 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # ansible ships no types
             roles=arguments["roles"],
             given={role: given(role) for role in arguments["roles"]},
             pool_problems=pool_problems,
+            reached_at=self.reached_at(task_vars),
+            facts_are_variables=bool(C.INJECT_FACTS_AS_VARS),
         )
         found = preflight.check(inventory)
         if found:
@@ -58,6 +61,15 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # ansible ships no types
         else:
             result["warnings"] = [preflight.warning(*cost) for cost in preflight.costs(inventory)]
         return result
+
+    def reached_at(self, task_vars: Any) -> dict[str, Any]:
+        """Return each host's ansible_host, of those that have one."""
+        found = {host: self.variables(task_vars, host, ("ansible_host",)) for host in task_vars["hostvars"]}
+        return {
+            host: of["ansible_host"]
+            for host, of in found.items()
+            if of and not isinstance(of["ansible_host"], preflight.Broken)
+        }
 
     def variables(self, task_vars: Any, host: str, prefixes: tuple[str, ...]) -> dict[str, Any]:
         """Return a host's variables with one of the prefixes, templated one by one."""

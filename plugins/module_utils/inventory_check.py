@@ -11,9 +11,11 @@ import ipaddress
 import re
 from collections import defaultdict
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ansible.module_utils import pki_names
 from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
 from ansible.module_utils.parsing.convert_bool import boolean
 
@@ -26,6 +28,14 @@ SECRET = re.compile(r"password|passphrase|secret|token|broker_url", re.IGNORECAS
 WHOLE_FLEET = "the whole fleet"
 SHOWN_HOSTS = 3
 SHOWN_CHARACTERS = 80
+
+# Variables that there were once, and what to do.
+RETIRED = {
+    "pki_host_addresses": (
+        "Remove it. A certificate has what the inventory names, and nothing that a host says of itself. "
+        "Name other addresses in pki_addresses."
+    ),
+}
 
 # What settings cost, by tasks that do nothing: roles/celery_worker/README.md, "What costs much".
 MEASURED = "measured on 2 cores, Celery 5.7"
@@ -68,6 +78,8 @@ class Inventory:
         roles: The groups that each role runs on.
         given: Variables that the playbooks set for each role, by which an inventory's own would be hidden.
         pool_problems: Returns what is wrong with the pools of a host, a sentence each.
+        reached_at: `ansible_host` of each host that has one.
+        facts_are_variables: Whether a fact of a host is a variable, too, that overrules the inventory's.
     """
 
     hosts: Mapping[str, Mapping[str, Any]]
@@ -76,12 +88,22 @@ class Inventory:
     roles: Mapping[str, Sequence[str]]
     given: Mapping[str, Sequence[str]]
     pool_problems: Callable[[Mapping[str, Any], str], Sequence[str]]
+    reached_at: Mapping[str, Any] = field(default_factory=dict)
+    facts_are_variables: bool = False
     known: Mapping[str, str] = field(init=False)
 
     def __post_init__(self) -> None:
         """Collect every name that a role knows, with the role that it belongs to."""
         known = {name: role for role, options in self.specs.items() for name in options}
         object.__setattr__(self, "known", known)
+
+    @cached_property
+    def called(self) -> dict[str, pki_names.Called]:
+        """How each host is called."""
+        return {
+            host: pki_names.called(host, {**of, "ansible_host": self.reached_at.get(host)}, self.groups)
+            for host, of in self.hosts.items()
+        }
 
     def members(self, *names: str) -> list[str]:
         """Return the hosts of some groups, each once, in the inventory's order."""
@@ -175,7 +197,9 @@ def unreadable(inventory: Inventory, host: str) -> Iterator[Finding]:
 def unknown(inventory: Inventory, host: str) -> Iterator[Finding]:
     """Find names that look like a role's variable, but are none."""
     for name in inventory.hosts[host]:
-        if name not in inventory.known:
+        if name in RETIRED:
+            yield Finding(name, "There is no such variable any more.", RETIRED[name])
+        elif name not in inventory.known:
             nearest = difflib.get_close_matches(name, inventory.known, n=1)
             remedy = f"Is it {nearest[0]}?" if nearest else "Remove it, or name it otherwise."
             yield Finding(name, "No role has a variable of this name, so it would change nothing.", remedy)
@@ -382,6 +406,57 @@ def certificates(inventory: Inventory, host: str) -> Iterator[Finding]:
             )
 
 
+def certified(inventory: Inventory, host: str) -> Iterator[Finding]:
+    """Find names and addresses for which a host gets no certificate."""
+    if inventory.hosts[host].get("pki_provided_cert_file"):
+        return
+    every = inventory.called
+    for name in sorted(every[host].all):
+        if reason := pki_names.unfit(name):
+            yield Finding(
+                where_from(inventory, host, name),
+                f"{name} cannot be in a certificate: {reason}.",
+                "Rename it.",
+            )
+    for name, other in pki_names.of_others(host, every):
+        yield Finding(
+            where_from(inventory, host, name),
+            f"{name} is {other}'s, so a certificate of {host} would be one for {other}.",
+            f"Give {host} a name or an address of its own. What services share goes into pki_names of each.",
+        )
+
+
+def where_from(inventory: Inventory, host: str, name: str) -> str:
+    """Return the variable of a host that has a name or an address."""
+    of = inventory.hosts[host]
+    if name in pki_names.names([host]):
+        return "inventory_hostname"
+    if name in pki_names.names([inventory.reached_at.get(host)]):
+        return "ansible_host"
+    for variable in ("pki_names", "pki_addresses", "redis_bind", "flower_bind"):
+        if name in pki_names.names(pki_names.listed(of.get(variable))):
+            return variable
+    for variable in ("fleet_redis_host", "flower_server_name", "flower_health_host"):
+        if name in pki_names.names([of.get(variable)]):
+            return variable
+    return "pki_names"
+
+
+def permitted(inventory: Inventory, host: str) -> Iterator[Finding]:
+    """Find what no authority can permit."""
+    of = inventory.hosts[host]
+    for network in pki_names.listed(of.get("pki_permitted_addresses")):
+        try:
+            ipaddress.ip_network(str(network))
+        except ValueError as error:
+            yield Finding("pki_permitted_addresses", f"{error}.", "Write a network, such as 10.20.0.0/16.")
+    for domain in pki_names.listed(of.get("pki_permitted_names")):
+        if reason := pki_names.unfit(pki_names.normal(str(domain)).lstrip(".")):
+            yield Finding(
+                "pki_permitted_names", f"{domain!r}: {reason}.", "Write a domain, such as example.com."
+            )
+
+
 def numbers(inventory: Inventory, host: str) -> Iterator[Finding]:
     """Find numbers that cannot hold together."""
     of = inventory.hosts[host]
@@ -444,6 +519,16 @@ def is_on(value: Any) -> bool:
 # --- the fleet ---
 
 
+def trust(inventory: Inventory) -> Iterator[Finding]:
+    """Find a way in which a host could overrule the inventory."""
+    if inventory.facts_are_variables:
+        yield Finding(
+            "inject_facts_as_vars",
+            "It is on in Ansible's configuration, so a host that sends a fact of its name sets a variable.",
+            "Set inject_facts_as_vars = false under [defaults] in ansible.cfg, as this project's has it.",
+        )
+
+
 def topology(inventory: Inventory) -> Iterator[Finding]:
     """Find groups that are empty or too large."""
     redis, beat = inventory.members("redis"), inventory.members("beat")
@@ -480,6 +565,6 @@ def consumers(inventory: Inventory) -> Iterator[Finding]:
 
 HOST_CHECKS = (
     unreadable, unknown, hidden, missing_or_wrong, secrets, pools, ports, addresses, reach, certificates,
-    numbers,
+    certified, permitted, numbers,
 )  # fmt: skip
-FLEET_CHECKS = (topology, consumers)
+FLEET_CHECKS = (trust, topology, consumers)

@@ -23,6 +23,7 @@ SECRETS = yaml.safe_load((ROOT / "roles" / "preflight" / "meta" / "argument_spec
     "argument_specs"
 ]["main"]["options"]["fleet_secrets"]["options"]
 HOSTS = ("redis1", "worker1", "worker2", "beat1", "flower1")
+REACHED_AT = dict(zip(HOSTS, (f"192.0.2.{last}" for last in (11, 20, 21, 31, 41)), strict=True))
 
 
 def options(role: str) -> dict[str, Any]:
@@ -79,6 +80,7 @@ def look(hosts: dict[str, dict[str, Any]], groups: dict[str, list[str]]) -> dict
         roles=ROLES,
         given=GIVEN,
         pool_problems=lambda _pools, _host: [],
+        reached_at=REACHED_AT,
     )
     return {f"{finding.variable}: {finding.reason}": where for finding, where in preflight.check(inventory)}
 
@@ -208,6 +210,35 @@ BROKEN: dict[str, tuple[Callable[[Any, Any], None], str]] = {
         set_all(pki_provided_ca_file="/no/ca", pki_provided_cert_file="/no/c", pki_provided_key_file="/no/k"),
         "pki_provided_ca_file: There is no file /no/ca",
     ),
+    "the address of another": (
+        set_on("worker1", pki_addresses=["192.0.2.21"]),
+        "pki_addresses: 192.0.2.21 is worker2's, so a certificate of worker1 would be one for worker2",
+    ),
+    "the name of another": (
+        set_on("worker1", pki_names=["Redis1."]),
+        "pki_names: redis1 is redis1's, so a certificate of worker1",
+    ),
+    "a service of another": (
+        both(set_all(fleet_redis_host="broker.example.com"), set_all(pki_names=["broker.example.com"])),
+        "pki_names: broker.example.com is redis1's, so a certificate of worker1",
+    ),
+    "a wildcard": (
+        set_on("flower1", pki_names=["*.example.com"]),
+        "pki_names: *.example.com cannot be in a certificate: a wildcard",
+    ),
+    "a name that is none": (
+        set_on("flower1", flower_server_name="flower one"),
+        "flower_server_name: flower one cannot be in a certificate: it is no DNS name",
+    ),
+    "a network that is none": (
+        set_all(pki_permitted_addresses=["10.20.0.1/16"]),
+        "pki_permitted_addresses: 10.20.0.1/16 has host bits set",
+    ),
+    "a domain that is none": (
+        set_all(pki_permitted_names=["*"]),
+        "pki_permitted_names: '*': a wildcard",
+    ),
+    "retired": (set_all(pki_host_addresses=False), "pki_host_addresses: There is no such variable any more"),
     "no such database": (set_all(fleet_redis_db=16), "fleet_redis_db: 16 is no database"),
     "renewed before it begins": (set_all(pki_days=20), "pki_renew_days: 30 days before the end"),
     "visible too soon": (
@@ -222,6 +253,32 @@ def test_finds(change: Callable[[Any, Any], None], expected: str) -> None:
     hosts, groups = a_fleet()
     change(hosts, groups)
     assert any(found.startswith(expected) for found in look(hosts, groups)), look(hosts, groups)
+
+
+def test_hosts_may_share_the_name_of_a_service() -> None:
+    hosts, groups = a_fleet()
+    set_group("flower", "flower1", "beat1")(hosts, groups)
+    set_on("flower1", pki_names=["flower.example.com"])(hosts, groups)
+    set_on("beat1", pki_names=["flower.example.com"], flower_server_name="flower.example.com")(hosts, groups)
+    set_on("flower1", flower_server_name="flower.example.com")(hosts, groups)
+    assert look(hosts, groups) == {}
+
+
+def test_two_hosts_at_one_address_are_refused() -> None:
+    hosts, groups = a_fleet()
+    reached_at = {**REACHED_AT, "worker2": "192.0.2.11"}
+    inventory = preflight.Inventory(hosts, groups, SPECS, ROLES, GIVEN, lambda _pools, _host: [], reached_at)
+    text = preflight.report(preflight.check(inventory))
+    assert "192.0.2.11 is redis1's, so a certificate of worker2 would be one for redis1" in text
+
+
+def test_a_host_that_could_overrule_the_inventory_by_a_fact_is_refused() -> None:
+    hosts, groups = a_fleet()
+    inventory = preflight.Inventory(
+        hosts, groups, SPECS, ROLES, GIVEN, lambda _pools, _host: [], REACHED_AT, facts_are_variables=True
+    )
+    text = preflight.report(preflight.check(inventory))
+    assert "inject_facts_as_vars  [the whole fleet]" in text
 
 
 def warnings(change: Callable[[Any, Any], None]) -> list[str]:

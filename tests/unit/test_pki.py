@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import datetime
 import ipaddress
-import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
+from ansible.module_utils import pki_certificate as pki
+from ansible.module_utils import pki_names
 from ansible.template import trust_as_template
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+from tests.unit.authority import Authority
 from tests.unit.rendering import Role
 
 if TYPE_CHECKING:
@@ -36,7 +38,14 @@ def role(**variables: Any) -> Role:
         "pki_ca_dir": "/nonexistent",
         "pki_ca_passphrase": PASSPHRASE,
     }
-    return Role("pki", **(given | variables))
+    given |= variables
+    given.setdefault("__pki_inventory", {"hosts": {"host1": called(given)}})
+    return Role("pki", **given)
+
+
+def called(variables: dict[str, Any], **groups: list[str]) -> dict[str, Any]:
+    """Return how the inventory calls host1."""
+    return dict(pki_names.called("host1", variables, groups).as_dict())
 
 
 def write_certificate(directory: Path, days: float, *names: str, begins: float = -1) -> None:
@@ -74,40 +83,59 @@ def general(name: str) -> x509.GeneralName:
         return x509.DNSName(name)
 
 
-def test_a_certificate_is_for_every_name_and_address() -> None:
+def test_a_certificate_is_for_what_the_inventory_has() -> None:
     given = role(pki_names=["redis.example.com"], pki_addresses=["198.51.100.7"])
-    assert sorted(given.evaluate("__pki_subject_alternative_names")) == [
-        "DNS:host1",
-        "DNS:host1.example.com",
-        "DNS:localhost",
-        "DNS:redis.example.com",
-        "IP:10.0.0.1",
-        "IP:127.0.0.1",
-        "IP:192.0.2.10",
-        "IP:198.51.100.7",
-        "IP:2001:db8::10",
-        "IP:::1",
-        "IP:fd00::1",
-    ]
-
-
-def test_addresses_that_come_and_go_can_be_left_out() -> None:
-    given = role(pki_host_addresses=False)
-    assert given.evaluate("__pki_called_addresses") == ["127.0.0.1", "192.0.2.10", "::1"]
+    assert given.evaluate("__pki_called") == ["192.0.2.10", "198.51.100.7", "host1", "redis.example.com"]
 
 
 @pytest.mark.parametrize(
-    ("called", "entry"),
+    ("group", "variables", "names"),
     [
-        ("broker.example.com", "DNS:broker.example.com"),
-        ("2001:DB8::1", "IP:2001:db8::1"),
-        ("::ffff:192.0.2.1", "IP:::ffff:192.0.2.1"),
-        ("cafe", "DNS:cafe"),
-        ("10.example.com", "DNS:10.example.com"),
+        (
+            "redis",
+            {"fleet_redis_host": "broker", "redis_bind": ["127.0.0.1", "-10.0.0.1"]},
+            {"broker", "10.0.0.1"},
+        ),
+        ("flower", {"flower_bind": ["[2001:db8::7]"], "flower_server_name": "shop"}, {"2001:db8::7", "shop"}),
+        ("workers", {"fleet_redis_host": "broker", "flower_bind": ["10.0.0.1"]}, set()),
     ],
 )
-def test_an_address_of_the_inventory_may_be_a_name(called: str, entry: str) -> None:
-    assert entry in role(ansible_host=called).evaluate("__pki_subject_alternative_names")
+def test_a_certificate_is_for_what_clients_of_a_service_are_told(
+    group: str, variables: dict[str, Any], names: set[str]
+) -> None:
+    inventory = {
+        "hosts": {"host1": called({"ansible_host": "192.0.2.10", **variables}, **{group: ["host1"]})}
+    }
+    found = set(role(__pki_inventory=inventory).evaluate("__pki_called"))
+    assert found == {"host1", "192.0.2.10"} | names | (
+        set() if group == "workers" else set(pki_names.LOOPBACK)
+    )
+
+
+def test_what_a_host_says_of_itself_is_in_no_certificate() -> None:
+    assert role().evaluate("__pki_called") == ["192.0.2.10", "host1"]
+    without = role(ansible_facts={})
+    assert without.evaluate("__pki_called") == role().evaluate("__pki_called")
+
+
+@pytest.mark.parametrize(
+    ("at", "name"),
+    [
+        ("broker.example.com", "broker.example.com"),
+        ("Broker.Example.com.", "broker.example.com"),
+        ("2001:DB8::1", "2001:db8::1"),
+        ("cafe", "cafe"),
+        ("10.example.com", "10.example.com"),
+    ],
+)
+def test_an_address_of_the_inventory_may_be_a_name(at: str, name: str) -> None:
+    assert name in role(ansible_host=at).evaluate("__pki_called")
+
+
+@pytest.mark.parametrize("at", ["127.0.0.1", "::1", "localhost", "169.254.7.7", "fe80::1", "::"])
+def test_what_is_another_host_on_each_host_names_none(at: str) -> None:
+    given = role(ansible_host=at, pki_addresses=[at], redis_bind=[at, "*"])
+    assert given.evaluate("__pki_called") == ["host1"]
 
 
 @pytest.mark.parametrize(("days", "due"), [(29, True), (31, False), (-1, True)])
@@ -119,44 +147,47 @@ def test_a_certificate_is_renewed_inside_the_window(tmp_path: Path, days: int, d
     assert role(pki_ca_dir=str(tmp_path)).evaluate("__pki_issued_due") is due
 
 
-def certified(directory: Path, days: float = 90, **record: Any) -> bool:
-    """Return whether a host counts as certified that was signed for what this record has otherwise."""
-    (directory / "hosts").mkdir()
-    for target, valid in (("ca", 3650), ("hosts/host1", days)):
-        write_certificate(directory, valid, "host1")
-        (directory / "host.crt").rename(directory / f"{target}.crt")
-    given = role(pki_ca_dir=str(directory))
-    signed = {name: given.evaluate(f"__pki_signed.{name}") for name in given.evaluate("__pki_signed")}
-    (directory / "hosts/host1.json").write_text(json.dumps(signed | record))
-    return bool(given.evaluate("__pki_certified"))
+def certified(directory: Path, **variables: Any) -> Any:
+    """Return whether a host counts as certified, with what was issued for host1 and 192.0.2.10."""
+    return role(pki_ca_dir=str(directory), **variables).evaluate("__pki_certified")
 
 
-def test_what_was_signed_is_not_signed_again(tmp_path: Path) -> None:
+def issue(directory: Path, authority: Authority, days: int = 365, **form: Any) -> None:
+    """Write what the controller has: an authority, and the certificate that it issued for host1."""
+    (directory / "hosts").mkdir(exist_ok=True)
+    (directory / "ca.crt").write_text(authority.pem)
+    wanted = pki.Form(**{"host": "host1", "names": ("host1", "192.0.2.10"), "days": days, **form})
+    (directory / "hosts/host1.crt").write_text(authority.issue(wanted))
+
+
+def test_what_was_issued_is_not_issued_again(tmp_path: Path) -> None:
+    issue(tmp_path, Authority())
     assert certified(tmp_path)
 
 
 @pytest.mark.parametrize(
-    "record",
+    "form",
     [
-        {"form": {"subject_alt_name": ["DNS:host1"]}},
-        {"authority": "Another CA"},
-        {"authority_key": "00:11"},
-        {"days": 10},
+        {"host": "redis1"},
+        {"names": ("host1", "192.0.2.10", "192.0.2.11")},
+        {"names": ("host1",)},
+        {"days": 90},
     ],
 )
-def test_what_was_signed_for_something_else_is_signed_again(tmp_path: Path, record: dict[str, Any]) -> None:
-    assert not certified(tmp_path, **record)
+def test_what_was_issued_for_something_else_is_issued_again(tmp_path: Path, form: dict[str, Any]) -> None:
+    issue(tmp_path, Authority(), **form)
+    assert not certified(tmp_path)
 
 
-def test_what_is_about_to_end_is_signed_again(tmp_path: Path) -> None:
-    assert not certified(tmp_path, days=29)
+def test_what_another_authority_issued_is_issued_again(tmp_path: Path) -> None:
+    issue(tmp_path, Authority())
+    (tmp_path / "ca.crt").write_text(Authority().pem)
+    assert not certified(tmp_path)
 
 
-def test_without_a_record_it_is_signed_again(tmp_path: Path) -> None:
-    """Such as by a run that was interrupted before that."""
-    certified(tmp_path)
-    (tmp_path / "hosts/host1.json").unlink()
-    assert role(pki_ca_dir=str(tmp_path)).evaluate("__pki_certified") is False
+def test_what_is_about_to_end_is_issued_again(tmp_path: Path) -> None:
+    issue(tmp_path, Authority(), days=29)
+    assert certified(tmp_path, pki_days=29) is False
 
 
 def test_a_certificate_that_is_not_there_is_not_renewed(tmp_path: Path) -> None:
@@ -206,6 +237,7 @@ def provided(directory: Path) -> Role:
         pki_provided_ca_file=str(directory / "ca.crt"),
         pki_provided_cert_file=str(directory / "host.crt"),
         pki_provided_key_file=str(directory / "host.key"),
+        pki_names=["host1.example.com"],
     )
 
 
@@ -215,6 +247,7 @@ def provided(directory: Path) -> Role:
         (90, ["host1"], -1, ""),
         (90, ["other.example.com", "192.0.2.10"], -1, ""),
         (90, ["*.example.com"], -1, ""),
+        (90, ["host1.other.example"], -1, "it is for DNS:host1.other.example"),
         (-0.5, ["host1"], -1, "it expired at"),
         (90, ["host1"], 1, "it is not valid before"),
         (90, ["other.example.com", "127.0.0.1", "localhost"], -1, "it is for DNS:other.example.com"),
@@ -270,18 +303,17 @@ def test_who_is_trusted_and_who_signs(tmp_path: Path, step: str, trusted: list[s
 
 
 def test_with_the_next_authority_every_host_is_certified_anew(tmp_path: Path) -> None:
-    assert certified(tmp_path)
+    issue(tmp_path, Authority())
     (tmp_path / "next").mkdir()
-    write_certificate(tmp_path / "next", 3650, "host1")
-    (tmp_path / "next" / "host.crt").rename(tmp_path / "next" / "ca.crt")
+    (tmp_path / "next/ca.crt").write_text(Authority().pem)
     for step, done in (("begun", True), ("switched", False), ("ending", False)):
         (tmp_path / "rotation").write_text(step)
-        assert role(pki_ca_dir=str(tmp_path)).evaluate("__pki_certified") is done
+        assert certified(tmp_path) is done
 
 
 def test_a_certificate_is_replaced_on_request(tmp_path: Path) -> None:
-    assert certified(tmp_path)
-    assert role(pki_ca_dir=str(tmp_path), pki_replace=True).evaluate("__pki_certified") is False
+    issue(tmp_path, Authority())
+    assert certified(tmp_path, pki_replace=True) is False
 
 
 def test_a_step_that_nobody_knows_is_refused(tmp_path: Path) -> None:
@@ -293,3 +325,72 @@ def test_what_was_provided_is_not_replaced() -> None:
     own = {f"pki_provided_{name}_file": f"/{name}" for name in ("ca", "cert", "key")}
     (found,) = refusals(role(**own, pki_replace=True), "tasks/validate.yml")
     assert "one of your own" in found
+
+
+# --- what the authority permits ---
+
+
+HOSTS = {
+    "host1": {"ansible_host": "192.0.2.10", "fleet_redis_host": "broker.example.com"},
+    "host2": {"ansible_host": "192.0.2.20"},
+}
+
+
+def fleet_role(directory: Path, **variables: Any) -> Role:
+    """Return the role with two hosts, of which the first has Redis."""
+    groups = {"all": list(HOSTS), "redis": ["host1"], "workers": ["host2"]}
+    hosts = {host: pki_names.called(host, {**of, **variables}, groups) for host, of in HOSTS.items()}
+    inventory = {"hosts": {host: how.as_dict() for host, how in hosts.items()}}
+    return role(pki_ca_dir=str(directory), __pki_inventory=inventory, **variables)
+
+
+LOCAL = ["DNS:localhost", "IP:127.0.0.1/32", "IP:::1/128"]
+ALL = [
+    "DNS:broker.example.com", "DNS:host1", "DNS:host2", "DNS:localhost",
+    "IP:127.0.0.1/32", "IP:192.0.2.10/32", "IP:192.0.2.20/32", "IP:::1/128",
+]  # fmt: skip
+
+
+def test_a_new_authority_permits_what_the_inventory_has(tmp_path: Path) -> None:
+    assert fleet_role(tmp_path).evaluate("__pki_constraints") == ALL
+
+
+def test_an_authority_of_before_permits_all_until_the_end_of_the_run(tmp_path: Path) -> None:
+    (tmp_path / "ca.crt").write_text(Authority().pem)
+    assert fleet_role(tmp_path).evaluate("__pki_constraints") == []
+    assert fleet_role(tmp_path).evaluate("__pki_wanted") == ALL
+
+
+def test_a_host_that_is_new_is_permitted_and_one_that_went_is_until_the_end_of_the_run(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "ca.crt").write_text(Authority([*LOCAL, "DNS:host1", "DNS:gone"]).pem)
+    assert fleet_role(tmp_path).evaluate("__pki_constraints") == sorted([*ALL, "DNS:gone"])
+
+
+def test_a_host_inside_of_what_is_permitted_leaves_the_authority_as_it_is(tmp_path: Path) -> None:
+    given = fleet_role(
+        tmp_path,
+        pki_permitted_names=["example.com", "host1", "host2"],
+        pki_permitted_addresses=["192.0.2.0/24"],
+    )
+    wanted = ["DNS:example.com", "DNS:host1", "DNS:host2", *LOCAL, "IP:192.0.2.0/24"]
+    assert given.evaluate("__pki_wanted") == sorted(wanted)
+
+
+@pytest.mark.parametrize(
+    ("variables", "refused"),
+    [
+        ({}, False),
+        ({"ansible_limit": "host1"}, True),
+    ],
+)
+def test_a_part_of_the_fleet_gets_no_certificate_that_the_rest_would_refuse(
+    tmp_path: Path, variables: dict[str, Any], refused: bool
+) -> None:
+    (tmp_path / "ca.crt").write_text(
+        Authority([*LOCAL, "DNS:host1", "DNS:broker.example.com", "IP:192.0.2.10/32"]).pem
+    )
+    given = fleet_role(tmp_path, pki_names=["new.example.com"], **variables)
+    found = refusals(given, "tasks/validate.yml")
+    assert ["is to have new.example.com, which hosts outside" in text for text in found] == [True] * refused

@@ -1,0 +1,57 @@
+"""Read from the inventory how each host is called."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import ansible.module_utils
+from ansible.plugins.action import ActionBase
+
+# In a plain project only modules find its module_utils by themselves.
+ansible.module_utils.__path__.append(str(Path(__file__).resolve().parents[1] / "module_utils"))
+
+from ansible.module_utils import pki_names  # noqa: E402
+
+DOCUMENTATION = r"""
+name: pki_fleet
+short_description: Read from the inventory how each host is called
+description:
+  - Reads the variables of all hosts on the controller, and connects to none. Facts are no part of it.
+options: {}
+author: celery-fleet
+"""
+
+RETURN = r"""
+hosts:
+  description: For each host what is its own, its services, more, and whether it runs a service.
+  returned: success
+  type: dict
+"""
+
+
+class ActionModule(ActionBase):  # type: ignore[misc]  # ansible ships no types
+    """The action."""
+
+    _requires_connection = False
+
+    def run(self, tmp: Any = None, task_vars: Any = None) -> dict[str, Any]:
+        """Run the action."""
+        result: dict[str, Any] = super().run(tmp, task_vars)
+        self.validate_argument_spec({})
+        hostvars, groups = task_vars["hostvars"], task_vars["groups"]
+        called = {
+            host: pki_names.called(host, self.variables(task_vars, host), groups).as_dict()
+            for host in hostvars
+        }
+        return {**result, "hosts": called}
+
+    def variables(self, task_vars: Any, host: str) -> dict[str, Any]:
+        """Return those variables of a host that say how it is called.
+
+        They are templated one by one: `hostvars` itself cannot, where one names `hostvars`.
+        """
+        raw = task_vars["hostvars"].raw_get(host)
+        everything = {**raw, "hostvars": task_vars["hostvars"], "groups": task_vars["groups"]}
+        templar = self._templar.copy_with_new_env(available_variables=everything)
+        return {name: templar.template(raw[name]) for name in pki_names.VARIABLES if name in raw}
