@@ -32,7 +32,6 @@ pytestmark = [
 ]
 
 PLAYBOOK = "playbooks/decommission.yml"
-USERS = ("celery", "celery-beat", "celery-build", "flower")
 # Whatever the bundle leaves has one of these names, or an owner who is gone. The caches that the lab shares
 # with its hosts, and the test's own ledger, do not count; nor what systemd made for units of a host that lost
 # its power: it removes that as it boots, but here each boot has the id of the machine's, by which it goes.
@@ -52,7 +51,8 @@ def decommission(plays: Plays, hosts: str, *arguments: str, **variables: bool) -
 def left_on(host: Host) -> list[str]:
     """Return the files, users, groups and units of the bundle that a host has."""
     files = host.sh(SEARCH, FILE.rpartition("/")[0]).splitlines()
-    users = host.sh('getent passwd "$@" || true; getent group "$@" fleet-tls || true', *USERS).splitlines()
+    ours = "{ getent passwd; getent group; } | grep -E '^(celery|flower|fleet)' || true"
+    users = host.sh(ours).splitlines()
     units = host.sh("systemctl list-units --all --plain --no-legend 'celery*' 'flower*'").splitlines()
     return [*files, *users, *units]
 

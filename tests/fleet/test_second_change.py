@@ -192,9 +192,8 @@ def test_change(fleet: Fleet, changes: Changes, producer: Producer, step: str) -
 def test_interrupted_play_is_healed(fleet: Fleet, changes: Changes) -> None:
     """A play that ended between configuration and restart leaves nothing that the next one overlooks."""
     before = fleet.starts()
-    changes.edit(
-        {"celery_worker_pools": {"default": {"concurrency": 3, "nodes": 2}}, "celery_beat_max_interval": 4}
-    )
+    pools = {"default": {"concurrency": 3, "nodes": 2}, "passing": {"queues": ["io"], "pool": "solo"}}
+    changes.edit({"celery_worker_pools": pools, "celery_beat_max_interval": 4})
     written = changes.apply("--tags", "celery_worker_configure,celery_beat_configure")
     assert written.changes
     assert fleet.restarted(before) == set()
@@ -219,7 +218,10 @@ def test_surplus_nodes_are_drained(fleet: Fleet, changes: Changes, producer: Pro
     sent = [producer.send("demo.tasks.greet", "all", 12, queue="default") for _ in range(6 * len(surplus))]
     eventually(lambda: all(len(active(fleet)[node]) == 3 for _, node in surplus), timeout=8)
     on_surplus = {task for _, node in surplus for task in active(fleet)[node]}
-    changes.edit({"celery_worker_pools": {"default": {"nodes": 1}}})
+    users = ("celery-default", "celery-passing")
+    there = 'getent passwd "$@" | cut -d: -f1'
+    assert {host.sh(there, *users) for host, _ in surplus} == {"celery-default\ncelery-passing\n"}
+    changes.edit({"celery_worker_pools": {"default": {"nodes": 1}, "passing": {"nodes": 0}}})
     changes.apply()
 
     for host, node in surplus:
@@ -227,6 +229,8 @@ def test_surplus_nodes_are_drained(fleet: Fleet, changes: Changes, producer: Pro
         assert host.unit(f"celery-worker@{name}.service")["ActiveState"] == "inactive"
         assert name not in host.sh("find /etc/systemd/system /etc/celery /run/celery /run/systemd/units")
         assert node not in fleet.operator.ask("ping")
+        assert host.sh(there, *users) == "celery-default\n"
+        assert host.sh("find /var/log/celery -nouser 2>/dev/null || true") == ""
     assert [producer.result(one, timeout=20) for one in sent] == ["Hello, all!"] * len(sent)
     assert len(on_surplus) == 3 * len(surplus)
     assert fleet.restarted(before) == set()
