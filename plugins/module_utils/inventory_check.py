@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 SHORTEST_SECRET = 16  # characters; playbooks/secrets.yml makes 40
 PLACEHOLDER = re.compile(r"change.?me|^password|^secret|example|placeholder|^(.)\1*$", re.IGNORECASE)
 SECRET = re.compile(r"password|passphrase|secret|token|broker_url", re.IGNORECASE)
+MEMORY = re.compile(r"([1-9][0-9]*[KMGT]|[1-9][0-9]?%|100%|infinity)\Z")
 WHOLE_FLEET = "the whole fleet"
 SHOWN_HOSTS = 3
 SHOWN_CHARACTERS = 80
@@ -469,6 +470,13 @@ def numbers(inventory: Inventory, host: str) -> Iterator[Finding]:
     if isinstance(days, int) and isinstance(renew, int) and renew >= days:
         reason = f"{renew} days before the end of a certificate of {days} days is before it begins."
         yield Finding("pki_renew_days", reason, "Make it less than pki_days.")
+    memory = of.get("celery_worker_memory_max")
+    if isinstance(memory, str) and not MEMORY.match(memory):
+        yield Finding(
+            "celery_worker_memory_max",
+            f"{memory!r} is no size of memory, and systemd would set no bound.",
+            "Write it like 6G, or as a percentage of the host's, like 90%.",
+        )
     visible = dict_of(of.get("celery_app_settings")).get("visibility_timeout")
     limits = [pool.get("time_limit") for pool in pools_of(of)]
     longest = max((limit for limit in limits if isinstance(limit, int)), default=0)
