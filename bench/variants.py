@@ -151,8 +151,10 @@ TUTORIAL = Celery(
 )
 RUNTIME = Celery("the fleet")
 KOMBU = Celery("the fleet, kombu's transport", variables={"FLEET_ATOMIC_FETCH": "false"})
-COMPARED = (STOCK, DEFAULTS, TUTORIAL, RUNTIME, KOMBU)
-IDLE = (STOCK, DEFAULTS, RUNTIME)
+# What the role runs by default where the inventory has a Flower; RUNTIME is what it runs where there is none.
+EVENTS = replace(RUNTIME, name="the fleet, task events", arguments=(*QUIET, "--task-events"))
+COMPARED = (STOCK, DEFAULTS, TUTORIAL, RUNTIME, EVENTS, KOMBU)
+IDLE = (STOCK, DEFAULTS, RUNTIME, EVENTS)
 
 # The same two on the fleet's own Redis. Its access rules do not know the keys that kombu's nodes share.
 STOCK_TLS = replace(STOCK, name=f"{STOCK.name}, {FLEET}", server=FLEET, user="admin")
@@ -164,7 +166,6 @@ RESULTS = replace(RUNTIME, name="the fleet, results stored", task="noop")
 COSTLY = (
     RESULTS,
     replace(RESULTS, name="the fleet, results, track_started", variables={"FLEET_TRACK_STARTED": "true"}),
-    replace(RUNTIME, name="the fleet, task events", arguments=(*QUIET, "--task-events")),
     replace(
         RUNTIME, name="the fleet, max_tasks_per_child=100", arguments=(*QUIET, "--max-tasks-per-child=100")
     ),

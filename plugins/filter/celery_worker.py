@@ -283,7 +283,7 @@ def arguments(options: Options, log_level: str, *, task_events: bool) -> list[st
     Args:
         options: The pool's, with defaults.
         log_level: As Celery names it.
-        task_events: Whether the node tells the monitors of each step of each task.
+        task_events: Whether the node sends an event for each step of each task, if the pool does not say.
     """
     words = [
         f"--queues={','.join(options['queues'])}",
@@ -295,7 +295,7 @@ def arguments(options: Options, log_level: str, *, task_events: bool) -> list[st
         words.append(f"--autoscale={options['autoscale']['max']},{options['autoscale']['min']}")
     if options["disable_prefetch"]:
         words.append("--disable-prefetch")
-    if task_events:
+    if options.get("task_events", task_events):
         words.append("--task-events")
     # Gossip and mingle cost each node as many messages as the fleet has nodes, and nothing here uses them.
     # Heartbeats tell Flower that the node is there. One in 10 s is enough, and a fifth of the default.

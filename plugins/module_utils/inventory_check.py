@@ -36,12 +36,18 @@ RETIRED = {
         "Remove it. A certificate has what the inventory names, and nothing that a host says of itself. "
         "Name other addresses in pki_addresses."
     ),
+    "flower_task_events": (
+        "Remove it: nodes send events where the group flower has a host. "
+        "celery_worker_task_events: false switches them off, and in a pool task_events: false."
+    ),
 }
 
 # What settings cost, by tasks that do nothing: roles/celery_worker/README.md, "What costs much".
 MEASURED = "measured on 2 cores, Celery 5.7"
 TRACK_STARTED_COST = f"it asks Redis a third time for each task, where twice would do ({MEASURED})"
-EVENTS_COST = f"the nodes tell monitors of each step of each task, 14 % more CPU ({MEASURED})"
+EVENTS_COST = (
+    "who sends a task tells monitors of it with one more command for Redis; nodes do so of each step"
+)
 LEAST_TASKS_PER_CHILD = 1000
 CHILD_COST = f"at 100 it costs short tasks 46 % more CPU, and halves their rate ({MEASURED})"
 
@@ -196,7 +202,7 @@ def unreadable(inventory: Inventory, host: str) -> Iterator[Finding]:
 
 
 def unknown(inventory: Inventory, host: str) -> Iterator[Finding]:
-    """Find names that look like a role's variable, but are none."""
+    """Find names that look like a role's variable, but are none, or none any more."""
     for name in inventory.hosts[host]:
         if name in RETIRED:
             yield Finding(name, "There is no such variable any more.", RETIRED[name])
@@ -494,14 +500,9 @@ def expensive(of: Mapping[str, Any]) -> Iterator[Finding]:
     if is_on(settings.get("track_started")):
         remedy = "leave it out, unless something asks for the state STARTED"
         yield Finding("celery_app_settings.track_started", f"true: {TRACK_STARTED_COST}", remedy)
-    events = {
-        "celery_app_settings.task_events": settings.get("task_events"),
-        "celery_worker_task_events": of.get("celery_worker_task_events"),
-    }
-    for name, value in events.items():
-        if is_on(value):
-            remedy = "leave it out, unless a monitor is to show each task"
-            yield Finding(name, f"true: {EVENTS_COST}", remedy)
+    if is_on(settings.get("task_events")):
+        remedy = "leave it out, unless a monitor is to show tasks before a node has them"
+        yield Finding("celery_app_settings.task_events", f"true: {EVENTS_COST}", remedy)
     for name, pool in dict_of(of.get("celery_worker_pools")).items():
         tasks = dict_of(pool).get("max_tasks_per_child")
         if isinstance(tasks, int) and tasks < LEAST_TASKS_PER_CHILD:

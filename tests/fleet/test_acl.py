@@ -47,6 +47,8 @@ MAY = {
         "PUBLISH /{db}.celery.pidbox x",
         "BRPOP x.reply.celery.pidbox 1",
         "GET celery-task-meta-x",
+        "HGETALL fleet:nodes",
+        "ZRANGE fleet:leases 0 -1",
     ],
     "web": [
         "LPUSH {queue} x",
@@ -86,6 +88,8 @@ MUST_NOT = {
         "SET celery-task-meta-x y",
         "HGET unacked:x y",
         "HGET fleet:dead:letters x",
+        "HGETALL fleet:dead:letters",
+        "ZADD fleet:leases 0 x",
         "ZRANGE unacked_index:x 0 -1",
         "GET redbeat::lock",
     ],

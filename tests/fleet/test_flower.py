@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import ssl
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import flower.urls
 import pytest
@@ -12,6 +12,7 @@ import pytest
 from tests.fleet.support.hosts import eventually
 
 if TYPE_CHECKING:
+    from tests.fleet.support.clients import Producer
     from tests.fleet.support.fleet import Fleet
 
 pytestmark = pytest.mark.group("flower")
@@ -114,3 +115,64 @@ def test_counts_messages(fleet: Fleet) -> None:
     """Flower may count what waits in each queue."""
     shown = {queue["name"] for queue in fleet.flower.get("/api/queues/length").json["active_queues"]}
     assert shown == set(fleet.queues)
+
+
+def test_shows_what_runs(fleet: Fleet, producer: Producer) -> None:
+    """As installed: each task with state and time; what failed and why; what was retried or revoked."""
+    late = producer.send("demo.tasks.greet", "too late", queue="default", countdown=5)
+    fleet.operator.revoke(late.id)
+    greetings = [producer.send("demo.tasks.greet", f"visitor {n}", 0.1, queue="default") for n in range(10)]
+    broken = producer.send("demo.tasks.greet", "nobody", -1, queue="default")
+    letter = producer.send("demo.tasks.send_letter", "ann@example.com", "News", 0, 1, queue="email")
+    expected = {
+        **{one.id: "SUCCESS" for one in (*greetings, letter)},
+        broken.id: "FAILURE",
+        late.id: "REVOKED",
+    }
+    shown: dict[str, dict[str, Any]] = {}
+
+    def shows_all() -> bool:
+        shown.update(fleet.flower.get("/api/tasks?limit=1000").json)
+        assert {task: shown.get(task, {}).get("state") for task in expected} == expected
+        return True
+
+    eventually(shows_all, timeout=60)
+    assert all(0.1 <= shown[one.id]["runtime"] < 10 for one in greetings)
+    assert "ValueError" in shown[broken.id]["exception"]
+    assert "greet" in fleet.flower.get(f"/api/task/info/{broken.id}").json["traceback"]
+    assert shown[letter.id]["retries"] == 1
+    assert shown[letter.id]["retried"]
+    assert shown[late.id]["revoked"]
+    assert shown[letter.id]["worker"] in {node.celery_name for node in fleet.nodes if "email" in node.queues}
+    fleet.group("workers")[0].sh('fleet-celery dead-letter purge --yes --id "$1"', broken.id)
+
+
+def test_counts_what_nodes_did(fleet: Fleet, producer: Producer) -> None:
+    """The page of nodes counts tasks by how they ended."""
+
+    def processed() -> int:
+        rows = fleet.flower.get("/workers?json=1").json["data"]
+        return sum(row.get("task-succeeded") or 0 for row in rows)
+
+    before = processed()
+    for queue in fleet.queues:
+        producer.result(producer.probe(queue))
+    eventually(lambda: processed() >= before + len(fleet.queues), timeout=30)
+
+
+def test_knows_consumers_and_what_they_hold(fleet: Fleet, producer: Producer) -> None:
+    """The page of queues has for each how many nodes consume it, and how many messages they hold."""
+    sent = [producer.send("demo.tasks.greet", "you", queue="default", countdown=45) for _ in range(3)]
+
+    def shows() -> bool:
+        found = {
+            queue["name"]: queue for queue in fleet.flower.get("/api/queues/length").json["active_queues"]
+        }
+        consumers = {queue: sum(queue in node.queues for node in fleet.nodes) for queue in fleet.queues}
+        assert {name: queue["consumers"] for name, queue in found.items()} == consumers
+        assert found["default"]["messages_unacknowledged"] >= len(sent)
+        return True
+
+    eventually(shows, timeout=30)
+    for one in sent:
+        fleet.operator.revoke(one.id)

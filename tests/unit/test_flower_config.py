@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 from celery import Celery
 from flower.events import Events
 from flower.options import default_options
+from flower.utils.broker import RedisBase, RedisSsl
 
+from tests.unit.redis_server import PASSWORDS, Server, running
 from tests.unit.rendering import PROJECT
 
 CONFIG = PROJECT / "roles/flower/files/flowerconfig.py"
@@ -34,6 +40,7 @@ class Loop:
 def run(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Events], None]]:
     """Return the loop that the file puts in place of Flower's, with no pauses to speak of."""
     monkeypatch.setattr(Events, "run", Events.run)  # so that it is put back
+    monkeypatch.setattr(RedisBase, "queues", RedisBase.queues)
     before = default_options.as_dict()
     default_options.parse_config_file(str(CONFIG), final=False)
     assert default_options.as_dict() == before  # no name in the file is an option's by chance
@@ -61,6 +68,35 @@ def wait_for(condition: Callable[[], bool]) -> None:
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.01)
+
+
+def test_queues_have_their_consumers_and_what_these_hold(
+    run: Callable[[Events], None], tmp_path: Path
+) -> None:
+    """By what the nodes say, with the rights that Flower has; of a dead node what it holds counts still."""
+    with running(tmp_path) as server:
+        admin = server.client("admin")
+        admin.lpush("default", "1", "2")
+        admin.hset("fleet:nodes", "a@h", json.dumps({"queues": ["default", "email"], "held": {"default": 3}}))
+        admin.hset("fleet:nodes", "b@h", json.dumps({"queues": ["default"], "held": {"default": 1}}))
+        admin.hset("fleet:nodes", "old@h", json.dumps({"queues": ["email"]}))  # an older runtime does not say
+        admin.zadd(
+            "fleet:leases", {"a@h": time.time() + 30, "b@h": time.time() - 1, "old@h": time.time() + 30}
+        )
+
+        assert shown(server) == {"default": (2, 4, 6, 1), "email": (0, 0, 0, 2)}
+
+        admin.execute_command("ACL", "SETUSER", "flower", "-hgetall")
+        assert shown(server) == {"default": (None, None, 2, None), "email": (None, None, 0, None)}
+
+
+def shown(server: Server) -> dict[str, tuple[int | None, ...]]:
+    """Return what Flower's page of queues has: ready, unacknowledged, all, and consumers."""
+    url = f"rediss://flower:{quote(PASSWORDS['flower'], safe='')}@127.0.0.1:{server.port}/0"
+    broker = RedisSsl(url, broker_use_ssl={"ssl_ca_certs": str(server.authority.ca_file)})
+    columns = ("messages_ready", "messages_unacknowledged", "messages", "consumers")
+    found = asyncio.run(broker.queues(["default", "email"]))
+    return {queue["name"]: tuple(map(queue.get, columns)) for queue in found}
 
 
 def test_the_pause_does_not_grow(run: Callable[[Events], None], caplog: pytest.LogCaptureFixture) -> None:

@@ -133,6 +133,7 @@ def both(*changes: Callable[[Any, Any], None]) -> Callable[[Any, Any], None]:
 
 BROKEN: dict[str, tuple[Callable[[Any, Any], None], str]] = {
     "misspelt": (set_all(redis_maxmemroy="1gb"), "redis_maxmemroy: No role has a variable of this name"),
+    "removed": (set_all(flower_task_events=True), "flower_task_events: There is no such variable any more."),
     "overridden": (set_all(redis_port=6380), "redis_port: The inventory sets it, but the playbooks do, too"),
     "missing": (
         lambda hosts, _: hosts["worker1"].pop("celery_worker_pools"),
@@ -313,10 +314,6 @@ COSTLY: dict[str, tuple[Callable[[Any, Any], None], str]] = {
         set_on("worker1", celery_app_settings={"task_events": True}),
         f"worker1: celery_app_settings.task_events is true: {preflight.EVENTS_COST}; leave it out, unless ",
     ),
-    "events of the role": (
-        set_on("worker2", celery_worker_task_events=True),
-        f"worker2: celery_worker_task_events is true: {preflight.EVENTS_COST}; leave it out, unless ",
-    ),
     "a secret that is being replaced": (
         set_all(fleet_secrets_previous={"redis_web": "qW3rTzUiOpAsDfGhJk"}),
         "the whole fleet: fleet_secrets_previous is not empty: redis_web is being replaced",
@@ -341,7 +338,7 @@ def test_warns_of_what_costs_much(change: Callable[[Any, Any], None], expected: 
     [
         set_all(),
         set_all(celery_app_settings={"track_started": False, "task_events": "no"}),
-        set_all(celery_worker_task_events=False),
+        set_all(celery_worker_task_events=True),
         set_on("beat1", celery_app_settings={"track_started": True}),
         pool(max_tasks_per_child=1000),
         set_all(fleet_secrets_previous={}),
@@ -430,7 +427,6 @@ def test_an_expensive_inventory_is_taken_with_a_warning(tmp_path: Path) -> None:
     (dear / "group_vars" / "workers").mkdir(parents=True)
     (dear / "hosts.yml").write_text("workers: {hosts: {celery1: {}}}")
     (dear / "group_vars" / "workers" / "pools.yml").write_text(
-        "celery_worker_task_events: true\n"
         "celery_worker_pools:\n"
         "  short: {queues: [default, email], profile: short}\n"
         "  long: {queues: [heavy, io], profile: long, time_limit: 600, max_tasks_per_child: 10}\n"
@@ -440,7 +436,6 @@ def test_an_expensive_inventory_is_taken_with_a_warning(tmp_path: Path) -> None:
     said = [line for line in done.stderr.splitlines() if line.startswith("[WARNING]")]
     assert [line.split(" is ")[0] for line in said] == [
         "[WARNING]: celery1: celery_worker_pools.long.max_tasks_per_child",
-        "[WARNING]: celery1: celery_worker_task_events",
     ]
 
 

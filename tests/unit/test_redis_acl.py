@@ -66,6 +66,8 @@ PERMITTED = {
         PSUBSCRIBE /0.celeryev/*
         PUBLISH /0.celery.pidbox request
         BRPOP 0123.reply.celery.pidbox 1
+        HGETALL fleet:nodes
+        ZRANGE fleet:leases 0 -1
     """,
     "web": """
         LPUSH default message
@@ -132,6 +134,9 @@ REFUSED = {
         LRANGE default 0 -1
         HGET unacked:default-1@worker1 tag
         HGET fleet:dead:letters id
+        HGETALL fleet:dead:letters
+        ZRANGE unacked_index:default-1@worker1 0 -1
+        ZADD fleet:leases 0 default-1@worker1
         SETEX celery-task-meta-1 60 forged
         GET redbeat:task
     """,

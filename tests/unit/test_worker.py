@@ -44,7 +44,7 @@ POOLS: dict[str, dict[str, Any]] = {
         "extra_arguments": ["--disable-prefetch", "-Ofair"],
     },
     "elastic": {"queues": ["elastic"], "autoscale": {"min": 1, "max": 3}},
-    "io": {"queues": ["io"], "pool": "threads", "concurrency": 16},
+    "io": {"queues": ["io"], "pool": "threads", "concurrency": 16, "task_events": False},
     "one": {"queues": ["one"], "pool": "solo", "disable_prefetch": True},
 }
 
@@ -250,6 +250,25 @@ def test_the_options_of_a_pool_reach_its_nodes() -> None:
         "TemporaryFileSystem=/tmp:mode=1777,size=2G", "TemporaryFileSystem=/var/tmp:mode=1777,size=2G",
         "BindPaths=/dev/nvidia0", "DeviceAllow=/dev/nvidia0 rw", "SupplementaryGroups=www-data video",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("monitored", [True, False])
+def test_nodes_send_events_where_something_shows_them(monitored: bool) -> None:
+    """Unless the variable or the pool says otherwise; a pool is heard whatever the whole fleet sends."""
+
+    def sent(**variables: Any) -> dict[str, bool]:
+        files = node_files(celery_worker_is_monitored=monitored, **variables)
+        nodes = {name: environment(files[f"/etc/celery/nodes/{name}.env"]) for name in ("one-1", "io-1")}
+        return {
+            name: "--task-events" in of["FLEET_NODE_ARGUMENTS"].split()
+            and of.get("FLEET_TASK_EVENTS") != "false"
+            for name, of in nodes.items()
+        }
+
+    assert sent() == {"one-1": monitored, "io-1": False}
+    assert sent(celery_worker_task_events=not monitored) == {"one-1": not monitored, "io-1": False}
+    io = environment(node_files()["/etc/celery/nodes/io-1.env"])
+    assert io["FLEET_TASK_EVENTS"] == "false"  # whatever FLEET_TASK_EVENTS in app.env says
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from celery import Celery
+from celery.exceptions import Retry
 from demo import tasks
 from demo.app import app
 
@@ -26,6 +27,13 @@ def test_the_tasks_do_what_they_say() -> None:
     assert tasks.send_letter("ann@example.com", "News", seconds=0) > len("News, ann@example.com.")
     assert [tasks.count_primes(below) for below in (0, 2, 3, 100)] == [0, 0, 1, 25]
     assert tasks.digest(2) == hashlib.sha256(bytes(2**20) + b"\1" * 2**20).hexdigest()
+
+
+def test_a_letter_is_retried_while_the_mail_server_is_busy() -> None:
+    """As often as it is to be, and no more."""
+    with pytest.raises(Retry):
+        tasks.send_letter.apply(("ann@example.com", "News", 0, 1), retries=0, throw=True)
+    assert tasks.send_letter.apply(("ann@example.com", "News", 0, 1), retries=1).state == "SUCCESS"
 
 
 def test_it_knows_nothing_of_the_fleet() -> None:

@@ -380,9 +380,10 @@ def test_what_a_killed_node_held_comes_back_by_its_lease(
     ):
         assert set(json.loads(admin.hget(keys.NODES, "one@test"))) == {
             "pid", "host", "pool", "concurrency", "running", "queues", "exchanges", "release", "started",
-            "lapses", "recovered", "proved", "unproved", "excused",
+            "lapses", "recovered", "proved", "unproved", "excused", "held",
         }  # fmt: skip
         web.send_task("shop.note", (str(tmp_path / "notes"), "2"), queue="default", countdown=1000)
+        wait_until(lambda: json.loads(admin.hget(keys.NODES, "one@test"))["held"] == {"default": 1})
         for name in ("0", "1"):
             web.send_task("shop.note", (str(tmp_path / "notes"), name, str(gate)), queue="default")
         wait_until(lambda: admin.hlen("unacked:one@test") == 3)

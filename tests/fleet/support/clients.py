@@ -77,3 +77,9 @@ class Operator:
             asked = sorted(nodes) if nodes else None
             inspect = self._app.control.inspect(destination=asked, timeout=timeout, connection=connection)
             return getattr(inspect, question)() or {}
+
+    def revoke(self, task_id: str) -> None:
+        """Tell all nodes not to run a task."""
+        self._broker.open()
+        with self._app.connection_for_write() as connection:
+            self._app.control.revoke(task_id, connection=connection)

@@ -33,9 +33,14 @@ def greet(name: str, seconds: float = 0) -> str:
     return f"Hello, {name}!"
 
 
-@app.task
-def send_letter(to: str, subject: str, seconds: float = 0.1) -> int:
-    """Write a letter, wait as long as a mail server would, and return the letter's size. Queue: email."""
+@app.task(bind=True)
+def send_letter(self: Task, to: str, subject: str, seconds: float = 0.1, refusals: int = 0) -> int:
+    """Write a letter, wait as long as a mail server would, and return the letter's size. Queue: email.
+
+    So many times the mail server is busy first, and the task tries again a second later.
+    """
+    if self.request.retries < refusals:
+        raise self.retry(exc=OSError("the mail server is busy"), countdown=1, max_retries=refusals)
     letter = EmailMessage()
     letter["From"], letter["To"], letter["Subject"] = settings.sender, to, subject
     letter.set_content(f"{subject}, {to}.\n")

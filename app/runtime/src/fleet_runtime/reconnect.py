@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from contextlib import suppress
 from functools import wraps
 from typing import TYPE_CHECKING, Any
@@ -182,6 +183,16 @@ class Held:
     def active(self) -> list[Any]:
         """Return what runs, and is to be acknowledged."""
         return [request for request in copied(state.active_requests) if not request.acknowledged]
+
+    def by_queue(self) -> dict[str, int]:
+        """Return how many messages of each queue the node holds: those that run, wait or have an ETA."""
+        if self.qos is None:
+            return {}
+        settled = set(copied(self.qos._dirty))
+        held = [one for tag, one in copied(self.qos._delivered.items()) if tag not in settled]
+        queues = {queue.routing_key: name for name, queue in self._consumer.app.amqp.queues.items()}
+        keys = (message.delivery_info.get("routing_key") for message in held)
+        return dict(Counter(queues.get(key, key) for key in keys if key))
 
     def let_go(self, requests: list[Any]) -> None:
         """Forget what waits here, because it has gone back to its queue."""

@@ -331,6 +331,7 @@ class Recovery(bootsteps.StartStopStep):  # type: ignore[misc]  # celery ships n
             "pool": "threads" if pool == "thread" else pool,
             "concurrency": consumer.pool.num_processes,
             "running": len(state.active_requests),
+            "held": self._held.by_queue(),
             "queues": self._queues(),
             "exchanges": _exchanges(consumer.app),
             "release": self._settings.release,
