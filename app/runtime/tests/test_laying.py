@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 TLS = {"ssl_cert_reqs": "required", "ssl_ca_certs": "/etc/ca.crt"}
-# A setting that Celery's Redis backend reads, though it is in no list of Celery's.
-UNLISTED = {"redis_backend_health_check_interval"}
+# Settings that Celery's Redis backend reads, though they are in no list of Celery's.
+UNLISTED = {"redis_backend_health_check_interval", "result_backend_thread_safe"}
 # RedBeat takes any; these are what RedBeatConfig in its schedulers.py reads.
 REDBEAT = {
     f"redbeat_{name}"
@@ -159,6 +159,7 @@ def test_what_the_app_says_on_purpose_stays(lay: Callable[..., Any]) -> None:
         "task_track_started": True,
         "result_expires": timedelta(minutes=10),
         "task_default_queue": "shop",
+        "result_backend_thread_safe": False,
     }
     app.conf.update(own)
     conf = lay(app)
@@ -171,6 +172,7 @@ def test_an_app_that_says_nothing_gets_the_fleets_word(lay: Callable[..., Any]) 
     assert conf.task_time_limit is None, "it would come before that of a pool"
     assert (conf.timezone, conf.enable_utc, conf.result_expires) == ("UTC", True, 86400)
     assert conf.task_publish_retry_policy["max_retries"] == 60
+    assert conf.result_backend_thread_safe is True
     assert conf.result_backend_transport_options["retry_policy"]["max_retries"] == 60
 
 

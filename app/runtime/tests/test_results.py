@@ -1,15 +1,20 @@
-"""Results are what Celery stores, in one round trip."""
+"""Results are what Celery stores, in one round trip, and who waits for one gets it."""
 
 from __future__ import annotations
 
 import json
+import threading
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from celery import Celery, states
 from celery.backends import redis as stock
 from celery.exceptions import BackendStoreError
-from fleet_runtime.results import RedisBackend
+from celery.result import AsyncResult, ResultSet
+from fleet_runtime import results
+from fleet_runtime.results import RedisBackend, StoringRedisBackend
+from redis.client import PubSub
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -34,7 +39,7 @@ def make(broker: Broker, lay: Callable[..., Any]) -> Iterator[Callable[..., Any]
     app = Celery("shop", set_as_current=False)
     lay(app, "worker", broker.url("worker"))
 
-    def make(backend: type = RedisBackend, **settings: Any) -> Any:
+    def make(backend: type = StoringRedisBackend, **settings: Any) -> Any:
         app.conf.update(settings)
         return backend(app=app, url=app.conf.result_backend)
 
@@ -131,3 +136,110 @@ def test_what_is_too_large_is_refused_as_by_celery(
     monkeypatch.setattr(stock.RedisBackend, "_MAX_STR_VALUE_SIZE", 10)
     with pytest.raises(BackendStoreError, match="too large"):
         make().store_result("one", 1, states.SUCCESS)
+
+
+@pytest.fixture
+def waiting(broker: Broker, connect: Callable[[Broker], Any]) -> Any:
+    """Return an app that waits for results, in a process that is no node."""
+    return connect(broker)
+
+
+def late(monkeypatch: pytest.MonkeyPatch, name: str) -> threading.Event:
+    """Let SUBSCRIBE for a task's result arrive only when an event is set, or after a second."""
+    arrives, original = threading.Event(), PubSub.execute_command
+
+    def execute_command(pubsub: Any, command: str, *args: Any) -> Any:
+        """Hold a command back, as the network may, while other connections go on."""
+        if command != "SUBSCRIBE" or not any(name.encode() in arg for arg in args):
+            return original(pubsub, command, *args)
+
+        def send() -> None:
+            """Send it after all."""
+            arrives.wait(1)
+            original(pubsub, command, *args)
+
+        return threading.Thread(target=send).start()
+
+    monkeypatch.setattr(PubSub, "execute_command", execute_command)
+    return arrives
+
+
+def test_a_result_that_is_stored_before_the_subscription_is_not_missed(
+    waiting: Any, make: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Redis may read the SUBSCRIBE later than the GET that was sent after it, by another connection."""
+    waiting.AsyncResult("first").ready()
+    assert waiting.AsyncResult("first")._get_task_meta()["status"] == states.PENDING  # it is connected
+    arrives, storing = late(monkeypatch, "one"), make()
+    original = type(waiting.backend).get_task_meta
+
+    def get_task_meta(backend: Any, *args: Any, **options: Any) -> Any:
+        """Read what is stored; then it is stored, and then the subscription arrives."""
+        meta = original(backend, *args, **options)
+        storing.store_result("one", 7, states.SUCCESS)
+        arrives.set()
+        return meta
+
+    monkeypatch.setattr(type(waiting.backend), "get_task_meta", get_task_meta)
+    assert waiting.AsyncResult("one").get(timeout=10) == 7
+
+
+def test_a_result_is_read_again_if_its_subscription_takes_too_long_to_be_confirmed(
+    waiting: Any, make: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once it is."""
+    monkeypatch.setattr(results, "SUBSCRIBED_WITHIN", 0.1)
+    late(monkeypatch, "one")
+    sent = waiting.AsyncResult("one")
+    storing = threading.Timer(0.5, make().store_result, ("one", 8, states.SUCCESS))
+    storing.start()
+    assert sent.get(timeout=10) == 8
+
+
+def test_results_are_read_again_when_the_connection_was_lost(
+    broker: Broker, waiting: Any, make: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Celery reads them first, and subscribes then."""
+    sent, consumer = waiting.AsyncResult("one"), waiting.backend.result_consumer
+    waiting.backend.add_pending_result(sent)
+    while consumer._unconfirmed:
+        consumer.drain_events(timeout=5)
+    late(monkeypatch, "one")
+    consumer._reconnect()
+    make().store_result("one", 9, states.SUCCESS)
+    until = time.monotonic() + 10
+    while not sent._cache and time.monotonic() < until:
+        consumer.drain_events(timeout=1)
+    assert sent.get(timeout=0.1) == 9
+
+
+def test_waiting_costs_no_more_commands(broker: Broker, waiting: Any, make: Callable[..., Any]) -> None:
+    """Than with Celery's own: what is new is when they are sent."""
+    admin, storing = broker.client("admin"), make()
+    counts = []
+    for kind in (RedisBackend, stock.RedisBackend):
+        backend = kind(app=waiting, url=waiting.conf.result_backend)
+        numbers = range(10)
+        for number in numbers:
+            storing.store_result(f"{kind.__module__}-{number}", number, states.SUCCESS)
+        ids = [f"{kind.__module__}-{number}" for number in numbers]
+        backend.get_state(ids[0])
+        before = admin.info("stats")["total_commands_processed"]
+        assert [AsyncResult(one, backend=backend).get(timeout=10) for one in ids] == list(numbers)
+        counts.append(admin.info("stats")["total_commands_processed"] - before)
+    assert counts[0] <= counts[1]
+
+
+@pytest.mark.long
+def test_no_result_is_missed_over_tls(broker: Broker, waiting: Any, make: Callable[..., Any]) -> None:
+    """In many rounds, each with results that are stored while they are begun to be waited for."""
+    storing = make()
+    for at in range(50):
+        ids = [f"{at}-{number}" for number in range(20)]
+        thread = threading.Thread(
+            target=lambda ids=ids: [storing.store_result(one, one, states.SUCCESS) for one in ids]
+        )
+        thread.start()
+        group = ResultSet([waiting.AsyncResult(one) for one in ids], app=waiting)
+        assert group.join_native(timeout=5) == ids
+        thread.join()

@@ -11,10 +11,10 @@ import celery
 import kombu
 import pytest
 from celery import Celery
+from celery.backends import redis as stock_results
 from celery.concurrency import prefork
 from celery.concurrency.asynpool import AsynPool, ResultHandler
-from fleet_runtime import pipes, reading, selection, transport
-from fleet_runtime.results import RedisBackend, SentinelBackend
+from fleet_runtime import pipes, reading, results, selection, transport
 from fleet_runtime.time_limits import StockPool
 from kombu import Connection
 from kombu.serialization import registry
@@ -103,12 +103,20 @@ def test_all_that_is_put_in_place_of_kombus_is_looked_at(own: type, base: type) 
     assert not replaced - names
 
 
-@pytest.mark.parametrize(("url", "backend"), [(URL, RedisBackend), ("sentinel://a:1", SentinelBackend)])
-def test_results_have_a_backend_of_their_own(url: str, backend: type) -> None:
-    """By the scheme of the URL that the app has anyhow."""
+@pytest.mark.parametrize(
+    ("url", "stores", "backend"),
+    [
+        (URL, True, results.StoringRedisBackend),
+        (URL, False, results.RedisBackend),
+        ("sentinel://a:1", True, results.StoringSentinelBackend),
+        ("sentinel://a:1", False, results.SentinelBackend),
+    ],
+)
+def test_results_have_a_backend_of_their_own(url: str, stores: bool, backend: type) -> None:
+    """By the scheme of the URL that the app has anyhow; who is no node may load no script."""
     app = Celery("shop", backend=url, set_as_current=False)
     app.conf.result_backend_transport_options = {"master_name": "fleet"}
-    selection.select_backend(app)
+    selection.select_backend(app, stores=stores)
     assert type(app.backend) is backend
 
 
@@ -116,8 +124,8 @@ def test_another_celery_keeps_its_backend(monkeypatch: pytest.MonkeyPatch) -> No
     """Its insides are not known."""
     app = Celery("shop", backend=URL, set_as_current=False)
     monkeypatch.setattr(celery, "__version__", "5.9.0")
-    selection.select_backend(app)
-    assert type(app.backend) is not RedisBackend
+    selection.select_backend(app, stores=True)
+    assert type(app.backend) is stock_results.RedisBackend
 
 
 @pytest.fixture

@@ -113,8 +113,7 @@ def lay(app: Celery, settings: FleetSettings) -> None:
     app.steps["consumer"].add(RECOVERY)
     app.steps["consumer"].add(EVENTS)
     app.steps["consumer"].add(PROBATION)
-    if settings.component == "worker":
-        selection.select_backend(app)
+    selection.select_backend(app, stores=settings.component == "worker")
 
 
 def _pin(conf: Any, settings: FleetSettings, read_url: str) -> None:
@@ -256,9 +255,12 @@ def _defaults(conf: Any, settings: FleetSettings) -> dict[str, Any]:
         "timezone": "UTC",
         "worker_soft_shutdown_timeout": settings.soft_shutdown_timeout,
         "worker_proc_alive_timeout": PROCESS_START,
+        "result_backend_thread_safe": True,
         "task_publish_retry_policy": _retry_policy(settings),
     }
-    return {name: value for name, value in values.items() if getattr(conf, name) == DEFAULTS[name]}
+    # Celery has no default for some: it asks for them only where they are used.
+    silent = {name for name in values if getattr(conf, name, None) == DEFAULTS.get(name)}
+    return {name: value for name, value in values.items() if name in silent}
 
 
 def _retry_policy(settings: FleetSettings) -> dict[str, Any]:

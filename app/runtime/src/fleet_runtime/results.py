@@ -1,16 +1,23 @@
-"""Result backends that store a result in one round trip.
+"""Result backends that store a result in one round trip, and miss none that they wait for.
 
 Celery's asks for what is stored, and then stores: it leaves a success as it is, whatever a second run of the
 task says (celery 5.7, backends/base.py, _store_result). Here a script does both.
+
+Who waits for a result subscribes to its channel, and then reads what is stored, by another connection. Celery
+does not wait for the answer to SUBSCRIBE (celery 5.7, backends/redis.py, _consume_from). Redis may read the
+other connection first, and store the result between both: then it is neither read nor told of. That was 2 of
+400 groups that were waited for in a task, over TLS, where Redis takes one record of a connection at a time.
 """
 
 from __future__ import annotations
 
+import time
+from functools import partial
 from typing import Any
 
 from celery import states
 from celery.backends import redis as stock
-from kombu.utils.encoding import bytes_to_str
+from kombu.utils.encoding import bytes_to_str, str_to_bytes
 
 # Stores a result, unless there is a success, and tells who waits for it. Unlike what moves messages, it is
 # refused by a Redis that is full: a result takes room.
@@ -33,8 +40,90 @@ return 1
 """
 
 
+# Seconds to wait for the answer to a SUBSCRIBE before the result is read all the same.
+SUBSCRIBED_WITHIN = 5.0
+
+
+class ResultConsumer(stock.ResultConsumer):  # type: ignore[misc]  # celery ships no types
+    """Celery's consumer of results, which reads what is stored after its subscription is confirmed."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """Begin."""
+        # Keys whose SUBSCRIBE was sent and not answered; and those among them whose result was read already.
+        self._unconfirmed: set[bytes] = set()
+        self._read_early: set[bytes] = set()
+        super().__init__(*args, **kwargs)
+
+    def start(self, initial_task_id: Any, **kwargs: Any) -> None:
+        """Subscribe to the first result."""
+        with self._locked():
+            super().start(initial_task_id, **kwargs)
+            self._hear()
+
+    def on_after_fork(self) -> None:
+        """Forget the connection, which is the parent's."""
+        self._unconfirmed, self._read_early = set(), set()
+        super().on_after_fork()
+
+    def on_wait_for_pending(self, result: Any, timeout: float | None = None, **kwargs: Any) -> None:
+        """Read what is stored, once Redis has confirmed all subscriptions."""
+        until = time.monotonic() + min(SUBSCRIBED_WITHIN, SUBSCRIBED_WITHIN if timeout is None else timeout)
+        while self._unconfirmed and (left := until - time.monotonic()) > 0:
+            self.drain_events(timeout=left)
+        with self._locked():
+            self._read_early |= self._unconfirmed
+        super().on_wait_for_pending(result, timeout=timeout, **kwargs)
+
+    def _consume_from(self, task_id: Any) -> None:
+        """Subscribe to a result, and remember that this is not confirmed."""
+        key = self._get_key_for_task(task_id)
+        if key not in self.subscribed_to:
+            self._unconfirmed.add(key)
+        super()._consume_from(task_id)
+
+    def _reconnect_pubsub(self) -> None:
+        """Connect anew. Celery reads all results first, and subscribes then."""
+        with self._locked():
+            super()._reconnect_pubsub()
+            self._unconfirmed, self._read_early = set(self.subscribed_to), set(self.subscribed_to)
+            self._hear()
+
+    def _hear(self) -> None:
+        """Listen to the answers to SUBSCRIBE, which redis-py drops."""
+        self._pubsub.handle_message = partial(self._handle, self._pubsub.handle_message)
+
+    def _handle(self, handle: Any, response: Any, ignore_subscribe_messages: bool = False) -> Any:
+        """Handle what Redis says on the connection of subscriptions."""
+        if response and bytes_to_str(response[0]) == "subscribe":
+            self._on_confirmed(str_to_bytes(response[1]))
+        return handle(response, ignore_subscribe_messages)
+
+    def _on_confirmed(self, key: bytes) -> None:
+        """Read a result that may have been stored before the subscription, and after it was read.
+
+        redis-py connects anew by itself, too, and subscribes again: then nobody has asked for the answer.
+        """
+        is_read_later = key in self._unconfirmed and key not in self._read_early
+        self._unconfirmed.discard(key)
+        self._read_early.discard(key)
+        if is_read_later or key not in self.subscribed_to:
+            return
+        if stored := self.backend.client.get(key):
+            self.on_state_change(self._decode_result(stored), None)
+
+
 class RedisBackend(stock.RedisBackend):  # type: ignore[misc]  # celery ships no types
-    """Celery's backend, with one round trip less for each result."""
+    """Celery's backend, which misses no result that it waits for."""
+
+    ResultConsumer = ResultConsumer
+
+
+class SentinelBackend(RedisBackend, stock.SentinelBackend):  # type: ignore[misc]  # celery ships no types
+    """The same, for the master that Sentinel names."""
+
+
+class StoringRedisBackend(RedisBackend):
+    """The same, with one round trip less for each result: a node's, which may load scripts."""
 
     def _store_result(
         self,
@@ -61,5 +150,5 @@ class RedisBackend(stock.RedisBackend):  # type: ignore[misc]  # celery ships no
         self.client.register_script(STORE)(keys=[key], args=[value, seconds])
 
 
-class SentinelBackend(RedisBackend, stock.SentinelBackend):  # type: ignore[misc]  # celery ships no types
+class StoringSentinelBackend(StoringRedisBackend, SentinelBackend):
     """The same, for the master that Sentinel names."""

@@ -39,8 +39,17 @@ BACKENDS = {
     "rediss": "fleet_runtime.results:RedisBackend",
     "sentinel": "fleet_runtime.results:SentinelBackend",
 }
+# Those of a node, whose Redis user may load scripts.
+STORING_BACKENDS = {
+    "redis": "fleet_runtime.results:StoringRedisBackend",
+    "rediss": "fleet_runtime.results:StoringRedisBackend",
+    "sentinel": "fleet_runtime.results:StoringSentinelBackend",
+}
 KOMBU_STAYS = "This node takes messages by kombu's own transport, and may lose one when it dies."
-CELERY_STAYS = "This node stores results by Celery's own backend, in two round trips each."
+CELERY_STAYS = (
+    "This process uses Celery's own result backend, which stores a result in two round trips, and may miss "
+    "one that it waits for over TLS."
+)
 POOL_STAYS = "This node hands tasks to its processes by Celery's own pool, with more CPU for each."
 
 # The parameters of what the transport overrides, or calls where kombu and redis-py do not expect it.
@@ -137,10 +146,16 @@ def without_prefix(url: str) -> str:
     return url.removeprefix(PREFIX)
 
 
-def select_backend(app: Celery) -> None:
-    """Let an app store results by the runtime's own backend."""
+def select_backend(app: Celery, *, stores: bool) -> None:
+    """Let an app wait for results by the runtime's own backend.
+
+    Args:
+        app: The app.
+        stores: Whether this process stores results by a script, as a node does.
+    """
     if is_known(celery, CELERY_STAYS):
-        app.loader.override_backends = {**app.loader.override_backends, **BACKENDS}
+        backends = STORING_BACKENDS if stores else BACKENDS
+        app.loader.override_backends = {**app.loader.override_backends, **backends}
 
 
 def select_pool(*, own: bool = True) -> None:
