@@ -75,6 +75,14 @@ def unguarded(fleet: Fleet, method: str, login: tuple[str, str] | None, paths: l
     return {path: status for path, status in statuses.items() if status != 401}
 
 
+def test_asked_by_another_name_it_answers_nothing(fleet: Fleet) -> None:
+    """A browser that was led here by another name takes this for that name's pages."""
+    for name in ("evil.example", f"{fleet.group('flower')[0].name}.evil.example"):
+        assert fleet.flower.ask("/", headers={"Host": name}).status == 421
+    for name in (fleet.group("flower")[0].name, "localhost", "[::1]:5555"):
+        assert fleet.flower.ask("/", headers={"Host": name}).status == 401
+
+
 def test_shown_with_password(fleet: Fleet) -> None:
     """With the password, whatever characters it is made of, the pages are there."""
     login = (fleet.flower.user, fleet.flower.password)

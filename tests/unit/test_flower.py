@@ -226,3 +226,27 @@ def test_entry_points_ask_for_what_they_use() -> None:
     used |= {"flower_bind", "flower_health_host", "flower_port"}  # in the URL
     for entry in ("health", "restart"):
         assert used <= set(specs[entry]["options"])
+
+
+@pytest.mark.parametrize(
+    ("host", "taken"),
+    [
+        ("host1", True),
+        ("192.0.2.10", True),
+        ("[2001:db8::7]", True),
+        ("flower.example.com", True),
+        ("flowerxexample.com", False),
+        ("host1.evil.example", False),
+        ("evil.example", False),
+    ],
+)
+def test_only_what_the_certificate_is_for_may_be_asked_for(host: str, taken: bool) -> None:
+    names = ["192.0.2.10", "2001:db8::7", "Flower.example.com", "host1"]
+    text = role(flower_names=names).template("sites-available/flower.conf.j2")
+    (pattern,) = re.findall(r'map \$host .*?"~(.*?)" 0;', text, re.DOTALL)
+    assert bool(re.search(pattern, host)) is taken
+    assert "return 421;" in text
+
+
+def test_any_name_may_be_asked_for_where_the_certificate_is_one_of_your_own() -> None:
+    assert "$host" not in role().template("sites-available/flower.conf.j2")
