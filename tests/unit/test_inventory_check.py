@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import subprocess
 import time
 from pathlib import Path
@@ -393,7 +394,7 @@ def test_a_hundred_hosts_take_less_than_three_seconds() -> None:
     assert time.monotonic() - start < 3
 
 
-def run_playbook(directory: Path, *inventories: Path) -> subprocess.CompletedProcess[str]:
+def run_playbook(directory: Path, *inventories: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run preflight's part for the controller on inventories, with secrets that are made for it."""
     secrets = directory / "secrets.json"
     _, variables = "", {"fleet_secrets": a_fleet()[0]["redis1"]["fleet_secrets"]}
@@ -410,10 +411,17 @@ def run_playbook(directory: Path, *inventories: Path) -> subprocess.CompletedPro
             "playbooks/preflight.yml",
         ],
         cwd=ROOT,
+        env=os.environ | environment,
         text=True,
         capture_output=True,
         check=False,
     )
+
+
+def test_facts_that_are_variables_are_refused(tmp_path: Path) -> None:
+    run = run_playbook(tmp_path, ROOT / "inventories/single", ANSIBLE_INJECT_FACT_VARS="true")
+    assert run.returncode != 0
+    assert "inject_facts_as_vars  [the whole fleet]" in run.stdout
 
 
 @pytest.mark.parametrize("name", ["single", "fleet"])

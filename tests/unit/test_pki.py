@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import datetime
 import ipaddress
+import json
+import subprocess
+import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -17,7 +20,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from tests.unit.authority import Authority
-from tests.unit.rendering import Role
+from tests.unit.rendering import PROJECT, Role
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -325,6 +328,36 @@ def test_what_was_provided_is_not_replaced() -> None:
     own = {f"pki_provided_{name}_file": f"/{name}" for name in ("ca", "cert", "key")}
     (found,) = refusals(role(**own, pki_replace=True), "tasks/validate.yml")
     assert "one of your own" in found
+
+
+def test_the_inventory_is_read_as_it_is_written(tmp_path: Path) -> None:
+    """With templates in it, of which one asks for a variable of another host."""
+    play = {
+        "hosts": "all",
+        "gather_facts": False,
+        "tasks": [
+            {"pki_fleet": None, "register": "found", "run_once": True},
+            {
+                "ansible.builtin.copy": {
+                    "content": "{{ found.hosts | to_json }}",
+                    "dest": f"{tmp_path}/found",
+                },
+                "delegate_to": "localhost",
+                "run_once": True,
+                "vars": {"ansible_connection": "local", "ansible_python_interpreter": sys.executable},
+            },
+        ],
+    }
+    (tmp_path / "play.yml").write_text(json.dumps([play]))
+    command = ["ansible-playbook", "-i", "inventories/fleet", f"{tmp_path}/play.yml"]
+    subprocess.run(command, cwd=PROJECT, check=True, capture_output=True)
+    found = json.loads((tmp_path / "found").read_text())
+    assert found["redis1"] == {
+        "own": ["redis1", "192.0.2.11"], "services": ["192.0.2.11"], "more": [], "serves": True,
+    }  # fmt: skip
+    assert found["worker1"] == {
+        "own": ["worker1", "192.0.2.21"], "services": [], "more": [], "serves": False,
+    }  # fmt: skip
 
 
 # --- what the authority permits ---
