@@ -67,9 +67,10 @@ bench: ## Measure what nodes and other task queues cost, and what kills lose (.c
 
 # --- upkeep ---
 
-docs: ## Write the roles' variable tables into their READMEs
+docs: ## Write the tables of the docs: the roles' variables, and what becomes of each setting of Celery
 	@lab/bootstrap tools
 	@python3 tools/role_docs.py
+	@python3 -m app.runtime.tests.settings_table
 
 lock: ## Pin the Python packages; UPGRADE=1 takes their newest versions
 	@lab/bootstrap tools

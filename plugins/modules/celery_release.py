@@ -119,7 +119,8 @@ from ansible.module_utils.install_lock import StillHeldError, only_one
 
 SHORTEST_SECRET = 8  # shorter values, such as "1" or "prod", would blot out half of every message
 CACHE_LIMIT = 1024**3
-COSTS_MUCH = "This costs much: "  # so begins a line of `celery fleet check` that is no fault
+# So begins a line of `celery fleet check` that is no fault: what costs much, and what an app sets in vain.
+WARNINGS = ("This costs much: ", "This does not hold: ")
 
 
 def present(module: AnsibleModule, tree: ReleaseTree) -> bool:
@@ -203,7 +204,7 @@ def packages_fault(module: AnsibleModule, path: Path) -> str:
 def app_fault(module: AnsibleModule, path: Path) -> str:
     """Return what Celery finds wrong with the app of a release, in the words of `celery fleet check`.
 
-    Of what works, but costs much, it warns.
+    Of what works, but costs much, or has no effect, it warns.
 
     The app runs as nodes do: with the environment that they will have, in their sandbox, and as a user that
     exists only meanwhile.
@@ -221,8 +222,8 @@ def app_fault(module: AnsibleModule, path: Path) -> str:
         properties=[f"RuntimeMaxSec={given['timeout']}"],
     )
     if not result.returncode:
-        for cost in costs(result.stdout):
-            module.warn(cost)
+        for warning in warnings(result.stdout):
+            module.warn(warning)
         return ""
     words = f"{result.stdout}{result.stderr}".strip()
     if time.monotonic() - started >= given["timeout"]:
@@ -232,9 +233,9 @@ def app_fault(module: AnsibleModule, path: Path) -> str:
     )
 
 
-def costs(said: str) -> list[str]:
-    """Return the lines of `celery fleet check` about what costs much."""
-    return [line for line in said.splitlines() if line.startswith(COSTS_MUCH)]
+def warnings(said: str) -> list[str]:
+    """Return the lines of `celery fleet check` about what costs much or has no effect."""
+    return [line for line in said.splitlines() if line.startswith(WARNINGS)]
 
 
 STEPS = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fleet_runtime import queues
+from fleet_runtime import overrides, queues
 from fleet_runtime.loading import blaming
 from fleet_runtime.settings import unknown_variables
 
@@ -32,14 +32,27 @@ def import_tasks(app: Celery) -> None:
         app.finalize()
 
 
-def findings(app: Celery, consumed: Collection[str]) -> list[str]:
+def findings(app: Celery, consumed: Collection[str], beat_scheduler: str = "") -> list[str]:
     """Return what is wrong, a sentence each.
 
     Args:
         app: The app, with its tasks imported.
         consumed: The queues that some node consumes; nothing if that is not known.
+        beat_scheduler: What the fleet's Beat runs: redbeat or persistent; nothing if there is none.
     """
-    return [*unknown_variables(), *_unconsumed(app, consumed), *_repeated(app)]
+    refused = [one.sentence for one in overrides.find(app, beat_scheduler) if one.refuses]
+    return [*unknown_variables(), *refused, *_unconsumed(app, consumed), *_repeated(app)]
+
+
+def overridden(app: Celery, beat_scheduler: str = "") -> list[str]:
+    """Return what the app sets and does not get, a sentence each, but for what refuses a release.
+
+    Args:
+        app: The app, with its tasks imported.
+        beat_scheduler: What the fleet's Beat runs: redbeat or persistent; nothing if there is none.
+    """
+    told = [one.sentence for one in overrides.find(app, beat_scheduler) if not one.refuses]
+    return [*told, *_batches(app)]
 
 
 def costs(app: Celery) -> list[str]:
@@ -49,6 +62,23 @@ def costs(app: Celery) -> list[str]:
         app: The app, with its tasks imported.
     """
     return [*_connections(app), *_tracked(app), *_short_lived(app)]
+
+
+def _batches(app: Celery) -> list[str]:
+    """Return which tasks collect more messages than a node reserves (celery-batches)."""
+    multiplier = app.conf.worker_prefetch_multiplier
+    sentences: list[str] = []
+    for name, task in sorted(app.tasks.items()):
+        flush_every = getattr(task, "flush_every", None)
+        is_batch = any(kind.__module__.partition(".")[0] == "celery_batches" for kind in type(task).__mro__)
+        if is_batch and flush_every and flush_every > multiplier:
+            sentences.append(
+                f"The task {name} collects {flush_every} messages, and a node reserves prefetch_multiplier "
+                f"({multiplier} by default) for each task that it can run: with less than {flush_every} in "
+                f"all, no batch fills, and each waits {getattr(task, 'flush_interval', None)} s. Have a pool "
+                "for its queue whose prefetch_multiplier times concurrency is that many."
+            )
+    return sentences
 
 
 def _connections(app: Celery) -> list[str]:

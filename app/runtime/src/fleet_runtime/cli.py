@@ -63,23 +63,41 @@ def probe(ctx: click.Context, names: tuple[str, ...], timeout: float, as_json: b
 
 @fleet.command()
 @click.option("--queues", "text", metavar="A,B,C", default="", help="The queues that nodes consume.")
+@click.option(
+    "--beat",
+    # By a variable, too, because the check of an older release, before a rollback, does not know the option.
+    envvar="CHECK_BEAT_SCHEDULER",
+    metavar="SCHEDULER",
+    default="",
+    help="What the fleet's Beat runs: redbeat or persistent. Default: there is no Beat.",
+)
+@click.option(
+    "--json", "as_json", is_flag=True, help="Print {faults, overridden, costs}, lists of sentences."
+)
 @click.pass_context
-def check(ctx: click.Context, text: str) -> None:
-    """Import the app with all its tasks, and look for what would go wrong, or costs much.
+def check(ctx: click.Context, text: str, beat: str, as_json: bool) -> None:
+    """Import the app with all its tasks, and look for what would go wrong, has no effect, or costs much.
 
     Fails, with a line for each thing that would go wrong. Asks no broker.
     """
-    from fleet_runtime.check import costs, findings, import_tasks
+    from fleet_runtime.check import costs, findings, import_tasks, overridden
 
     app = ctx.obj.app
     with sentences():
         import_tasks(app)
-        found = findings(app, [name for name in text.split(",") if name])
+        found = findings(app, [name for name in text.split(",") if name], beat)
+    told, dear = overridden(app, beat), costs(app)
+    if as_json:
+        click.echo(json.dumps({"faults": found, "overridden": told, "costs": dear}))
+        ctx.exit(1 if found else 0)
     if found:
         click.echo("\n".join(found), err=True)
         ctx.exit(1)
-    for cost in costs(app):
-        click.echo(f"This costs much: {cost}")  # the module celery_release knows a warning by these words
+    # The module celery_release knows a warning by the words with which its line begins.
+    for sentence in told:
+        click.echo(f"This does not hold: {sentence}")
+    for sentence in dear:
+        click.echo(f"This costs much: {sentence}")
     click.echo("The app is fit to run.")
 
 

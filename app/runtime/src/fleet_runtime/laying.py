@@ -19,7 +19,7 @@ from kombu.serialization import prepare_accept_content, registry
 from redis.backoff import ConstantBackoff
 from redis.retry import Retry
 
-from fleet_runtime import greenlets, selection
+from fleet_runtime import greenlets, overrides, selection
 from fleet_runtime.errors import FleetError
 from fleet_runtime.guard import Guard
 from fleet_runtime.loading import blaming
@@ -90,17 +90,10 @@ def lay(app: Celery, settings: FleetSettings) -> None:
     """
     with blaming(f"The settings of {settings.app} cannot be read"):
         conf = app.conf.finalize()
+    overrides.remember(app, settings)
     read_url, transport = _read_from(settings)
     _pin(conf, settings, read_url)
-    _prevail(
-        conf,
-        {
-            **_owned(settings),
-            "broker_transport": transport,
-            **_merged(conf, settings),
-            **_defaults(conf, settings),
-        },
-    )
+    _prevail(conf, {**laid(conf, settings), "broker_transport": transport})
     _require_accepted(conf)
     _require_visible(conf)
     stamp_messages()
@@ -114,6 +107,21 @@ def lay(app: Celery, settings: FleetSettings) -> None:
     app.steps["consumer"].add(EVENTS)
     app.steps["consumer"].add(PROBATION)
     selection.select_backend(app, stores=settings.component == "worker")
+
+
+def laid(conf: Any, settings: FleetSettings) -> dict[str, Any]:
+    """Return what is laid on an app with this configuration.
+
+    Args:
+        conf: The app's, with a default for what it does not set.
+        settings: The fleet's, for one component.
+    """
+    return {
+        **_owned(settings),
+        "broker_transport": None,
+        **_merged(conf, settings),
+        **_defaults(conf, settings),
+    }
 
 
 def _pin(conf: Any, settings: FleetSettings, read_url: str) -> None:

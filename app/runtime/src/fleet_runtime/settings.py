@@ -69,6 +69,11 @@ class FleetSettings(BaseSettings):
         default=("json",),
         description="Serializers to accept, with commas between. With pickle a message can run any code.",
     )
+    accept_overrides: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(),
+        description="Settings of the app that the fleet may override without a word, with commas between: "
+        "`fleet check` neither refuses a release nor tells of them.",
+    )
     prefetch_multiplier: int = Field(
         default=1,
         ge=1,
@@ -233,7 +238,7 @@ class FleetSettings(BaseSettings):
         """The TLS options of the result backend's URL, as redis_backend_use_ssl has them."""
         return _tls(self.result_backend)
 
-    @field_validator("accept_content", mode="before")
+    @field_validator("accept_content", "accept_overrides", mode="before")
     @classmethod
     def _split(cls, value: Any) -> Any:
         """Split what the environment has as one text."""

@@ -1,0 +1,289 @@
+"""Sets each setting of Celery's on an app, and writes into docs/your-app.md what becomes of it on the fleet.
+
+Usage: python -m app.runtime.tests.settings_table     (`make docs` does it)
+"""
+
+from __future__ import annotations
+
+import os
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from celery import Celery
+from celery.app.defaults import DEFAULTS
+from celery.app.task import Task
+from fleet_runtime import laying, overrides
+from fleet_runtime.errors import FleetError
+from fleet_runtime.overrides import LAID, LAID_OPTIONS, UNUSED, WHERE_SILENT, Rule
+from fleet_runtime.settings import FleetSettings
+from kombu.transport.redis import Channel, SentinelChannel
+
+PAGE = Path(__file__).parents[3] / "docs" / "your-app.md"
+URL = "rediss://worker:pw@redis:6379/0?ssl_cert_reqs=required&ssl_ca_certs=/etc/ca.crt"
+ENVIRONMENT = {
+    "FLEET_APP": "shop:app",
+    "FLEET_COMPONENT": "ops",
+    "FLEET_TRACK_STARTED": "true",
+    "CELERY_BROKER_URL": URL,
+    "CELERY_RESULT_BACKEND": URL,
+}
+# What Celery's Redis backend or RedBeat reads, though it is in no list of Celery's.
+UNLISTED = {name: None for name in (*LAID, *WHERE_SILENT) if name not in DEFAULTS}
+
+# Values other than the default, where its type does not tell one; and what an app would really say.
+SAMPLES: dict[str, Any] = {
+    "accept_content": ["json", "pickle"],
+    "result_accept_content": ["json", "pickle"],
+    "beat_scheduler": "django_celery_beat.schedulers:DatabaseScheduler",
+    "broker_url": "amqp://guest@localhost",
+    "result_backend": "django-db",
+    "task_serializer": "pickle",
+    "result_serializer": "pickle",
+    "result_expires": timedelta(days=30),
+    "task_time_limit": 30 * 86400,
+    "task_track_started": False,
+    "timezone": "Europe/Berlin",
+    "task_queues": ["one"],
+    "broker_connection_retry_on_startup": False,
+    "task_reject_on_worker_lost": False,
+    "redis_retry_on_timeout": False,
+    "redis_socket_keepalive": False,
+    "enable_utc": False,
+    "result_backend_thread_safe": False,
+    # The fleet's own is the default here, so what is dropped is this.
+    "control_exchange": "shop",
+    "event_exchange": "shop",
+    "event_queue_prefix": "shop",
+    # What nobody would set is what the fleet sets.
+    "task_acks_late": False,
+    "task_retry_on_worker_lost": True,
+}
+OPTION_SAMPLES: dict[str, Any] = {
+    "sep": ":",
+    "priority_steps": list(range(10)),
+    "queue_order_strategy": "priority",
+    "body_encoding": None,
+    "socket_keepalive_options": {},
+    "fanout_patterns": False,
+    "fanout_prefix": False,
+    "ack_emulation": False,
+    "socket_keepalive": False,
+    "retry_on_timeout": True,
+}
+# Sent by a task or its caller in each message; a test compares messages with stock Celery's.
+CALL_OPTIONS: dict[str, Any] = {
+    "countdown": 60,
+    "eta": None,
+    "expires": 600,
+    "queue": "io",
+    "priority": 3,
+    "serializer": "json",
+    "compression": "gzip",
+    "headers": {"tenant": "eu-3"},
+    "time_limit": 20,
+    "soft_time_limit": 10,
+    "shadow": "shown",
+    "ignore_result": True,
+    "task_id": "4f1d",
+    "root_id": "4f1e",
+    "parent_id": "4f1f",
+    "group_id": "4f20",
+    "reply_to": "4f21",
+    "delivery_mode": 1,
+    "retry": False,
+    "retry_policy": {"max_retries": 1},
+    "add_to_parent": False,
+    "link": [],
+    "link_error": [],
+    "stamped_headers": ["tenant"],
+}
+
+
+class Row(NamedTuple):
+    """What becomes of one setting."""
+
+    name: str
+    outcome: str
+    why: str
+
+
+def sample(name: str, default: Any) -> Any:
+    """Return a value of a setting that is not its default, and not the fleet's."""
+    if name in SAMPLES:
+        return SAMPLES[name]
+    match default:
+        case bool():
+            return not default
+        case int() | float():
+            return 77
+        case dict():
+            return {"shop": 1}
+        case tuple() | list():
+            return ["shop"]
+    return 77 if name.startswith(("redis_socket", "redbeat_lock_timeout", "redis_backend_health")) else "shop"
+
+
+def laid_on(**own: Any) -> tuple[Any, list[overrides.Override]]:
+    """Return an app's configuration after the fleet's is laid on it, and what is said of it.
+
+    Raises:
+        FleetError: It is refused.
+    """
+    os.environ.update({**ENVIRONMENT, "CELERY_BROKER_READ_URL": "", "CELERY_BROKER_WRITE_URL": ""})
+    app = Celery("shop", set_as_current=False)
+    app.conf.update(own)
+    laying.lay(app, FleetSettings.from_environment())
+    return app.conf, overrides.find(app, "redbeat")
+
+
+def observed(name: str, value: Any) -> Row:
+    """Return what becomes of a setting with this value, or with the default if that is the fleet's."""
+    if laying_for_all(name) == value:
+        value = DEFAULTS[name]
+    try:
+        conf, said = laid_on(**{name: value})
+    except FleetError as error:
+        return Row(f"`{name}`", f"`{value}` is refused", plain(str(error)))
+    mine = [one for one in said if one.name == name]
+    if any(one.refuses for one in mine):
+        return Row(f"`{name}`", f"`{value}` is refused", plain(mine[0].sentence))
+    if mine:
+        rule = LAID.get(name) or UNUSED.get(name)
+        why = rule.why if rule else mine[0].sentence
+        return Row(f"`{name}`", over(name, rule or Rule(""), laying_for_all(name)), why)
+    if name.endswith("transport_options"):
+        assert conf[name].items() >= value.items(), name
+        why = WHERE_SILENT.get(name, Rule("See the next table.")).why
+        return Row(f"`{name}`", "the app's, with the fleet's besides", why)
+    if conf.get(name, value) != value:
+        raise AssertionError(f"{name} = {value!r} becomes {conf.get(name)!r}, and nothing is said")
+    if rule := WHERE_SILENT.get(name):
+        silent = rule.value or f"`{laid_on()[0][name]}`"
+        return Row(f"`{name}`", f"the app's; {silent} if it is silent", rule.why)
+    return Row(f"`{name}`", "the app's", "")
+
+
+def laying_for_all(name: str) -> Any:
+    """Return what some component of the fleet lays; nothing if none does."""
+    os.environ.update(ENVIRONMENT)
+    return overrides._values({}, FleetSettings.from_environment()).get(name, "")
+
+
+def over(name: str, rule: Rule, value: Any) -> str:
+    """Return what holds over the app's."""
+    if name not in LAID:
+        return "no effect"
+    return f"{rule.value or f'`{value}`'}, over the app's"
+
+
+def option(name: str) -> Row:
+    """Return what becomes of an option of the broker's transport."""
+    default = getattr(SentinelChannel, name, None)
+    value = OPTION_SAMPLES.get(name, sample(name, default))
+    conf, said = laid_on(broker_transport_options={name: value})
+    full = f"broker_transport_options.{name}"
+    rule = LAID_OPTIONS.get(name)
+    if any(one.name == full for one in said):
+        assert rule, name
+        kept = conf.broker_transport_options.get(name, "none")
+        return Row(f"… `{name}`", f"{rule.value or f'`{kept}`'}, over the app's", rule.why)
+    if conf.broker_transport_options.get(name) == value:
+        return Row(f"… `{name}`", "the app's", "")
+    raise AssertionError(f"{name} is dropped, and nothing is said")
+
+
+def task_attribute(name: str) -> Row:
+    """Return what becomes of what a task says of itself."""
+    value = {"serializer": "json", "throws": (KeyError,), "rate_limit": "5/m"}.get(name, 77)
+    switches = ("acks", "reject", "retry", "track", "store")
+    if isinstance(getattr(Task, name, None), bool) or name.startswith(switches):
+        value = not bool(DEFAULTS.get(f"task_{name}", False))
+    os.environ.update(ENVIRONMENT)
+    stock, fleet = (Celery("shop", set_as_current=False) for _ in range(2))
+    for app in (stock, fleet):
+        app.task(_pay, name="shop.pay", shared=False, **{name: value})
+    laying.lay(fleet, FleetSettings.from_environment())
+    expected = getattr(stock.tasks["shop.pay"], name)
+    assert getattr(fleet.tasks["shop.pay"], name) == expected, name
+    return Row(f"`{name}`", "the task's", "")
+
+
+def _pay() -> None:
+    """Do nothing."""
+
+
+def plain(text: str) -> str:
+    """Return what is said in a cell of a table."""
+    return " ".join(text.split()).replace("|", "\\|")
+
+
+def others(name: str) -> str:
+    """Return how the settings of a result backend begin that is not the fleet's; nothing for others."""
+    return next((start for start in overrides.OTHER_BACKENDS if name.startswith(start)), "")
+
+
+def settings() -> list[Row]:
+    """Return what becomes of each setting, those of one other result backend together."""
+    rows: list[Row] = []
+    for name, default in sorted({**DEFAULTS, **UNLISTED}.items()):
+        row = observed(name, sample(name, default))
+        if start := others(name):
+            row = Row(f"`{start}*`", "no effect", overrides._OTHER_RESULTS)
+        if row not in rows:
+            rows.append(row)
+    return rows
+
+
+TASK_ATTRIBUTES = (
+    *("acks_late", "acks_on_failure", "acks_on_failure_or_timeout", "acks_on_timeout", "default_retry_delay"),
+    *("expires", "ignore_result", "max_retries", "priority", "rate_limit", "reject_on_worker_lost"),
+    *("resultrepr_maxsize", "retry_on_worker_lost", "send_events", "serializer", "soft_time_limit"),
+    *("store_eager_result", "store_errors_even_if_ignored", "throws", "time_limit", "track_started"),
+    *("trail", "typing"),
+)
+
+
+def tables() -> dict[str, list[str]]:
+    """Return the lines of each table of the page, by its name."""
+    found = settings()
+    kept = [row for row in found if row.outcome == "the app's"]
+    rest = [row for row in found if row.outcome != "the app's"]
+    options = [option(name) for name in sorted({*Channel.from_transport_options})]
+    stay = [row.name.removeprefix("… ") for row in options if row.outcome == "the app's"]
+    return {
+        "settings": [*HEAD, *map(line, rest)],
+        "options": [*HEAD, *(line(row) for row in options if row.outcome != "the app's")],
+        "kept": wrapped([row.name for row in kept]),
+        "kept-options": wrapped(stay),
+        "tasks": wrapped([task_attribute(name).name for name in TASK_ATTRIBUTES]),
+        "calls": wrapped([f"`{name}`" for name in sorted(CALL_OPTIONS)]),
+    }
+
+
+HEAD = ("| setting | on the fleet | why, and what the check says |", "|---|---|---|")
+
+
+def line(row: Row) -> str:
+    """Return a row as Markdown."""
+    return f"| {row.name} | {plain(row.outcome)} | {plain(row.why)} |"
+
+
+def wrapped(names: list[str]) -> list[str]:
+    """Return names in one paragraph."""
+    return [", ".join(names) + "."]
+
+
+def page(text: str) -> str:
+    """Return the page with its tables as they should be."""
+    for name, lines in tables().items():
+        begin, end = f"<!-- BEGIN {name} -->", f"<!-- END {name} -->"
+        assert begin in text, name
+        assert end in text, name
+        before, _, rest = text.partition(begin)
+        text = "\n".join([before + begin, *lines, end]) + rest.partition(end)[2]
+    return text
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
