@@ -22,7 +22,7 @@ import tarfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ansible.module_utils.fleet_kept import Kept
+from ansible.module_utils.fleet_kept import everyones
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -176,9 +176,9 @@ class ReleaseTree:
         What a process still runs from stays as well: a node that was not restarted yet loads modules from
         there for as long as it lives.
         """
-        kept = (Path(Kept().target(self.root / name)).name for name in ("current", "previous"))
-        links = (self.linked("current"), self.linked("previous"), *kept)
-        linked = [release for release in links if release]
+        links = [self.root / name for name in ("current", "previous")]
+        kept = (Path(of_role.target(link)).name for of_role in everyones() for link in links)
+        linked = [name for name in (self.linked("current"), self.linked("previous"), *kept) if name]
         stay = list(dict.fromkeys([*linked, *self.whole()]))[: max(keep, len(set(linked)))]
         candidates = sorted(entry.name for entry in self._entries() if entry.name not in stay)
         used = self._used(candidates) if candidates else set()

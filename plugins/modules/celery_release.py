@@ -82,10 +82,10 @@ options:
     description: How many releases to keep.
     type: int
     default: 3
-  keep_links:
-    description: With V(current), keep the links as they were, for M(fleet_kept).
-    type: bool
-    default: false
+  keep_for:
+    description: With V(current), keep the links as they were, for M(fleet_kept) and the role of this name.
+    type: str
+    default: ""
 attributes:
   check_mode:
     support: full
@@ -165,9 +165,9 @@ def current(module: AnsibleModule, tree: ReleaseTree) -> bool:
     release = module.params["id"]
     changed: bool = tree.linked("current") != release
     if changed and not module.check_mode:
-        if module.params["keep_links"]:
+        if module.params["keep_for"]:
             for link in ("current", "previous"):
-                Kept().keep(tree.root / link)
+                Kept(module.params["keep_for"]).keep(tree.root / link)
         tree.switch(release)
     return changed
 
@@ -271,7 +271,7 @@ def main() -> None:
             "keep": {"type": "int", "default": 3},
             "user": {"type": "str", "default": ""},
             "build_packages": {"type": "list", "elements": "str", "default": []},
-            "keep_links": {"type": "bool", "default": False},
+            "keep_for": {"type": "str", "default": ""},
         },
         required_if=[
             ("state", "present", ["id", "archive", "python", "uv", "user"]),

@@ -44,7 +44,7 @@ options:
         default: false
       keep:
         description: >-
-          With I(keep), keep this one, too; not what must fit something outside of the host, as passwords do.
+          With I(keep_for), keep this one, too; not what must fit something outside of the host, as passwords.
         type: bool
         default: true
       validate:
@@ -59,11 +59,12 @@ options:
     type: list
     elements: str
     default: []
-  keep:
+  keep_for:
     description: >-
-      Keep each file as it was before it is written, for M(fleet_kept). What I(purge) removes is not kept.
-    type: bool
-    default: false
+      Keep each file as it was before it is written, for M(fleet_kept) and the role of this name.
+      What I(purge) removes is not kept.
+    type: str
+    default: ""
   empty:
     description: Absolute paths of directories that are removed, in this order, if nothing is in them at last.
     type: list
@@ -360,13 +361,13 @@ def main() -> None:
             "directories": {"type": "list", "elements": "dict", "default": [], "options": directory},
             "files": {"type": "list", "elements": "dict", "default": [], "options": file},
             "purge": {"type": "list", "elements": "str", "default": []},
-            "keep": {"type": "bool", "default": False},
+            "keep_for": {"type": "str", "default": ""},
             "empty": {"type": "list", "elements": "str", "default": []},
         },
         supports_check_mode=True,
     )
     try:
-        kept = Kept() if module.params["keep"] else None
+        kept = Kept(module.params["keep_for"]) if module.params["keep_for"] else None
         result = apply(module.params, check=module.check_mode, kept=kept, run=module.run_command)
     except (FilesError, OSError) as error:
         module.fail_json(msg=str(error))

@@ -8,10 +8,16 @@ DOCUMENTATION = r"""
 module: fleet_kept
 short_description: Put back, or forget, what a host had before a batch changed it
 description:
-  - M(fleet_files) and M(celery_release) with C(keep) keep each file and link as it was before they change it.
+  - M(fleet_files) and M(celery_release) with C(keep_for) keep each file and link as it was before they change
+    it, for the role whose batch it is.
   - It is kept until the host is well with what it has now (C(dropped)), or else is put back (C(restored)).
     So what a run that was interrupted kept is there for the next one.
 options:
+  owner:
+    description: >-
+      The role whose batch it was. What others have kept is not touched. Without it, C(dropped) forgets all.
+    type: str
+    choices: [celery_worker, celery_beat, flower]
   state:
     description:
       - C(known) changes nothing, and tells what is kept.
@@ -26,6 +32,7 @@ author: celery-fleet
 EXAMPLES = r"""
 - name: Put back what the host had
   fleet_kept:
+    owner: flower
     state: restored
 """
 
@@ -43,24 +50,28 @@ removed:
 """
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.fleet_kept import WAS, WAS_NOT, Kept
+from ansible.module_utils.fleet_kept import OWNERS, WAS, WAS_NOT, Kept, everyones
 
 
 def main() -> None:
     """Run the module."""
     module = AnsibleModule(
         argument_spec={
+            "owner": {"type": "str", "choices": list(OWNERS)},
             "state": {"type": "str", "choices": ["known", "restored", "dropped"], "default": "known"},
         },
+        required_if=[("state", "known", ["owner"]), ("state", "restored", ["owner"])],
         supports_check_mode=True,
     )
-    kept, state = Kept(), module.params["state"]
-    was, was_not = ([str(path) for path in kept.paths(kind)] for kind in (WAS, WAS_NOT))
+    owner, state = module.params["owner"], module.params["state"]
+    chosen = [Kept(owner)] if owner else everyones()
+    was, was_not = ([str(path) for kept in chosen for path in kept.paths(kind)] for kind in (WAS, WAS_NOT))
     try:
         if not module.check_mode and state != "known":
-            if state == "restored":
-                kept.restore()
-            kept.drop()
+            for kept in chosen:
+                if state == "restored":
+                    kept.restore()
+                kept.drop()
     except OSError as error:
         module.fail_json(msg=str(error))
     changed = state == "restored" and bool(was or was_not)

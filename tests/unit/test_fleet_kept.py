@@ -8,7 +8,7 @@ import pwd
 from pathlib import Path
 
 import pytest
-from ansible.module_utils.fleet_kept import WAS, WAS_NOT, Kept
+from ansible.module_utils.fleet_kept import OWNERS, WAS, WAS_NOT, Kept, everyones, legacy_owner
 from modules import fleet_files
 
 ME = {"owner": pwd.getpwuid(os.getuid()).pw_name, "group": grp.getgrgid(os.getgid()).gr_name}
@@ -19,7 +19,7 @@ NOTHING_ELSE: dict[str, list[str]] = {"directories": [], "purge": [], "empty": [
 @pytest.fixture
 def kept(tmp_path: Path) -> Kept:
     """What is kept: nothing yet."""
-    return Kept(tmp_path / "kept")
+    return Kept("celery_worker", tmp_path / "kept")
 
 
 @pytest.fixture
@@ -66,7 +66,7 @@ def test_what_was_changed_comes_back(host: Path, kept: Kept) -> None:
 
 def test_what_an_interrupted_run_kept_is_older_and_stays(host: Path, kept: Kept) -> None:
     change(host, kept, "new\n")
-    change(host, Kept(kept.directory), "newer\n")
+    change(host, Kept(kept.owner, kept.root), "newer\n")
     kept.restore()
     assert as_it_was(host)
 
@@ -90,7 +90,7 @@ def test_no_folder_is_left_behind(host: Path, tmp_path: Path) -> None:
     """Unless something else is in it."""
     folder = tmp_path / "lib" / "fleet"
     folder.parent.mkdir()
-    kept = Kept(folder / "kept")
+    kept = Kept("flower", folder / "kept")
     for other, left in ((False, []), (True, ["lock"])):
         change(host, kept, "new\n")
         if other:
@@ -135,3 +135,68 @@ def test_what_lies_in_a_directory_that_is_gone_comes_back(host: Path, kept: Kept
     assert kept.target(host / "current") == ""
     kept.keep(host / "current")
     assert kept.target(host / "current") == "releases/old"
+
+
+def test_a_role_puts_back_nothing_of_another_one(host: Path, kept: Kept) -> None:
+    """As after a workers' batch that was interrupted, and a Flower that fails then."""
+    change(host, kept, "new\n")
+    flower = Kept("flower", kept.root)
+    flower.keep(host / "flower.env")
+    (host / "flower.env").write_text("new")
+    flower.restore()
+    flower.drop()
+    assert not (host / "flower.env").exists()
+    assert (host / "app.env").read_text() == "new\n"
+    assert (host / "current").readlink() == Path("releases/new")
+    kept.restore()
+    assert as_it_was(host)
+
+
+def test_what_two_roles_share_each_keeps_as_it_found_it(host: Path, kept: Kept) -> None:
+    change(host, kept, "new\n")
+    beat = Kept("celery_beat", kept.root)
+    change(host, beat, "newer\n")
+    beat.restore()
+    assert (host / "app.env").read_text() == "new\n"
+    assert (host / "current").readlink() == Path("releases/new")
+
+
+LEGACY = {
+    "/etc/systemd/system/celery-worker@.service": "celery_worker",
+    "/etc/celery/nodes/a-1.env": "celery_worker",
+    "/etc/systemd/system/celery-beat.service": "celery_beat",
+    "/etc/nginx/sites-available/flower.conf": "flower",
+    "/etc/systemd/system/flower.service": "flower",
+    "/opt/celery/flowershop/current": "celery_worker",
+    "/etc/celery/app.env": "celery_worker",
+}
+
+
+def test_what_an_earlier_version_kept_belongs_to_a_role() -> None:
+    """By its path; what roles share by the company that it is in, the workers first."""
+    paths = list(map(Path, LEGACY))
+    assert {str(path): legacy_owner(path, paths) for path in paths} == LEGACY
+    shared, flower = Path("/etc/celery/app.env"), Path("/etc/nginx/sites-available/flower.conf")
+    assert legacy_owner(shared, [shared, flower]) == "flower"
+    assert legacy_owner(shared, [shared]) == "celery_worker"
+
+
+def test_what_an_earlier_version_kept_is_put_back_by_its_role_only(host: Path, kept: Kept) -> None:
+    """It is older than what this version keeps after it."""
+    unit = host / "celery-worker@.service"
+    unit.write_text("oldest")
+    kept.keep(unit)
+    for entry in kept.directory.iterdir():
+        entry.rename(kept.root / entry.name)
+    kept.directory.rmdir()
+    unit.write_text("new")
+    for other in OWNERS.keys() - {"celery_worker"}:
+        Kept(other, kept.root).restore()
+        Kept(other, kept.root).drop()
+    assert (kept.paths(WAS), unit.read_text()) == ([unit], "new")
+    kept.keep(unit)
+    kept.restore()
+    assert unit.read_text() == "oldest"
+    kept.drop()
+    assert not kept.root.exists()
+    assert all(not one.paths() for one in everyones(kept.root))

@@ -138,6 +138,16 @@ def test_what_was_noted_in_a_batch_fails_at_its_end(play: Any) -> None:
     assert end[-1] is failing[-1], "a host that is lost after this would not end the run"
 
 
+@pytest.mark.parametrize("play", BATCHES, ids=lambda play: play["name"])
+def test_a_batch_keeps_for_its_role_and_puts_back_what_is_of_it(play: Any) -> None:
+    end = next(task for task in play["tasks"] if task.get("ansible.builtin.import_tasks") == END)
+    role = end["vars"]["batch_role"]
+    kept = {options["keep_for"] for options in play["module_defaults"].values()}
+    assert kept == {role}
+    put_back = load(ROOT / "roles" / role / "tasks" / "put_back.yml")
+    assert {task["fleet_kept"]["owner"] for task in tasks(put_back) if "fleet_kept" in task} == {role}
+
+
 @pytest.mark.parametrize("path", TASK_FILES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_no_secret_in_the_environment_of_a_task(path: Path) -> None:
     """With pipelining the environment of a task is in a command line, for every user of the host to see."""
