@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+# Tasks that wait here for their rate limit, and make room for others. More leave room for other nodes.
+LIMITED = 100
 PAUSE = 1.0  # seconds until the next attempt, if Redis has refused something
 
 
@@ -36,6 +38,8 @@ class FleetConsumer(Consumer):  # type: ignore[misc]  # celery ships no types
         """Stand between what the node takes from its queues and its pool."""
         # Tells the others how it is, at once; set by `recovery`, which does so again and again.
         self.announce: Callable[[], None] = lambda: None
+        # Of those that wait for their rate limit: the ones for which others may be reserved.
+        self.limited: set[Any] = set()
         super().__init__(partial(_hand_over, on_task_request), *args, **kwargs)
         reading.guard()
 
@@ -78,6 +82,34 @@ class FleetConsumer(Consumer):  # type: ignore[misc]  # celery ships no types
             options["exchange"] = queue if exchange is None else exchange
             options["exchange_type"] = "direct" if exchange_type is None else exchange_type
             queues.select_add(queue, routing_key=routing_key, **options)
+
+    def on_close(self) -> None:
+        """Forget what waits, as the connection is closed."""
+        self.limited.clear()
+        super().on_close()
+
+    def _limit_task(self, request: Any, bucket: Any, tokens: int) -> Any:
+        """Let a task wait for its rate limit; as for one with an ETA, another one may be reserved."""
+        self._make_room_for(request)
+        return super()._limit_task(request, bucket, tokens)
+
+    def _limit_post_eta(self, request: Any, bucket: Any, tokens: int) -> Any:
+        """Let a task wait for its rate limit whose time has come."""
+        self._make_room_for(request)
+        return super()._limit_post_eta(request, bucket, tokens)
+
+    def _limit_move_to_pool(self, request: Any) -> None:
+        """Let a task run that has waited for its rate limit."""
+        if request in self.limited:
+            self.limited.discard(request)
+            self.qos.decrement_eventually()
+        super()._limit_move_to_pool(request)
+
+    def _make_room_for(self, request: Any) -> None:
+        """Let another task be reserved beside one that waits, unless `worker_eta_task_limit` forbids it."""
+        before = self.qos.value
+        if len(self.limited) < LIMITED and self.qos.increment_eventually() > before:
+            self.limited.add(request)
 
     def create_task_handler(self, *args: Any, **kwargs: Any) -> Callable[[Any], Any]:
         """Return what is called with each message."""

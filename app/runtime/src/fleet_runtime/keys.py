@@ -18,6 +18,10 @@ NODES = "fleet:nodes"
 DEAD = "fleet:dead"
 DEAD_LETTERS = "fleet:dead:letters"
 
+# Sorted sets of what was revoked -> when, in seconds of Redis's own clock: task ids; JSON [header, stamp].
+REVOKED = "fleet:revoked"
+REVOKED_STAMPS = "fleet:revoked:stamps"
+
 # Hash of host -> JSON of who has drained it.
 DRAINED = "fleet:drained"
 

@@ -47,7 +47,7 @@ REDBEAT_LOCK = "redbeat::lock"
 CONSUMER = "fleet_runtime.consumer:FleetConsumer"
 OWNERSHIP, RECOVERY = "fleet_runtime.recovery:Ownership", "fleet_runtime.recovery:Recovery"
 WATCHDOG, EVENTS = "fleet_runtime.watchdog:Watchdog", "fleet_runtime.events:Together"
-PROBATION = "fleet_runtime.probation:Probation"
+PROBATION, REVOKED = "fleet_runtime.probation:Probation", "fleet_runtime.revoked:Revoked"
 
 # Of one channel: a bound that only a leak meets. With kombu's 10, greenlets that end at the same time cannot
 # all acknowledge.
@@ -105,6 +105,7 @@ def lay(app: Celery, settings: FleetSettings) -> None:
     app.steps["worker"].add(WATCHDOG)
     app.steps["consumer"].add(RECOVERY)
     app.steps["consumer"].add(EVENTS)
+    app.steps["consumer"].add(REVOKED)
     app.steps["consumer"].add(PROBATION)
     selection.select_backend(app, stores=settings.component == "worker")
 

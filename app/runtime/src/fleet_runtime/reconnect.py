@@ -202,6 +202,7 @@ class Held:
             if request in state.scheduled_requests:
                 consumer.timer.cancel(request._eta_timer_entry)
                 consumer.qos.decrement_eventually()
+                consumer.limited.discard(request)
             self.qos._quick_ack(request.message.delivery_tag)
             state.task_ready(request)
 

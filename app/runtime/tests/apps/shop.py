@@ -21,6 +21,11 @@ def add(x: int, y: int) -> int:
     return x + y
 
 
+@app.task(rate_limit="6/m")
+def seldom() -> None:
+    """Run seldom."""
+
+
 @app.task
 def total(numbers: list[int]) -> int:
     """Add them all."""
