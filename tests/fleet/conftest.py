@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 MARKERS = (
     "group(name): needs a host of this group; `host` is each of them",
     "faults: breaks something on purpose, and runs when the quiet tests are done",
+    "one_of_each_pool: `node` is one of each pool of one host, and not every node",
     "setting(name): needs a host on which this variable is neither 0 nor empty",
     "operations: does what an operator does every week, while tasks are counted",
     "load: counts tasks while something breaks; needs two hosts of workers, for one may be gone",
@@ -94,7 +95,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         hosts = fleet.group(marker.args[0] if marker else "all")
         metafunc.parametrize("host", hosts, ids=lambda host: host.name, indirect=True)
     if "node" in metafunc.fixturenames:
-        metafunc.parametrize("node", fleet.nodes, ids=lambda node: node.celery_name)
+        few = metafunc.definition.get_closest_marker("one_of_each_pool")
+        nodes = fleet.one_of_each_pool if few else fleet.nodes
+        metafunc.parametrize("node", nodes, ids=lambda node: node.celery_name)
     if "queue" in metafunc.fixturenames:
         metafunc.parametrize("queue", fleet.queues)
 

@@ -146,6 +146,13 @@ def test_who_guesses_passwords_is_stopped_before_one_is_hashed(site: str) -> Non
         assert site.index(line) < site.index("location ")
 
 
+def test_requests_may_have_no_limit() -> None:
+    """A proxy in front of nginx is one address for all its users."""
+    site = role(flower_request_rate=0).template("sites-available/flower.conf.j2")
+    assert "limit_" not in site
+    assert "client_header_timeout 10s;" in site
+
+
 def test_no_location_is_without_the_password(site: str) -> None:
     """The password is asked for by the server, and nothing turns that off for a path."""
     assert site.count("auth_basic ") == 1

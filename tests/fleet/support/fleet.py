@@ -67,6 +67,12 @@ class Fleet:
         ]
 
     @cached_property
+    def one_of_each_pool(self) -> list[Node]:
+        """A node of each pool of one host, for what all nodes of a pool have alike."""
+        host = self.group("workers")[0]
+        return list({node.pool: node for node in self.nodes if node.host is host}.values())
+
+    @cached_property
     def queues(self) -> list[str]:
         """Every queue that some node consumes."""
         return sorted({queue for node in self.nodes for queue in node.queues})
