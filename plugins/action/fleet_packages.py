@@ -6,6 +6,9 @@ from typing import Any
 
 from ansible.plugins.action import ActionBase
 
+LOCK_TIMEOUT = (
+    600  # seconds to wait for apt's lock, should another program take it after the module has waited
+)
 INDEX_AGE = 86400  # seconds for which an index that was fetched is not fetched again
 
 
@@ -23,6 +26,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # ansible ships no types
             **self._task.args,
             "cache_valid_time": INDEX_AGE,
             "install_recommends": False,
+            "lock_timeout": LOCK_TIMEOUT,
             "update_cache": True,
         }
         result.update(

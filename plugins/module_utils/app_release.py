@@ -7,7 +7,9 @@ every day, so a host that has the id needs nothing more.
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import inspect
 import io
 import json
 import os
@@ -15,10 +17,12 @@ import sys
 import tarfile
 import tempfile
 import tomllib
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ansible.module_utils import app_release_hook
 from ansible.module_utils.app_release_lock import (
     Locked,
     find_lock,
@@ -27,6 +31,8 @@ from ansible.module_utils.app_release_lock import (
     read_lock,
     render,
 )
+from ansible.module_utils.app_release_sandbox import PATH as SANDBOX_PATH
+from ansible.module_utils.app_release_sandbox import Sandbox, own_file
 from ansible.module_utils.app_release_source import (
     Directory,
     Pinned,
@@ -36,9 +42,11 @@ from ansible.module_utils.app_release_source import (
     file_digest,
     run,
 )
-from ansible.module_utils.app_release_tree import TRUST
+from ansible.module_utils.app_release_tree import TRUST, explained
+from packaging.requirements import InvalidRequirement, Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name, parse_sdist_filename, parse_wheel_filename
+from packaging.version import Version
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -46,6 +54,10 @@ if TYPE_CHECKING:
 
 LAYOUT = 1  # raise it when what is in the archive, or how hosts install it, changes
 EPOCH = "315532800"  # 1980-01-01, the first date that a wheel can carry: a rebuild gives the same bytes
+# The interpreter that builds, and what it needs besides /usr: not the environment that Ansible is in.
+PYTHON = [Path(sys.executable).resolve(), Path(sys.base_prefix)]
+UV_VARIABLES = ("UV_", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "SSL_CERT_")
+RESOLVED_FOR = "# resolved for Python "
 PYTHONS = [f"3.{minor}" for minor in range(8, 40)]
 
 
@@ -64,11 +76,12 @@ class Distribution:
 
 
 class Uv:
-    """The uv of the controller's own environment."""
+    """The uv of the controller's own environment. What it runs of others' code runs in the sandbox."""
 
-    def __init__(self, index_url: str = "") -> None:
+    def __init__(self, index_url: str = "", sandbox: Sandbox | None = None) -> None:
         """Find uv beside this Python."""
         self.path = Path(sys.executable).parent / "uv"
+        self.sandbox = sandbox or Sandbox()
         # uv obeys the operator's own environment and configuration; only these are the fleet's.
         self.env = TRUST | {name: value for name, value in os.environ.items() if name != "VIRTUAL_ENV"}
         self.env |= {"SOURCE_DATE_EPOCH": EPOCH, "UV_PYTHON_DOWNLOADS": "never", "UV_NO_PROGRESS": "1"}
@@ -76,58 +89,256 @@ class Uv:
             self.env["UV_DEFAULT_INDEX"] = index_url
 
     def __call__(self, *arguments: str | Path, failure: str, cwd: Path | None = None) -> str:
-        """Run uv and return what it prints."""
+        """Run uv and return what it prints. Nothing that it is given may make it run code."""
         output: str = run([str(self.path), *map(str, arguments)], failure, env=self.env, cwd=cwd)
         return output
 
-    def build(self, project: Path, out: Path, name: str) -> Distribution:
-        """Build a project's wheel, or its sdist if the wheel would be for the controller's platform only."""
-        self._build("--wheel", project, out, name)
-        wheel = next(out.glob("*.whl"))
-        wheel_name, version, _, tags = parse_wheel_filename(wheel.name)
+    def confined(
+        self,
+        *arguments: str | Path,
+        failure: str,
+        work: Path,
+        cwd: Path | None = None,
+        readable: Iterable[Path] = (),
+        network: bool = False,
+    ) -> str:
+        """Run uv in the sandbox and return what it prints.
+
+        Args:
+            arguments: Its arguments.
+            failure: What to say if it fails.
+            work: The only directory that it, and what it runs, may write to.
+            cwd: Where to run it; `work` if it is not said.
+            readable: What it must see otherwise.
+            network: Whether it may ask the index, which shows it the credentials for that.
+        """
+        own = {"UV_CACHE_DIR": str(work / ".uv-cache"), "SOURCE_DATE_EPOCH": EPOCH}
+        kept = [name for name in self.env if name.upper().startswith(UV_VARIABLES)] if network else []
+        env = {**{name: self.env[name] for name in kept}, "UV_PYTHON_DOWNLOADS": "never", **own}
+        config = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "uv" / "uv.toml"
+        if network and config.is_file():
+            env["UV_CONFIG_FILE"] = str(config)
+            readable = [*readable, config]
+        trusted = [Path(env[name]) for name in ("SSL_CERT_FILE", "SSL_CERT_DIR") if name in env]
+        readable = [*readable, *(path for path in trusted if path.exists())]
+        command = [str(self.path), *([] if network else ["--offline", "--no-config"]), *map(str, arguments)]
+        shown = [self.path, *PYTHON, *readable]
+        said: str = self.sandbox.run(
+            command, failure, env=env, cwd=cwd or work, work=work, readable=shown, network=network
+        )
+        return said
+
+    def build(self, project: Path, work: Path, name: str) -> Distribution:
+        """Build a project's wheel, or its sdist if the wheel would be for the controller's platform only.
+
+        Args:
+            project: The project, below `work`.
+            work: A directory of which nothing else is needed: the build may write to all of it.
+            name: What is built, for messages.
+        """
+        failure = f"{name} cannot be built"
+        system = build_system(project, failure)  # before anything of the project has run, which may change it
+        file = self._build("wheel", system, project, work, failure)
+        wheel_name, version, _, tags = parse_wheel_filename(file.name)
         if all(tag.abi == "none" and tag.platform == "any" for tag in tags):
-            return Distribution(wheel, wheel_name, str(version))
-        self._build("--sdist", project, out, name)
-        sdist = next(out.glob("*.tar.gz"))
-        sdist_name, version = parse_sdist_filename(sdist.name)
-        return Distribution(sdist, sdist_name, str(version))
+            return Distribution(file, wheel_name, str(version))
+        file = self._build("sdist", system, project, work, failure)
+        sdist_name, version = parse_sdist_filename(file.name)
+        return Distribution(file, sdist_name, str(version))
 
-    def _build(self, kind: str, project: Path, out: Path, name: str) -> None:
-        """Build a project in its own temporary directory."""
-        options = ("--no-create-gitignore", "--python", sys.executable, "--out-dir", out)
-        self("build", kind, *options, project, failure=f"{name} cannot be built", cwd=project)
+    def build_wheel(self, project: Path, work: Path, name: str) -> Path:
+        """Build a project's wheel, whatever platform it is for."""
+        failure = f"{name} cannot be built"
+        return self._build("wheel", build_system(project, failure), project, work, failure)
 
-    def export(self, project: Path) -> list[Locked]:
-        """Return what a project's uv.lock pins for its run time."""
+    def _build(self, kind: str, system: BuildSystem, project: Path, work: Path, failure: str) -> Path:
+        """Build a project's wheel or sdist in the sandbox, without a network, and return its file.
+
+        What it is built with is fetched before, as wheels, of which nothing is run outside the sandbox.
+        """
+        out = work / f"{kind}-out"
+        out.mkdir()
+        pattern = "*.whl" if kind == "wheel" else "*.tar.gz"
+        if self._is_own(system):  # uv builds these by itself
+            options = ("--no-create-gitignore", "--python", PYTHON[0], "--out-dir", out)
+            self.confined("build", f"--{kind}", *options, project, failure=failure, work=work, cwd=project)
+        else:
+            with tempfile.TemporaryDirectory(prefix="celery-release-") as directory:
+                site = Path(directory, "site")  # where no hook can put a link
+                site.mkdir(mode=0o755)
+                site.parent.chmod(0o755)
+                self._fetch(system.requires, site, failure)
+                call = functools.partial(self._hook, system, project, work, site, out, failure)
+                asked = call(f"get_requires_for_build_{kind}")
+                self._fetch(list(map(str, asked)) if isinstance(asked, list) else [], site, failure)
+                call(f"build_{kind}")
+        found = list(out.glob(pattern)) if not out.is_symlink() else []
+        if len(found) != 1:
+            raise ReleaseError(f"{failure}: its backend, {system.backend}, has made no {kind}.")
+        file: Path = own_file(found[0], work)
+        return file
+
+    def _is_own(self, system: BuildSystem) -> bool:
+        """Whether uv builds a project itself, without fetching its backend."""
+        if system.backend != "uv_build" or system.path or len(system.requires) != 1:
+            return False
+        version = self("--version", failure="uv cannot be run").split()[1]
+        return version in Requirement(system.requires[0]).specifier
+
+    def _fetch(self, requires: list[str], site: Path, failure: str) -> None:
+        """Unpack what a backend needs into a directory, from wheels only: nothing of it is run."""
+        if not requires:
+            return
+        for text in requires:
+            try:
+                unfit = Requirement(text).url
+            except InvalidRequirement:
+                unfit = text
+            if unfit:
+                raise ReleaseError(
+                    f"{failure}: it is to be built with {text!r}, which must be a requirement of the index."
+                )
+        file = site.with_suffix(".in")
+        file.write_text("".join(f"{text}\n" for text in requires), encoding="utf-8")
+        options = ("--only-binary", ":all:", "--target", site, "--python", sys.executable, "--quiet")
+        cause = f"{failure}: what it is built with cannot be fetched"
+        self("pip", "install", *options, "--requirements", file, failure=cause, cwd=site)
+
+    def _hook(
+        self, system: BuildSystem, project: Path, work: Path, site: Path, out: Path, failure: str, name: str
+    ) -> object:
+        """Call a hook of a build backend in the sandbox, and return its answer."""
+        request = {"hook": name, "backend": system.backend, "site": str(site), "out": str(out)}
+        answer = work / f"{name}.json"
+        code = inspect.getsource(app_release_hook)
+        argv = [str(PYTHON[0]), "-P", "-c", code, json.dumps(request), str(answer), *system.path]
+        env = {
+            "SOURCE_DATE_EPOCH": EPOCH,
+            "PYTHONPATH": str(site),
+            "PATH": f"{site / 'bin'}:{SANDBOX_PATH}",
+            "PYTHONDONTWRITEBYTECODE": "1",
+        }
+        self.sandbox.run(argv, failure, env=env, cwd=project, work=work, readable=[*PYTHON, site])
+        try:
+            return json.loads(own_file(answer, work).read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ReleaseError(f"{failure}: {name} of {system.backend} has given no answer.") from error
+
+    def export(self, project: Path, work: Path, extras: Iterable[str] = ()) -> list[Locked]:
+        """Return what a project's uv.lock pins for its run time.
+
+        In the sandbox: uv looks for the project's own interpreter, and runs it.
+        """
         options = ("--frozen", "--no-default-groups", "--no-emit-project", "--no-header", "--no-annotate")
-        text = self("export", *options, failure="uv.lock cannot be read", cwd=project)
+        chosen = [word for extra in extras for word in ("--extra", extra)]
+        text = self.confined(
+            "export",
+            *options,
+            *chosen,
+            "--python",
+            PYTHON[0],
+            failure="uv.lock cannot be read",
+            work=work,
+            cwd=project,
+        )
         lines: list[Locked] = parse_requirements(text, "uv.lock")
         return lines
 
-    def resolve(self, inputs: Iterable[Path], preferred: Path, python: str, work: Path) -> list[Locked]:
+    def resolve(
+        self,
+        inputs: Iterable[Path],
+        preferred: Path,
+        python: str,
+        work: Path,
+        *,
+        build: Iterable[str] = (),
+        extras: Iterable[str] = (),
+    ) -> list[Locked]:
         """Resolve dependencies for every platform.
 
+        Nothing is built for that, so that nothing of what is resolved runs, but for the packages that the
+        operator lets hosts build: these may have to be asked what they depend on, in the sandbox.
+
         Args:
-            inputs: Projects' pyproject.toml, setup.py, and requirements files.
+            inputs: Projects' pyproject.toml and requirements files.
             preferred: A lock whose versions are taken wherever they fit.
             python: The oldest Python that must be served.
             work: A temporary directory.
+            build: Packages that may be built.
+            extras: Extras of the first input.
         """
         output = work / "resolved.txt"
         output.write_bytes(preferred.read_bytes())  # uv keeps the versions of the file that it writes over
-        options = ("--universal", "--generate-hashes", "--no-header", "--no-annotate", "--quiet")
-        pythons = ("--python", sys.executable, "--python-version", python)
-        command: list[str | Path] = ["pip", "compile", *options, *pythons, "--output-file", output, *inputs]
-        self(*command, failure="The app's dependencies do not fit together with the runtime's", cwd=work)
-        lines: list[Locked] = parse_requirements(output.read_text(encoding="utf-8"), "the resolution")
+        options: list[str | Path] = [
+            "--universal",
+            "--generate-hashes",
+            "--no-header",
+            "--no-annotate",
+            "--quiet",
+        ]
+        options += ["--only-binary", ":all:", *(word for name in build for word in ("--no-binary", name))]
+        options += ["--python-version", python, "--output-file", output]
+        options += [word for extra in extras for word in ("--extra", extra)]
+        failure = "The app's dependencies do not fit together with the runtime's"
+        command: list[str | Path] = ["pip", "compile", *options, "--python", PYTHON[0], *inputs]
+        try:
+            if build:
+                shown = [path for path in inputs if not path.is_relative_to(work)]
+                self.confined(*command, failure=failure, work=work, readable=shown, network=True)
+            else:
+                self(*command, failure=failure, cwd=work)
+        except ReleaseError as error:
+            raise ReleaseError(explained(str(error))) from error
+        lines: list[Locked] = parse_requirements(own_file(output, work).read_text("utf-8"), "the resolution")
         return lines
+
+
+@dataclass(frozen=True)
+class BuildSystem:
+    """What a project is built with: the table `build-system` of its pyproject.toml."""
+
+    requires: list[str]
+    backend: str
+    path: list[str]
+
+
+def build_system(project: Path, failure: str) -> BuildSystem:
+    """Return what a project is built with; without a word of its own, as PEP 517 and 518 have it."""
+    table = read_project(project, failure).get("build-system", {})
+    backend = table.get("build-backend", "setuptools.build_meta:__legacy__")
+    return BuildSystem(
+        list(table.get("requires", ["setuptools>=40.8"])), backend, list(table.get("backend-path", []))
+    )
+
+
+def read_project(project: Path, failure: str) -> dict[str, Any]:
+    """Return a project's pyproject.toml, empty if it has none.
+
+    Raises:
+        ReleaseError: It is no TOML.
+    """
+    file = project / "pyproject.toml"
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    except ValueError as error:
+        raise ReleaseError(f"{failure}: its pyproject.toml cannot be read as TOML: {error}") from error
 
 
 class Builder:
     """One release: identified, then built if the cache has not got it."""
 
     def __init__(
-        self, source: Source, runtime: Directory, cache: Path, *, python: str, lock: str, uv: Uv
+        self,
+        source: Source,
+        runtime: Directory,
+        cache: Path,
+        *,
+        python: str,
+        lock: str,
+        uv: Uv,
+        extras: Iterable[str] = (),
+        pythons: Iterable[str] = (),
+        build: Iterable[str] = (),
     ) -> None:
         """Take what the release is made of.
 
@@ -138,7 +349,13 @@ class Builder:
             python: The interpreter that hosts run the release with, which is part of what it is.
             lock: The app's lock: empty to look for it, a path below the source, or a path on the controller.
             uv: The uv to build with.
+            extras: Extras of the app that are part of the release.
+            pythons: The versions of that interpreter on the hosts, such as 3.11, as far as they are known.
+            build: Packages that hosts may build from their source.
         """
+        self.extras = tuple(sorted(extras))
+        self.pythons = sorted(pythons, key=Version)
+        self.buildable = tuple(sorted(canonicalize_name(name) for name in build))
         self.source = source
         self.runtime = runtime
         self.cache = cache
@@ -153,6 +370,8 @@ class Builder:
             "runtime": runtime.fingerprint(),
             "python": python,
         }
+        if self.extras:
+            inputs["extras"] = self.extras
         self.key = _digest(json.dumps(inputs, sort_keys=True))
         self.about = {"source": str(source), **inputs["app"]}
 
@@ -177,8 +396,8 @@ class Builder:
         with tempfile.TemporaryDirectory(prefix="celery-release-") as directory:
             work = Path(directory)
             own = self.runtime.fetch(work / "runtime")
-            runtime = self.uv.build(own, work / "runtime-dist", "The runtime")
-            app = self._app(work)
+            runtime = self.uv.build(own, work / "runtime", "The runtime")
+            app = self._app(work / "app")
             about = {"name": app.name, "version": app.version, **self.about}
             about = {"id": release, "app": about, "runtime": {"version": runtime.version}}
             files = [runtime] if isinstance(self.source, Pinned) else [app, runtime]
@@ -198,34 +417,76 @@ class Builder:
             case Pinned(requirement=requirement):
                 return Distribution(Path(), requirement.name, next(iter(requirement.specifier)).version)
             case project:
-                return self.uv.build(project.fetch(work), work / "app-dist", f"The app at {self.source}")
+                app = self.uv.build(project.fetch(work), work, f"The app at {self.source}")
+        if app.path.suffix != ".whl" and canonicalize_name(app.name) not in self.buildable:
+            raise ReleaseError(
+                f"The app at {self.source} has an extension to compile: its wheel would fit the controller "
+                f"only, so each host has to build it, which runs its build hook there. Name {app.name} in "
+                "celery_app_build_packages, and a compiler in celery_app_packages; or build wheels of it for "
+                "the hosts, and let celery_app_source name one, or their index."
+            )
+        return app
 
     def _requirements(self, *, save: bool) -> str:
-        """Return the complete set of dependencies, from the cache if it was worked out before."""
+        """Return the complete set of dependencies, from the cache if it was worked out before.
+
+        What was resolved for an older Python holds for the hosts' as well, and what they run is not resolved
+        anew because one of them got a newer one.
+        """
         cached = self.cache / "requirements" / f"{self.key}.txt"
         if cached.exists():
-            return cached.read_text(encoding="utf-8")
+            text: str
+            first, _, text = cached.read_text(encoding="utf-8").partition("\n")
+            if not first.startswith(RESOLVED_FOR):
+                return f"{first}\n{text}"
+            oldest = first.removeprefix(RESOLVED_FOR)
+            if not self.pythons or Version(oldest) <= Version(self.pythons[0]):
+                return text
         with tempfile.TemporaryDirectory(prefix="celery-release-") as directory:
-            text: str = render(self._dependencies(Path(directory)))
+            lines, python = self._dependencies(Path(directory))
+        text = render(lines)
         if save:
-            _write(cached, text.encode())
+            _write(cached, f"{RESOLVED_FOR}{python}\n{text}".encode() if python else text.encode())
         return text
 
-    def _dependencies(self, work: Path) -> list[Locked]:
-        """Return the dependencies of the app and the runtime: the app's lock completed, or resolved anew."""
+    def _dependencies(self, work: Path) -> tuple[list[Locked], str]:
+        """Return the dependencies of the app and the runtime, and the Python that they were resolved for.
+
+        The app's lock is completed; it names no Python. Without one they are resolved anew.
+        """
         ours = self.runtime.path / "requirements.lock"
-        project = None if isinstance(self.source, Wheel | Pinned) else self.source.fetch(work)
+        project = None if isinstance(self.source, Wheel | Pinned) else self.source.fetch(work / "app")
         lock = self._find_lock(project)
-        lines: list[Locked]
         if lock:
-            theirs = self.uv.export(lock.parent) if lock.name == "uv.lock" else read_lock(lock)
-            lines = merge(theirs, read_lock(ours))
+            exported = lock.name == "uv.lock"
+            theirs = self.uv.export(lock.parent, work / "app", self.extras) if exported else read_lock(lock)
+            lines: list[Locked] = merge(theirs, read_lock(ours))
             if isinstance(self.source, Pinned):
                 _require_pin(self.source, lines, lock)
-            return lines
-        inputs = [self.runtime.path / "pyproject.toml", self._unlocked(project, work)]
-        lines = self.uv.resolve(inputs, ours, _oldest_python(inputs), work)
-        return [line for line in lines if not line.pin.startswith(" @ file:")]  # the app's own wheel
+            return lines, ""
+        inputs = [self._unlocked(project, work), self.runtime.path / "pyproject.toml"]
+        python = self._oldest_python(inputs)
+        asked = self.extras if inputs[0].name == "pyproject.toml" else ()
+        lines = self.uv.resolve(inputs, ours, python, work, build=self.buildable, extras=asked)
+        return [line for line in lines if not line.pin.startswith(" @ file:")], python  # not the app's own
+
+    def _oldest_python(self, inputs: Iterable[Path]) -> str:
+        """Return the oldest Python of the hosts; if it is unknown, the oldest that all projects accept."""
+        accepted = SpecifierSet()
+        for path in inputs:
+            if path.name == "pyproject.toml":
+                project = read_project(path.parent, "The app cannot be resolved").get("project", {})
+                accepted &= SpecifierSet(project.get("requires-python", ""))
+        for version in self.pythons:
+            if version not in accepted:
+                raise ReleaseError(
+                    f"The app or the runtime needs Python {accepted}, and a host has {version}. Let "
+                    "celery_app_python name another one that the hosts have, or use a newer Debian."
+                )
+        for version in self.pythons or PYTHONS:
+            if version in accepted:
+                return version
+        raise ReleaseError(f"No Python satisfies both the app and the runtime: {accepted}")
 
     def _find_lock(self, project: Path | None) -> Path | None:
         """Return the app's lock, or None where it has none."""
@@ -241,16 +502,77 @@ class Builder:
         return project / self.lock
 
     def _unlocked(self, project: Path | None, work: Path) -> Path:
-        """Return the file from which uv can read what an app without a lock depends on."""
+        """Return the file from which uv can read what an app without a lock depends on, and run nothing."""
+        extras = f"[{','.join(self.extras)}]" if self.extras else ""
         if project:
-            static = project / "pyproject.toml"
-            return static if static.is_file() else project / "setup.py"
-        wanted = str(self.source)
-        if isinstance(self.source, Wheel):
-            wanted = f"{parse_wheel_filename(self.source.path.name)[0]} @ {self.source.path.as_uri()}"
+            table = read_project(project, "The app cannot be resolved")
+            _require_published(table, self.source)
+            own = table.get("project", {})
+            static = "name" in own and not {"dependencies", "optional-dependencies"} & {
+                *own.get("dynamic", ())
+            }
+            if static:
+                _require_extras(self.extras, own.get("optional-dependencies", {}), self.source)
+                return project / "pyproject.toml"
+            wheel = self.uv.build_wheel(
+                project, work / "app", f"The app at {self.source}"
+            )  # only its hook knows
+            wanted = _stub(wheel, work, extras)
+        elif isinstance(self.source, Wheel):
+            wanted = _stub(self.source.path, work, extras)
+        else:
+            wanted = str(self.source)
         file = work / "app.in"
         file.write_text(f"{wanted}\n", encoding="utf-8")
         return file
+
+
+def _require_extras(asked: Iterable[str], known: Iterable[str], source: Source) -> None:
+    """Refuse an extra that the app does not have."""
+    names = {canonicalize_name(name) for name in known}
+    if unknown := [name for name in asked if canonicalize_name(name) not in names]:
+        raise ReleaseError(
+            f"{source} has no extra {', '.join(unknown)}, which celery_app_source asks for in brackets. "
+            f"It has: {', '.join(sorted(names)) or 'none'}."
+        )
+
+
+def _require_published(table: Mapping[str, Any], source: Source) -> None:
+    """Refuse an app that needs a package which is in no index: a sibling in a uv workspace, or in a path."""
+    needed = {
+        canonicalize_name(Requirement(text).name) for text in table.get("project", {}).get("dependencies", ())
+    }
+    for name, origin in table.get("tool", {}).get("uv", {}).get("sources", {}).items():
+        if (
+            canonicalize_name(name) in needed
+            and isinstance(origin, dict)
+            and {"workspace", "path"} & {*origin}
+        ):
+            raise ReleaseError(
+                f"The app at {source} depends on {name}, which [tool.uv.sources] of its pyproject.toml takes "
+                "from beside it. A release is made of the app's own wheel and of packages of the index. "
+                f"Publish {name} to your index (`uv build --package {name}`, `uv publish`) and pin it in a "
+                "lock of the app's (celery_app_lock), or let the app's wheel contain it."
+            )
+
+
+def _stub(wheel: Path, work: Path, extras: str) -> str:
+    """Return the requirement of a wheel that holds a wheel's metadata only, and so fits every platform."""
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            (name,) = [name for name in archive.namelist() if name.endswith(".dist-info/METADATA")]
+            metadata = archive.read(name)
+    except (zipfile.BadZipFile, ValueError) as error:
+        raise ReleaseError(f"{wheel.name} is no wheel, or has no metadata: {error}") from error
+    project, version, *_ = parse_wheel_filename(wheel.name)
+    stem = f"{project.replace('-', '_')}-{version}"
+    stub = work / f"{stem}-py3-none-any.whl"
+    with zipfile.ZipFile(stub, "w") as archive:
+        archive.writestr(f"{stem}.dist-info/METADATA", metadata)
+        tags = "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        archive.writestr(f"{stem}.dist-info/WHEEL", tags)
+        archive.writestr(f"{stem}.dist-info/RECORD", "")
+    return f"{project}{extras} @ {stub.as_uri()}"
 
 
 def _require_pin(source: Pinned, lines: Iterable[Locked], lock: Path) -> None:
@@ -258,22 +580,6 @@ def _require_pin(source: Pinned, lines: Iterable[Locked], lock: Path) -> None:
     wanted = (canonicalize_name(source.requirement.name), str(source.requirement.specifier))
     if wanted not in {(line.name, line.pin) for line in lines}:
         raise ReleaseError(f"{lock} does not pin {source}, which celery_app_source asks for.")
-
-
-def _oldest_python(inputs: Iterable[Path]) -> str:
-    """Return the oldest Python that all projects accept."""
-    accepted = SpecifierSet()
-    for path in inputs:
-        if path.name == "pyproject.toml":
-            try:
-                project = tomllib.loads(path.read_text(encoding="utf-8")).get("project", {})
-                accepted &= SpecifierSet(project.get("requires-python", ""))
-            except ValueError as error:
-                raise ReleaseError(f"The app's pyproject.toml cannot be read: {error}") from error
-    for version in PYTHONS:
-        if version in accepted:
-            return version
-    raise ReleaseError(f"No Python satisfies both the app and the runtime: {accepted}")
 
 
 def _digest(text: str) -> str:

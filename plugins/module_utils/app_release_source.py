@@ -39,7 +39,8 @@ IGNORED_SUFFIXES = (".egg-info", ".pyc", ".pyo")
 IGNORED_AT_TOP = frozenset({"build", "dist", "docs", "tests"})
 
 COMMIT = re.compile(r"[0-9a-f]{40}\Z")
-SCP_LIKE = re.compile(r"[\w.-]+@[\w.-]+:")  # git@host:path
+SCP_LIKE = re.compile(r"[\w.-]+@[\w.-]+:(?!//)")  # git@host:path
+EXTRAS = re.compile(r"(?<=[\w/])\[(?P<names>[\w.,\s-]+)\]\Z")  # those of a requirement are before its version
 
 
 class ReleaseError(Exception):
@@ -75,12 +76,13 @@ class Directory:
     def fetch(self, work: Path) -> Path:
         """Copy the tree, because build backends write beside what they build."""
         target = work / "source"
+        target.mkdir(parents=True)
         for path, name in tree_files(self.path, self.ignored):
             copy = target / name
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(path, copy)
         if (self.path / ".git").exists():  # some backends take the version from the tags
-            (target / ".git").symlink_to(self.path / ".git")
+            copy_history(self.path, target)
         return target
 
 
@@ -254,6 +256,40 @@ def parse_source(text: str, git_ref: str, ignored: tuple[Path, ...] = ()) -> Sou
     return _parse_requirement(text)
 
 
+def split_extras(text: str) -> tuple[str, tuple[str, ...]]:
+    """Return a source without the extras that end it in brackets, and these.
+
+    >>> split_extras("/srv/shop[worker, aws]")
+    ('/srv/shop', ('worker', 'aws'))
+    >>> split_extras("shop[worker]==1.0"), split_extras("git@host:shop.git")
+    (('shop[worker]==1.0', ()), ('git@host:shop.git', ()))
+    """
+    text = text.strip()
+    found = EXTRAS.search(text)
+    if not found:
+        return text, ()
+    return text[: found.start()], tuple(name.strip() for name in found["names"].split(",") if name.strip())
+
+
+def copy_history(repository: Path, tree: Path) -> None:
+    """Give a copy of a tree the history of its repository, but none of its settings, hooks and credentials.
+
+    Where that cannot be, a backend that wants the history says so itself; most do not.
+    """
+    clone = tree.parent / "history"
+    quiet = {"check": False, "capture_output": True, "stdin": subprocess.DEVNULL}
+    env = {**os.environ, "GIT_OPTIONAL_LOCKS": "0"}
+    try:
+        command = ["git", "clone", "--quiet", "--no-checkout", "--no-hardlinks", "--", repository, clone]
+        if subprocess.run(command, env=env, **quiet).returncode == 0:  # type: ignore[call-overload]
+            subprocess.run(["git", "-C", clone, "reset", "--quiet"], env=env, **quiet)  # type: ignore[call-overload]
+            shutil.move(clone / ".git", tree / ".git")
+    except FileNotFoundError:  # there is no git
+        return
+    finally:
+        shutil.rmtree(clone, ignore_errors=True)
+
+
 def tree_files(root: Path, ignored: tuple[Path, ...] = ()) -> Iterator[tuple[Path, str]]:
     """Return the files below a directory that may shape an app: path and name relative to the root, sorted.
 
@@ -322,7 +358,8 @@ def run(argv: list[str], failure: str, *, env: dict[str, str] | None = None, cwd
 def _parse_git(url: str, ref: str) -> Git:
     """Return the git source of a URL, its credentials and its #subdirectory= taken out of it."""
     if SCP_LIKE.match(url):
-        return Git(url, ref)
+        place, _, fragment = url.partition("#")
+        return Git(place, ref, _subdirectory(fragment))
     parts = urlsplit(url)
     if parts.path.endswith((".whl", ".tar.gz")):
         name = Path(parts.path).name
@@ -332,10 +369,16 @@ def _parse_git(url: str, ref: str) -> Git:
     userinfo, _, host = parts.netloc.rpartition("@")
     if userinfo and ":" not in userinfo and not parts.scheme.startswith("http"):
         userinfo, host = "", parts.netloc  # the user of an SSH URL is no secret, and git needs it there
-    subdirectory = unquote("".join(parse_qs(parts.fragment).get("subdirectory", [])))
+    place = urlunsplit((parts.scheme, host, parts.path, parts.query, ""))
+    return Git(place, ref, _subdirectory(parts.fragment), userinfo)
+
+
+def _subdirectory(fragment: str) -> str:
+    """Return what `#subdirectory=` of a git URL names."""
+    subdirectory = unquote("".join(parse_qs(fragment).get("subdirectory", [])))
     if Path(subdirectory).is_absolute() or ".." in Path(subdirectory).parts:
         raise ReleaseError(f"#subdirectory={subdirectory} leads out of the repository.")
-    return Git(urlunsplit((parts.scheme, host, parts.path, parts.query, "")), ref, subdirectory, userinfo)
+    return subdirectory
 
 
 def _parse_requirement(text: str) -> Pinned:
@@ -365,4 +408,7 @@ def _require_file(path: Path) -> None:
 def _require_project(path: Path, name: str) -> None:
     """Refuse a directory that no build tool would know what to do with."""
     if not (path / "pyproject.toml").is_file() and not (path / "setup.py").is_file():
-        raise ReleaseError(f"{name} has no pyproject.toml, and an app must be a Python package to be built.")
+        raise ReleaseError(
+            f"{name} has no pyproject.toml, and an app must be a Python package to be built. A "
+            "requirements.txt alone does not make one; see https://packaging.python.org/tutorials/packaging-projects/."
+        )

@@ -329,13 +329,13 @@ def user_ids(name: str) -> tuple[int, int]:
 
 
 def explained(words: str) -> str:
-    """Return what uv says, with what to do if a package has no wheel for the host."""
+    """Return what uv says, with what to do if a package has no wheel."""
     if not NO_WHEEL.search(words):
         return words
     return (
-        f"{words}\nTo build a package runs its code, so hosts do that only for the packages that "
+        f"{words}\nTo build a package runs its code, so hosts do that only for those that "
         "celery_app_build_packages names. Name it there, and what it needs to compile in "
-        "celery_app_packages, or choose a version that has a wheel for the host's Python."
+        "celery_app_packages, or choose a version that has a wheel for the hosts' Python."
     )
 
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from ansible.module_utils import pki_names
 from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
 from ansible.module_utils.parsing.convert_bool import boolean
+from ansible.module_utils.systemd_env import env_fault
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,6 +27,15 @@ SHORTEST_SECRET = 16  # characters; playbooks/secrets.yml makes 40
 PLACEHOLDER = re.compile(r"change.?me|^password|^secret|example|placeholder|^(.)\1*$", re.IGNORECASE)
 SECRET = re.compile(r"password|passphrase|secret|token|broker_url", re.IGNORECASE)
 MEMORY = re.compile(r"([1-9][0-9]*[KMGT]|[1-9][0-9]?%|100%|infinity)\Z")
+KINDS = {
+    "bool": "true or false",
+    "dict": "a mapping",
+    "float": "a number",
+    "int": "a whole number",
+    "list": "a list",
+    "path": "a path",
+    "str": "a text",
+}  # type of an option -> what to write
 WHOLE_FLEET = "the whole fleet"
 SHOWN_HOSTS = 3
 SHOWN_CHARACTERS = 80
@@ -246,7 +256,15 @@ def wrong_type(name: str, option: Mapping[str, Any], value: Any) -> Iterator[Fin
     spec = {key: option[key] for key in ("type", "elements", "choices", "options") if key in option}
     for message in ArgumentSpecValidator({name: spec}).validate({name: value}).error_messages:
         reason = "It has the wrong type" if SECRET.search(name) else message
-        yield Finding(name, f"{reason} (it is {shown(name, value)}).", purpose(option))
+        yield Finding(name, f"{reason} (it is {shown(name, value)}).", remedy_of(option))
+
+
+def remedy_of(option: Mapping[str, Any]) -> str:
+    """Return what to write in place of a value that an option does not take, and what for."""
+    if choices := option.get("choices"):
+        return f"Set {' or '.join(map(str, choices))}: {purpose(option)}"
+    kind = KINDS.get(option.get("type", "str"), "a text")
+    return f"Set {kind}: {purpose(option)}"
 
 
 def purpose(option: Mapping[str, Any]) -> str:
@@ -320,6 +338,15 @@ def pools(inventory: Inventory, host: str) -> Iterator[Finding]:
             yield Finding(
                 "celery_worker_pools", problem, "roles/celery_worker/README.md says what a pool may have."
             )
+
+
+def environments(inventory: Inventory, host: str) -> Iterator[Finding]:
+    """Find variables of the environment that systemd would not take."""
+    remedy = "Encode it, as base64 for example, or take the character out. Line breaks and tabs are carried."
+    for name in ("celery_app_environment", "celery_app_index_environment"):
+        for variable, value in dict_of(inventory.hosts[host].get(name)).items():
+            if fault := env_fault(str(variable), value):
+                yield Finding(f"{name}.{variable}", f"{fault[0].upper()}{fault[1:]}.", remedy)
 
 
 def ports(inventory: Inventory, host: str) -> Iterator[Finding]:
@@ -573,7 +600,7 @@ def consumers(inventory: Inventory) -> Iterator[Finding]:
 
 
 HOST_CHECKS = (
-    unreadable, unknown, hidden, missing_or_wrong, secrets, pools, ports, addresses, reach, certificates,
-    certified, permitted, numbers,
+    unreadable, unknown, hidden, missing_or_wrong, secrets, pools, environments, ports, addresses, reach,
+    certificates, certified, permitted, numbers,
 )  # fmt: skip
 FLEET_CHECKS = (trust, topology, consumers)

@@ -9,8 +9,10 @@ short_description: Identify or build the release of a Celery app, on the control
 description:
   - Turns an app's source into what every host needs to install the same thing, which is one archive with the
     wheels of the app and of the runtime, and the complete, hashed set of their dependencies.
-  - The id of a release is a digest of what goes into it. To identify one builds nothing, and asks no package
-    index where the app ships a lock. So it can run before any host is asked, and in check mode.
+  - The id of a release is a digest of what goes into it. To identify one asks no package index where the app
+    ships a lock, and builds nothing unless only a build hook can tell what the app depends on. So it can run
+    before any host is changed, and in check mode.
+  - Build hooks run in a sandbox. They do not see the inventory, the vault's password, keys, or a network.
   - An app without a lock is resolved once; the result is kept in the cache and is part of the id.
   - Runs on the controller, with the Python that has Ansible, and the uv beside it.
 options:
@@ -25,7 +27,9 @@ options:
     description: The id that was returned before. A source that changed since is refused.
     type: str
   source:
-    description: Directory, git URL, sdist, wheel, or requirement with an exact version.
+    description:
+      - Directory, git URL, sdist, wheel, or requirement with an exact version.
+      - Extras follow in brackets; those of a requirement stand before its version.
     type: str
     required: true
   git_ref:
@@ -51,6 +55,22 @@ options:
     description: The interpreter that the hosts run the release with; part of what it is.
     type: str
     required: true
+  pythons:
+    description:
+      - Versions of that interpreter on the hosts, such as V(3.11), as far as they are known. Dependencies are
+        resolved for the oldest.
+    type: list
+    elements: str
+    default: []
+  build_packages:
+    description: Packages that hosts may build from their source. All others must have wheels.
+    type: list
+    elements: str
+    default: []
+  unconfined:
+    description: Whether build hooks run without the sandbox, with all rights of the operator.
+    type: bool
+    default: false
   index_url:
     description: Package index to build and resolve with; empty means the controller's own configuration.
     type: str
@@ -89,7 +109,14 @@ archive:
 from pathlib import Path
 
 from ansible.module_utils.app_release import Builder, Uv
-from ansible.module_utils.app_release_source import Directory, Git, ReleaseError, parse_source
+from ansible.module_utils.app_release_sandbox import Sandbox
+from ansible.module_utils.app_release_source import (
+    Directory,
+    Git,
+    ReleaseError,
+    parse_source,
+    split_extras,
+)
 from ansible.module_utils.basic import AnsibleModule
 
 
@@ -105,6 +132,9 @@ def main() -> None:
             "runtime_source": {"type": "path", "required": True},
             "cache_dir": {"type": "path", "required": True},
             "python": {"type": "str", "required": True},
+            "pythons": {"type": "list", "elements": "str", "default": []},
+            "build_packages": {"type": "list", "elements": "str", "default": []},
+            "unconfined": {"type": "bool", "default": False},
             "index_url": {"type": "str", "default": "", "no_log": True},
         },
         supports_check_mode=True,
@@ -112,13 +142,23 @@ def main() -> None:
     given = module.params
     cache = Path(given["cache_dir"])
     try:
-        source = parse_source(given["source"], given["git_ref"], ignored=(cache,))
+        place, extras = split_extras(given["source"])
+        source = parse_source(place, given["git_ref"], ignored=(cache,))
         if isinstance(source, Git) and source.userinfo:
             # Ansible blots it out of everything that the module returns from here on.
             module.no_log_values.add(source.userinfo.rpartition(":")[2])
         runtime = Directory(Path(given["runtime_source"]))
-        uv = Uv(given["index_url"])
-        builder = Builder(source, runtime, cache, python=given["python"], lock=given["lock"], uv=uv)
+        builder = Builder(
+            source,
+            runtime,
+            cache,
+            python=given["python"],
+            lock=given["lock"],
+            uv=Uv(given["index_url"], Sandbox(unconfined=given["unconfined"])),
+            extras=extras,
+            pythons=set(given["pythons"]),
+            build=given["build_packages"],
+        )
         release = builder.identify(save=not module.check_mode)
         if given["id"] and given["id"] != release:
             raise ReleaseError(

@@ -11,6 +11,8 @@ description:
   - Does what M(ansible.builtin.apt) does with I(state=present), and without recommended packages.
   - If all packages are there, the host is asked one cheap question. M(ansible.builtin.apt) would load the
     whole index of packages first, which takes a second of CPU on every host in every run.
+  - Waits up to ten minutes for another program that holds apt's locks, such as the first upgrades of a new
+    machine.
 options:
   name: {description: Names of the packages., type: list, elements: str, required: true}
   policy_rc_d:
@@ -30,6 +32,7 @@ RETURN = r"""
 missing: {description: Those that were not installed., returned: always, type: list, elements: str}
 """
 
+from ansible.module_utils.apt_locks import PATIENCE, wait
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.debian_packages import missing
 
@@ -43,7 +46,18 @@ def main() -> None:
         },
         supports_check_mode=True,
     )
-    module.exit_json(changed=False, missing=missing(module.params["name"]))
+    absent = missing(module.params["name"])
+    if absent and not module.check_mode:
+        first, last = wait()
+        if last:
+            module.fail_json(
+                msg=f"{', '.join(absent)} cannot be installed: {last} has held apt's lock for {PATIENCE} "
+                "seconds. See what it does, let it end, and run again.",
+                missing=absent,
+            )
+        if first:
+            module.warn(f"Waited for {first}, which held apt's lock.")
+    module.exit_json(changed=False, missing=absent)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import http.server
+import io
 import json
 import os
 import shutil
@@ -16,11 +17,18 @@ import subprocess
 import tarfile
 import threading
 import zipfile
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from ansible.module_utils.app_release import Builder, Uv
-from ansible.module_utils.app_release_source import Directory, ReleaseError, parse_source, tree_digest
+from ansible.module_utils.app_release_sandbox import Sandbox
+from ansible.module_utils.app_release_source import (
+    Directory,
+    ReleaseError,
+    parse_source,
+    split_extras,
+    tree_digest,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -90,12 +98,21 @@ def make(tmp_path: Path, runtime: Path) -> functools.partial[Builder]:
 
 
 def builder(
-    source: Path | str, ref: str = "", lock: str = "", index: str = "", *, runtime: Path, cache: Path
+    source: Path | str,
+    ref: str = "",
+    lock: str = "",
+    index: str = "",
+    *,
+    runtime: Path,
+    cache: Path,
+    **options: Any,
 ) -> Builder:
     """Return a builder."""
-    parsed = parse_source(str(source), ref, (cache,))
+    place, extras = split_extras(str(source))
+    parsed = parse_source(place, ref, (cache,))
     own = Directory(runtime)
-    return Builder(parsed, own, cache, python="/usr/bin/python3", lock=lock, uv=Uv(index))
+    python = "/usr/bin/python3"
+    return Builder(parsed, own, cache, python=python, lock=lock, uv=Uv(index), extras=extras, **options)
 
 
 def build(builder: Builder) -> dict[str, str]:
@@ -111,7 +128,9 @@ def build(builder: Builder) -> dict[str, str]:
 def index(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Serve a package index with dep 0.9, 1.0 and 1.1, rt-only 1.0, and shop 1.0, which needs dep."""
     root = tmp_path_factory.mktemp("index")
+    sdist(root / "simple" / "raw")
     for name, version, needs in (
+        ("modern", "1.0", "Requires-Python: >=3.13\n"),
         ("dep", "0.9", ""),
         ("dep", "1.0", ""),
         ("dep", "1.1", ""),
@@ -124,6 +143,7 @@ def index(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         file = folder / f"{name}-{version}-py3-none-any.whl"
         with zipfile.ZipFile(file, "w") as wheel:
             metadata = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n{needs}"
+            wheel.writestr(f"{name}_code.py", "")
             wheel.writestr(f"{about}/METADATA", metadata)
             wheel.writestr(f"{about}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
             wheel.writestr(f"{about}/RECORD", "")
@@ -135,6 +155,34 @@ def index(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_address[1]}/simple"
         server.shutdown()
+
+
+def sdist(folder: Path) -> None:
+    """Put raw 1.0 into an index, which has no wheel, and a build hook that tells nothing but its metadata."""
+    folder.mkdir(parents=True)
+    hook = (
+        "import os\n"
+        "def prepare_metadata_for_build_wheel(directory, config_settings=None):\n"
+        "    os.mkdir(f'{directory}/raw-1.0.dist-info')\n"
+        "    with open(f'{directory}/raw-1.0.dist-info/METADATA', 'w') as stream:\n"
+        "        stream.write('Metadata-Version: 2.1\\nName: raw\\nVersion: 1.0\\n')\n"
+        "    return 'raw-1.0.dist-info'\n"
+        "def build_wheel(directory, config_settings=None, metadata_directory=None):\n"
+        "    raise SystemExit('not to be built here')\n"
+    )
+    toml = '[build-system]\nrequires = []\nbuild-backend = "hook"\nbackend-path = ["."]\n'
+    file = folder / "raw-1.0.tar.gz"
+    with tarfile.open(file, "w:gz") as archive:
+        for name, text in (
+            ("hook.py", hook),
+            ("pyproject.toml", toml),
+            ("PKG-INFO", "Metadata-Version: 2.1\n"),
+        ):
+            info = tarfile.TarInfo(f"raw-1.0/{name}")
+            info.size = len(text)
+            archive.addfile(info, io.BytesIO(text.encode()))
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    (folder / "index.html").write_text(f'<a href="{file.name}#sha256={digest}">{file.name}</a>\n')
 
 
 class Quiet(http.server.SimpleHTTPRequestHandler):
@@ -274,7 +322,10 @@ def test_without_a_lock_the_resolution_is_kept(
     (app / "requirements.lock").unlink()
     release = make(app, index=index).identify(save=True)
     (text,) = [path.read_text() for path in (tmp_path / "cache" / "requirements").iterdir()]
-    assert [line.split()[0] for line in text.splitlines() if line[0] != " "] == ["dep==0.9", "rt-only==1.0"]
+    assert [line.split()[0] for line in text.splitlines() if line[0] not in " #"] == [
+        "dep==0.9",
+        "rt-only==1.0",
+    ]
     assert make(app).identify(save=True) == release  # with an index that does not answer
 
 
@@ -320,7 +371,9 @@ def test_a_compiled_app_is_shipped_as_source(make: functools.partial[Builder], t
     (path / "pyproject.toml").write_text(
         '[build-system]\nrequires = []\nbuild-backend = "backend"\nbackend-path = ["."]\n'
     )
-    files = build(make(path))
+    with pytest.raises(ReleaseError, match=r"Name compiled in celery_app_build_packages"):
+        build(make(path))
+    files = build(make(path, build=["Compiled"]))
     assert "compiled-1.0.tar.gz" in files
     assert files["requirements.txt"].startswith("./compiled-1.0.tar.gz --hash=sha256:")
     assert not any(name.startswith("compiled") and name.endswith(".whl") for name in files)
@@ -369,3 +422,228 @@ def test_a_missing_uv_is_named(app: Path, runtime: Path, tmp_path: Path) -> None
     release = Builder(parse_source(str(app), ""), Directory(runtime), tmp_path, python="p", lock="", uv=uv)
     with pytest.raises(ReleaseError, match=r"there is no .*uv-is-not-here on the controller"):
         release.build(release.identify(save=True))
+
+
+# A build backend that tries what an attacker would, and puts what it found into the wheel.
+EVIL = """\
+import json, os, socket, urllib.request, zipfile
+
+def tried(action):
+    try:
+        return str(action())[:99]
+    except OSError as error:
+        return ""
+
+def attack():
+    read = {{path: tried(lambda: open(path).read()) for path in {secrets!r}}}
+    wrote = tried(lambda: open({target!r}, "w").write("x"))
+    net = tried(lambda: urllib.request.urlopen({index!r}, timeout=5).read())
+    agent = os.environ.get("SSH_AUTH_SOCK", "") or os.environ.get("ANSIBLE_VAULT_PASSWORD_FILE", "")
+    credentials = [name for name in os.environ if name.startswith("UV_")]
+    processes = len([name for name in os.listdir("/proc") if name.isdigit()]) if os.path.isdir("/proc") else 0
+    return dict(read=read, wrote=wrote, net=net, agent=agent, credentials=credentials, processes=processes,
+                root=os.getuid() == 0 and os.access("/etc/shadow", os.R_OK))
+
+def get_requires_for_build_wheel(config_settings=None):
+    print("noise of a backend")
+    return []
+
+def build_wheel(directory, config_settings=None, metadata_directory=None):
+    about = "evil-1.0.dist-info"
+    name = "evil-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(f"{{directory}}/{{name}}", "w") as wheel:
+        wheel.writestr("found.json", json.dumps(attack()))
+        wheel.writestr(f"{{about}}/METADATA",
+                       "Metadata-Version: 2.1\\nName: evil\\nVersion: 1.0\\nRequires-Dist: dep\\n"
+                       "Provides-Extra: more\\nRequires-Dist: shop; extra == 'more'\\n")
+        wheel.writestr(f"{{about}}/WHEEL",
+                       "Wheel-Version: 1.0\\nRoot-Is-Purelib: true\\nTag: py3-none-any\\n")
+        wheel.writestr(f"{{about}}/RECORD", "")
+    {last}
+    return name
+"""
+
+
+def evil(path: Path, index: str, lock: str | None = LOCK, last: str = "") -> Path:
+    """Make an app whose build hook looks for what the controller holds."""
+    path.mkdir()
+    secret = path.parent / "vault-password"
+    secret.write_text("CANARY")
+    secrets = [str(secret), "/etc/shadow", str(path.parent / "runtime" / "pyproject.toml")]
+    target = str(path.parent / "attacked")
+    backend = EVIL.format(secrets=secrets, target=target, index=index, last=last)
+    (path / "hook.py").write_text(backend)
+    (path / "pyproject.toml").write_text(
+        '[project]\nname = "evil"\nversion = "1.0"\ndynamic = ["dependencies"]\n'
+        '[build-system]\nrequires = []\nbuild-backend = "hook"\nbackend-path = ["."]\n'
+    )
+    if lock is not None:
+        (path / "requirements.lock").write_text(lock)
+    return path
+
+
+def found(release: Builder) -> dict[str, Any]:
+    """Return what the build hook of a release has found."""
+    with tarfile.open(release.archive(release.identify(save=True))) as archive:
+        wheel = archive.extractfile("evil-1.0-py3-none-any.whl")
+        assert wheel
+        with zipfile.ZipFile(io.BytesIO(wheel.read())) as file:
+            found: dict[str, Any] = json.loads(file.read("found.json"))
+    return found
+
+
+def test_a_build_hook_sees_nothing_of_the_controller(
+    make: functools.partial[Builder], tmp_path: Path, index: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No file, no variable, no network, no process; and it can write beside what is built only."""
+    monkeypatch.setenv("SSH_AUTH_SOCK", "/run/agent")
+    monkeypatch.setenv("ANSIBLE_VAULT_PASSWORD_FILE", str(tmp_path / "vault-password"))
+    release = make(evil(tmp_path / "evil", index), index=index)
+    build(release)
+    seen = found(release)
+    assert set(seen.pop("read").values()) == {""}
+    assert seen.pop("processes") <= 1
+    nothing = {"wrote": "", "net": "", "agent": "", "credentials": [], "root": False}
+    assert seen == nothing
+    assert not (tmp_path / "attacked").exists()
+
+
+def test_without_the_sandbox_a_build_hook_sees_what_the_operator_sees(
+    make: functools.partial[Builder], tmp_path: Path, index: str
+) -> None:
+    """Which the operator has to accept; and the attack of these tests is one."""
+    release = make(evil(tmp_path / "evil", index), index=index)
+    release.uv.sandbox = Sandbox(unconfined=True)
+    build(release)
+    seen = found(release)
+    assert seen["read"][str(tmp_path / "vault-password")] == "CANARY"
+    assert seen["net"]
+    assert (tmp_path / "attacked").exists()
+
+
+def test_without_namespaces_nothing_is_built_unasked(
+    make: functools.partial[Builder], app: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The refusal says what to do, and which variable accepts the risk."""
+    release = make(app)
+    monkeypatch.setattr(Sandbox, "_fault", "unshare: unshare failed: Operation not permitted")
+    with pytest.raises(ReleaseError, match=r"Operation not permitted[\s\S]*celery_app_build_unconfined"):
+        release.build(release.identify(save=True))
+
+
+@pytest.mark.parametrize(
+    "last",
+    [
+        'os.rename(f"{{directory}}/{{name}}", "kept"); os.symlink({secret!r}, f"{{directory}}/{{name}}")',
+        'os.rename(directory, "kept"); os.symlink("/etc", directory)',
+        'os.remove(f"{{directory}}/{{name}}"); os.mkfifo(f"{{directory}}/{{name}}")',
+    ],
+)
+def test_what_a_build_hook_leaves_must_be_its_own(
+    make: functools.partial[Builder], tmp_path: Path, index: str, last: str
+) -> None:
+    """A link in place of the wheel would be read with the operator's rights, and shipped to the hosts."""
+    last = last.format(secret=str(tmp_path / "vault-password")).replace("{{", "{").replace("}}", "}")
+    release = make(evil(tmp_path / "evil", index, last=last), index=index)
+    with pytest.raises(ReleaseError, match=r"not a file of its own|has made no wheel"):
+        release.build(release.identify(save=True))
+
+
+def test_what_a_backend_needs_is_fetched_before(
+    make: functools.partial[Builder], tmp_path: Path, index: str
+) -> None:
+    """From wheels; what is no requirement of the index is refused."""
+    path = evil(tmp_path / "evil", index)
+    text = (path / "pyproject.toml").read_text()
+    (path / "hook.py").write_text("import dep_code\n" + (path / "hook.py").read_text())
+    (path / "pyproject.toml").write_text(text.replace("requires = []", 'requires = ["dep==1.0"]'))
+    build(make(path, index=index))
+    for refused in ("--index-url=http://evil", "dep @ file:///etc/passwd"):
+        (path / "pyproject.toml").write_text(text.replace("requires = []", f'requires = ["{refused}"]'))
+        release = make(path, index=index)
+        with pytest.raises(ReleaseError, match="must be a requirement of the index"):
+            release.build(release.identify(save=True))
+
+
+def test_only_a_build_hook_knows_what_an_app_depends_on(
+    make: functools.partial[Builder], tmp_path: Path, index: str
+) -> None:
+    """It is asked in the sandbox; extras are those of the wheel that it makes."""
+    path = evil(tmp_path / "evil", index, lock=None)
+    assert "shop==1.0" not in build(make(path, index=index))["requirements.txt"]
+    assert "shop==1.0" in build(make(f"{path}[more]", index=index))["requirements.txt"]
+    assert not (tmp_path / "attacked").exists()
+
+
+def test_extras_are_part_of_a_release(
+    make: functools.partial[Builder], app: Path, index: str, tmp_path: Path
+) -> None:
+    """Those of a path, of git and of a wheel; one that the app does not have is refused."""
+    (app / "requirements.lock").unlink()
+    plain = make(app, index=index).identify(save=False)
+    with (app / "pyproject.toml").open("a") as stream:
+        stream.write('[project.optional-dependencies]\nworker = ["shop==1.0"]\n')
+    release = make(f"{app}[worker]", index=index)
+    assert release.identify(save=False) != plain
+    assert "shop==1.0" in build(release)["requirements.txt"]
+    with pytest.raises(ReleaseError, match=r"has no extra beat[\s\S]*It has: worker"):
+        make(f"{app}[beat]", index=index).identify(save=False)
+
+
+def test_resolved_for_the_python_of_the_hosts(
+    make: functools.partial[Builder], index: str, tmp_path: Path
+) -> None:
+    """A package that needs a newer Python than the controller's resolves, if the hosts have it."""
+    with pytest.raises(ReleaseError, match=r"do not fit together[\s\S]*3\.13"):
+        make("modern==1.0", index=index, pythons=["3.13", "3.11"]).identify(save=True)
+    release = make("modern==1.0", index=index, pythons=["3.13"])
+    assert "modern==1.0" in build(release)["requirements.txt"]
+    known = release.identify(save=True)
+    assert make("modern==1.0", pythons=["3.14"]).identify(save=True) == known  # asks no index
+    assert make("modern==1.0").identify(save=True) == known
+    with pytest.raises(ReleaseError, match="do not fit together"):  # an older one is resolved anew
+        make("modern==1.0", index=index, pythons=["3.12"]).identify(save=True)
+
+
+def test_an_app_that_is_too_new_for_a_host_is_refused(make: functools.partial[Builder], app: Path) -> None:
+    """By the Python that the host has."""
+    (app / "requirements.lock").unlink()
+    text = (app / "pyproject.toml").read_text()
+    (app / "pyproject.toml").write_text(text.replace(">=3.11", ">=3.12"))
+    with pytest.raises(ReleaseError, match=r"needs Python [\s\S]*3\.12[\s\S]*a host has 3\.11"):
+        make(app, pythons=["3.13", "3.11"]).identify(save=True)
+
+
+def test_a_package_without_a_wheel_is_named(make: functools.partial[Builder], app: Path, index: str) -> None:
+    """Its build hook would run on each host, and here to be resolved."""
+    (app / "requirements.lock").unlink()
+    (app / "pyproject.toml").write_text(PROJECT.format(name="shop", dependencies='"raw"'))
+    with pytest.raises(ReleaseError, match=r"raw[\s\S]*celery_app_build_packages"):
+        make(app, index=index).identify(save=True)
+    assert "raw==1.0" in build(make(app, index=index, build=["raw"]))["requirements.txt"]
+
+
+@pytest.mark.parametrize("origin", ["{ workspace = true }", '{ path = "../core" }'])
+def test_a_sibling_of_a_workspace_is_named(make: functools.partial[Builder], app: Path, origin: str) -> None:
+    """With what to do: it is in no index, so no host could install it."""
+    (app / "requirements.lock").unlink()
+    text = PROJECT.format(name="shop", dependencies='"shop-core"')
+    (app / "pyproject.toml").write_text(f"{text}[tool.uv.sources]\nshop-core = {origin}\n")
+    with pytest.raises(ReleaseError, match=r"depends on shop-core[\s\S]*Publish"):
+        make(app).identify(save=True)
+
+
+def test_history_without_settings(tmp_path: Path) -> None:
+    """A backend may take the version from a tag, but finds no credentials in the repository's settings."""
+    repository = project(tmp_path / "shop", "shop")
+    author = ("-c", "user.name=test", "-c", "user.email=test@example.org")
+    for command in (["init", "-q"], ["add", "."], [*author, "commit", "-qm", "one"], ["tag", "v7"]):
+        subprocess.run(["git", *command], cwd=repository, check=True)
+    with (repository / ".git" / "config").open("a") as stream:
+        stream.write('[remote "origin"]\nurl = https://me:CANARY@git.example.org/shop.git\n')
+    copy = Directory(repository).fetch(tmp_path / "work")
+    described = subprocess.run(
+        ["git", "describe", "--tags", "--dirty"], cwd=copy, capture_output=True, text=True
+    )
+    assert described.stdout == "v7\n"
+    assert "CANARY" not in (copy / ".git" / "config").read_text()

@@ -14,6 +14,7 @@ from ansible.module_utils.app_release_source import (
     Sdist,
     Wheel,
     parse_source,
+    split_extras,
     tree_digest,
 )
 
@@ -211,3 +212,42 @@ def test_git_credentials_are_kept_out_of_sight(monkeypatch: pytest.MonkeyPatch, 
         _ = source.commit
     assert "args: ls-remote" in str(caught.value)
     assert "s3cret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "ssh://git@git.example.org/team/mono.git#subdirectory=services/shop",
+        "git@git.example.org:team/mono.git#subdirectory=services/shop",
+        "git+git@git.example.org:team/mono.git#subdirectory=services/shop",
+    ],
+)
+def test_a_subdirectory_of_a_git_url(text: str) -> None:
+    """Whichever way the URL is written, git is asked for the repository alone."""
+    source = parse_source(text, "v1")
+    assert isinstance(source, Git)
+    assert source.subdirectory == "services/shop"
+    assert source.url.endswith("team/mono.git")
+
+
+def test_a_subdirectory_stays_in_the_repository() -> None:
+    """Of a URL in SSH's short form as well."""
+    with pytest.raises(ReleaseError, match="leads out of the repository"):
+        parse_source("git@git.example.org:team/mono.git#subdirectory=../../etc", "")
+
+
+@pytest.mark.parametrize(
+    ("text", "place", "extras"),
+    [
+        ("/srv/shop[worker, aws]", "/srv/shop", ("worker", "aws")),
+        ("/srv/shop/[worker]", "/srv/shop/", ("worker",)),
+        ("/srv/shop-1.0-py3-none-any.whl[worker]", "/srv/shop-1.0-py3-none-any.whl", ("worker",)),
+        ("git@host:mono.git#subdirectory=shop[worker]", "git@host:mono.git#subdirectory=shop", ("worker",)),
+        ("shop[worker]==1.0", "shop[worker]==1.0", ()),
+        ("ssh://git@[::1]/shop.git", "ssh://git@[::1]/shop.git", ()),
+        ("/srv/shop", "/srv/shop", ()),
+    ],
+)
+def test_extras_of_a_source(text: str, place: str, extras: tuple[str, ...]) -> None:
+    """They end it in brackets; those of a requirement are its own."""
+    assert split_extras(text) == (place, extras)

@@ -142,6 +142,14 @@ BROKEN: dict[str, tuple[Callable[[Any, Any], None], str]] = {
     ),
     "empty": (set_all(fleet_name=""), "fleet_name: It is empty"),
     "wrong type": (set_on("beat1", celery_beat_max_interval="soon"), "celery_beat_max_interval: argument"),
+    "no variable of an environment": (
+        set_on("worker1", celery_app_environment={"MY-KEY": "x"}),
+        "celery_app_environment.MY-KEY: 'MY-KEY' is not the name",
+    ),
+    "what systemd drops from an environment": (
+        set_on("worker1", celery_app_environment={"SHOP_KEY": "-----BEGIN\r\nCANARY"}),
+        "celery_app_environment.SHOP_KEY: The value of SHOP_KEY has the control character '\\r'",
+    ),
     "wrong choice": (set_on("beat1", celery_beat_scheduler="cron"), "celery_beat_scheduler: value of"),
     "unreadable": (
         set_all(flower_port=preflight.Broken("'x' is undefined")),
@@ -285,6 +293,22 @@ def test_a_host_that_could_overrule_the_inventory_by_a_fact_is_refused() -> None
     )
     text = preflight.report(preflight.check(inventory))
     assert "inject_facts_as_vars  [the whole fleet]" in text
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "remedy"),
+    [
+        ("celery_beat_scheduler", "django", "Set redbeat or persistent: "),
+        ("celery_beat_max_interval", "soon", "Set a whole number: "),
+        ("celery_app_environment", ["A=1"], "Set a mapping: "),
+    ],
+)
+def test_what_to_write_in_place_of_a_wrong_value(name: str, value: Any, remedy: str) -> None:
+    hosts, groups = a_fleet()
+    hosts["beat1"][name] = value
+    inventory = preflight.Inventory(hosts, groups, SPECS, ROLES, GIVEN, lambda _pools, _host: [], REACHED_AT)
+    (finding,) = [finding for finding, _ in preflight.check(inventory) if finding.variable == name]
+    assert finding.remedy.startswith(remedy)
 
 
 def warnings(change: Callable[[Any, Any], None]) -> list[str]:
