@@ -427,3 +427,32 @@ def test_a_part_of_the_fleet_gets_no_certificate_that_the_rest_would_refuse(
     given = fleet_role(tmp_path, pki_names=["new.example.com"], **variables)
     found = refusals(given, "tasks/validate.yml")
     assert ["is to have new.example.com, which hosts outside" in text for text in found] == [True] * refused
+
+
+def test_the_authority_permits_less_only_when_all_services_show_their_certificates() -> None:
+    plays = [
+        play["ansible.builtin.import_playbook"] for play in yaml.safe_load((PROJECT / "site.yml").read_text())
+    ]
+    order = [plays.index(f"playbooks/{name}.yml") for name in ("pki", "redis", "flower", "confine", "unlock")]
+    assert order == sorted(order)
+
+
+@pytest.mark.parametrize(
+    ("hosts", "issued", "check", "confined"),
+    [
+        (["host1", "host2"], ("host1", "192.0.2.10", "broker.example.com", *pki_names.LOOPBACK), False, True),
+        (["host1"], ("host1", "192.0.2.10", "broker.example.com", *pki_names.LOOPBACK), False, False),
+        (["host1", "host2"], ("host1", "172.17.0.1"), False, False),
+        (["host1", "host2"], ("host1", "192.0.2.10", "broker.example.com", *pki_names.LOOPBACK), True, False),
+    ],
+    ids=["the whole fleet", "a part of it", "a certificate of before", "check mode"],
+)
+def test_when_the_authority_permits_less(
+    tmp_path: Path, hosts: list[str], issued: tuple[str, ...], check: bool, confined: bool
+) -> None:
+    authority = Authority()
+    issue(tmp_path, authority, days=365, names=issued)
+    given = fleet_role(tmp_path, ansible_play_hosts=hosts, ansible_check_mode=check)
+    (first, *_) = yaml.safe_load((given.path / "tasks/confine.yml").read_text())
+    said = first["ansible.builtin.set_fact"]["__pki_confine"]
+    assert given.templar.template(trust_as_template(said)) is confined

@@ -68,7 +68,8 @@ def test_a_host_that_lies_gets_what_the_inventory_says(fleet: Fleet, victim: Hos
     before = issued(victim)
     certificate = local(victim) / "hosts" / f"{victim.name}.crt"
     certificate.unlink()
-    plays.run("--tags", "pki", "--limit", victim.name).expect_success()
+    # with what shows the certificate, if that is on this host
+    plays.run("--tags", "pki,redis,flower", "--limit", victim.name).expect_success()
     told = victim.sh("cat /run/liar.log").split()
     assert {"facts", "request"} <= set(told), told
     made = issued(victim)
