@@ -67,6 +67,10 @@ bench: ## Measure what nodes and other task queues cost, and what kills lose (.c
 
 # --- upkeep ---
 
+functions: ## Write the scripts of the runtime and its libraries as functions of Redis, for the role redis
+	@lab/bootstrap tools
+	@.venv/bin/python tools/redis_functions.py
+
 docs: ## Write the tables of the docs: the roles' variables, and what becomes of each setting of Celery
 	@lab/bootstrap tools
 	@python3 tools/role_docs.py

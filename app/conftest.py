@@ -5,11 +5,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
+from fleet_runtime import functions
 
 from app.tests.broker import Broker
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _scripts_are_functions() -> None:
+    """Call those of kombu and of redis-py as each process of the fleet does, also without its settings."""
+    functions.adopt()
 
 
 @pytest.fixture(scope="session")

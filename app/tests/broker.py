@@ -23,9 +23,12 @@ from tests.unit.rendering import Role
 
 HOST = "127.0.0.1"
 QUEUES = ["default", "email", "heavy", "io"]
+# Those of the tests' apps that are not named as a queue is.
+EXCHANGES = ["topics"]
 # Each character here is special to something on the way: URLs, shells, systemd, ACL files, Python's %.
 HOSTILE = 'it\'s a "hard" $HOME `id` \\ 100% p@ss:w/rd #1'
 USERS = ("admin", "worker", "beat", "flower", "web", "ops", "health")
+FUNCTIONS = Path(__file__).parents[2] / "roles" / "redis" / "files" / "functions"
 CONFIG = """\
 bind {host}
 port 0
@@ -56,6 +59,12 @@ class Broker:
         (folder / "users.acl").write_text(self._users())
         (folder / "redis.conf").write_text(CONFIG.format(host=HOST, port=self.port, folder=folder))
         self.start()
+        self.load_functions()
+
+    def load_functions(self) -> None:
+        """Load the functions, as the role does."""
+        for file in sorted(FUNCTIONS.glob("*.lua")):
+            self.client("admin").execute_command("FUNCTION LOAD", "REPLACE", file.read_text())
 
     def start(self) -> None:
         """Start the server and wait until it serves."""
@@ -104,6 +113,17 @@ class Broker:
             for entry in self.client("admin").acl_log()
         ]
 
+    def take_right(self, user: str, command: str) -> None:
+        """Take a command from a user, whatever the keys.
+
+        Redis changes no selector, so the user gets all of its rules anew.
+        """
+        lines = (self.folder / "users.acl").read_text().splitlines()
+        rules = next(words[2:] for line in lines if (words := line.split())[1] == user)
+        kept = [rule for rule in rules if rule.strip("()") != f"+{command}" or rule.endswith(")")]
+        assert len(kept) < len(rules), f"{user} does not have {command}, or at the end of a selector"
+        self.client("admin").execute_command("ACL", "SETUSER", user, "reset", *kept)
+
     def _users(self) -> str:
         """Return the access rules, as the role renders them for this version of Redis."""
         version = subprocess.run([self.program, "--version"], capture_output=True, text=True, check=True)
@@ -112,6 +132,7 @@ class Broker:
             "redis",
             redis_passwords=self.passwords,
             redis_queues=QUEUES,
+            redis_exchanges=EXCHANGES,
             __redis_has_client_setinfo=tuple(int(part) for part in number.split(".")[:2]) >= (7, 2),
         ).template("users.acl.j2")
 

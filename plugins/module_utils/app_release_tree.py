@@ -163,6 +163,11 @@ class ReleaseTree:
         link = self.root / name
         return link.readlink().name if link.is_symlink() else None
 
+    def scripted(self) -> list[str]:
+        """Return the releases whose runtime loads scripts into Redis, and calls none of its functions."""
+        calls = "lib/python*/site-packages/fleet_runtime/functions.py"
+        return [one for one in self.whole() if not any((self.releases / one).glob(calls))]
+
     def whole(self) -> list[str]:
         """Return the releases that can be switched to, the newest first."""
         found = [entry.name for entry in self._entries() if self.about(entry.name)]

@@ -17,13 +17,16 @@ LEASES, NODES, DRAINED, DEAD = "fleet:leases", "fleet:nodes", "fleet:drained", "
 # Of each node, with a colon and its name behind: what it holds, and the task by which it proves itself.
 UNACKED, UNACKED_INDEX, UNACKED_MUTEX, PROOFS = "unacked", "unacked_index", "unacked_mutex", "fleet:proof"
 
-# The ends of a queue's lists, one for each of kombu's steps of priority.
-PRIORITIES = ("", "\x06\x163", "\x06\x166", "\x06\x169")
+# The ends of a queue's lists, one for each priority that Celery has on Redis.
+PRIORITIES = ("", *(f"\x06\x16{priority}" for priority in range(1, 10)))
+
+# What the set of the bindings of each exchange begins with.
+BINDING = "_kombu.binding."
 
 # The exchange of remote control, the sets of who is bound to it, and what is between the routing key, the
 # pattern and the queue of such a binding.
 PIDBOX = "celery.pidbox"
-BINDINGS = (f"_kombu.binding.{PIDBOX}", f"_kombu.binding_permanent.{PIDBOX}")
+BINDINGS = (f"{BINDING}{PIDBOX}", f"_kombu.binding_permanent.{PIDBOX}")
 SEPARATOR = "\x06\x16"
 
 

@@ -6,6 +6,7 @@ Pure functions on text: the module that uses them asks and tells the server.
 from __future__ import annotations
 
 import shlex
+from collections import Counter
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -80,6 +81,24 @@ def candidates(wanted: Mapping[str, list[str]]) -> dict[str, list[str]]:
     return {CANDIDATE + name: [*rules, "off"] for name, rules in wanted.items()}
 
 
+def meaning(rules: list[str]) -> tuple[frozenset[str], Counter[frozenset[str]]]:
+    """Return what rules mean, however they are ordered: of the user itself, and of each of its selectors.
+
+    Redis 7.0 prints commands in an order of its own, which is another one after a restart.
+    """
+    root: set[str] = set()
+    selectors: list[set[str]] = []
+    into = root
+    for rule in rules:
+        if rule.startswith("("):
+            into = set()
+            selectors.append(into)
+        into.add(rule.strip("()"))
+        if rule.endswith(")"):
+            into = root
+    return frozenset(root - STEPS), Counter(frozenset(one - STEPS) for one in selectors)
+
+
 def acl_changes(
     wanted: Mapping[str, list[str]], listed: Mapping[str, list[str]]
 ) -> tuple[dict[str, list[str]], list[str]]:
@@ -93,6 +112,6 @@ def acl_changes(
         for name, rules in wanted.items()
         if name not in listed
         or ("on" in rules) != ("on" in listed[name])
-        or set(listed[name]) - STEPS != set(listed[CANDIDATE + name]) - STEPS
+        or meaning(listed[name]) != meaning(listed[CANDIDATE + name])
     }
     return changed, sorted(set(listed) - set(wanted) - set(candidates(wanted)))

@@ -55,6 +55,10 @@ previous: {description: The release that a rollback would switch to., returned: 
 rollback: {description: The release that an unfinished rollback goes to., returned: always, type: str}
 releases: {description: "The releases that can be switched to, newest first.", returned: always, type: list}
 surplus: {description: What pruning would remove., returned: always, type: list}
+scripted:
+  description: The releases whose runtime loads scripts into Redis, and calls none of its functions.
+  returned: always
+  type: list
 missing_packages: {description: Those of the packages that are not installed., returned: always, type: list}
 """
 
@@ -93,6 +97,7 @@ def main() -> None:
         rollback=tree.linked("rollback") or "",
         releases=releases,
         surplus=tree.surplus(given["keep"]),
+        scripted=tree.scripted(),
         missing_packages=missing(given["packages"]),
     )
 

@@ -1,24 +1,28 @@
 #!/usr/bin/python
-"""Which queues users.acl still has, that the inventory names no more, and what still uses them."""
+"""Which rights users.acl still gives, that the inventory gives no more, and what still uses them."""
 
 from __future__ import annotations
 
 DOCUMENTATION = r"""
 ---
 module: redis_queues
-short_description: Tell which queues were given up, who still consumes them, and what still waits in them
+short_description: Tell which rights were given up, and what still uses the queues among them
 description:
   - A queue was given up if users.acl lets somebody use it, and I(queues) does not name it.
   - Without I(password), only the file is read. With it, Redis is asked who still consumes such a queue, and
     how many messages are in it, or held by a node that took them from it.
+  - Before selectors, users.acl let clients use the bindings of every exchange. Such a file is told of, and
+    with I(password), which exchanges lead to a queue of the fleet and are neither in I(queues) nor in
+    I(exchanges).
   - Changes nothing.
 options:
   acl_file: {description: Place of users.acl., type: path, required: true}
   queues: {description: Every queue that the inventory names., type: list, elements: str, required: true}
-  steps:
-    description: What follows a queue's name in the rule for the lists of its other priorities.
-    type: str
-    required: true
+  exchanges:
+    description: Every other exchange that the inventory names.
+    type: list
+    elements: str
+    default: []
   host: {description: Address that Redis listens on., type: str, required: true}
   port: {description: Its TLS port., type: int, required: true}
   ca_file: {description: CA certificate that the server's must chain to., type: path, required: true}
@@ -35,7 +39,6 @@ EXAMPLES = r"""
   redis_queues:
     acl_file: /etc/redis/users.acl
     queues: [default, email]
-    steps: "??[369]"
     host: 127.0.0.1
     port: 6379
     ca_file: /etc/fleet/tls/ca.crt
@@ -50,15 +53,27 @@ consumers:
   returned: success
   type: dict
 messages: {description: How many messages there are of each; of no others., returned: success, type: dict}
+any_script: {description: Whether users.acl lets clients load scripts., returned: success, type: bool}
+any_exchange:
+  description: Whether users.acl has the bindings of all exchanges.
+  returned: success
+  type: bool
+exchanges:
+  description: The exchanges that are used still, and that nobody names, where I(any_exchange) and with
+    I(password).
+  returned: success
+  type: list
+  elements: str
 used: {description: Those of which there is either., returned: success, type: list, elements: str}
 """
 
 import json
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ansible.module_utils.basic import AnsibleModule, missing_required_lib
-from ansible.module_utils.fleet_keys import LEASES, NODES, PRIORITIES, UNACKED, living
+from ansible.module_utils.fleet_keys import BINDING, LEASES, NODES, PRIORITIES, SEPARATOR, UNACKED, living
 from ansible.module_utils.redis_desired import parse_acl
 from ansible.module_utils.redis_tls import StrangeServerError, login_arguments, redis, verified_login
 
@@ -67,10 +82,19 @@ if TYPE_CHECKING:
     from typing import Any
 
 
-def queues_of(acl: str, steps: str) -> set[str]:
+# What a pattern of other lists has, and no queue of the inventory: those of reply queues, of each node.
+NO_NAME = re.compile(r"[*?]")
+
+# The rule for the lists of a queue's priorities, as this release of the role or one before has written it:
+# the name, two bytes of kombu's, and which priorities.
+OF_A_QUEUE = re.compile(r"[(%RW]*~(?P<queue>.+)\?\?\[[0-9-]+\]\)?")
+
+
+def queues_of(acl: str) -> set[str]:
     """Return the queues that the users of an ACL file may use."""
     rules = {rule for rules in parse_acl(acl.splitlines()).values() for rule in rules}
-    return {rule.partition("~")[2].removesuffix(steps) for rule in rules if rule.endswith(steps)}
+    found = (OF_A_QUEUE.fullmatch(rule) for rule in rules)
+    return {one["queue"] for one in found if one and not NO_NAME.search(one["queue"])}
 
 
 def consumers_of(client: Any, queues: Iterable[str]) -> dict[str, list[str]]:
@@ -98,6 +122,15 @@ def messages_of(client: Any, queues: Iterable[str]) -> dict[str, int]:
     return {queue: count for queue, count in found.items() if count}
 
 
+def exchanges_of(client: Any, queues: Iterable[str]) -> set[str]:
+    """Return the exchanges that lead to one of these queues."""
+    return {
+        key.removeprefix(BINDING)
+        for key in client.scan_iter(f"{BINDING}*", count=1000, _type="set")
+        if any(member.rpartition(SEPARATOR)[2] in queues for member in client.smembers(key))
+    }
+
+
 def place(record: str) -> str:
     """Return the queue, or kombu's routing key, of a message that is held; nothing if it is none."""
     try:
@@ -107,11 +140,18 @@ def place(record: str) -> str:
     return str(name)
 
 
-def former_queues(params: dict[str, Any]) -> list[str]:
-    """Return the queues that were given up."""
+def former_rights(params: dict[str, Any]) -> tuple[list[str], bool, bool]:
+    """Return what was given up, and users.acl still has.
+
+    Returns:
+        The queues, whether there are the bindings of all exchanges, and whether clients may load scripts.
+    """
     file = Path(params["acl_file"])
     text = file.read_text(encoding="utf-8") if file.exists() else ""
-    return sorted(queues_of(text, params["steps"]) - set(params["queues"]))
+    users = parse_acl(text.splitlines())
+    any_exchange = any(rule.lstrip("(%RW").strip("~)") == f"{BINDING}*" for rule in users.get("web", []))
+    any_script = any("+script|load" in rules for rules in users.values())
+    return sorted(queues_of(text) - set(params["queues"])), any_exchange, any_script
 
 
 class NoClientError(Exception):
@@ -126,19 +166,26 @@ def look(params: dict[str, Any]) -> dict[str, Any]:
         StrangeServerError: It is no server that one may send a password to.
         TimeoutError: It does not answer.
     """
-    former = former_queues(params)
+    former, any_exchange, any_script = former_rights(params)
     consumers: dict[str, list[str]] = {}
     messages: dict[str, int] = {}
-    if former and params["password"]:
+    exchanges: set[str] = set()
+    if (former or any_exchange) and params["password"]:
         if redis is None:
             raise NoClientError
         client = verified_login(params)
         consumers, messages = consumers_of(client, former), messages_of(client, former)
+        if any_exchange:
+            queues = {*params["queues"], *former}
+            exchanges = exchanges_of(client, queues) - queues - {*params["exchanges"]}
     return {
         "changed": False,
         "former": former,
         "consumers": consumers,
         "messages": messages,
+        "any_script": any_script,
+        "any_exchange": any_exchange,
+        "exchanges": sorted(exchanges),
         "used": [queue for queue in former if queue in consumers or queue in messages],
     }
 
@@ -150,7 +197,7 @@ def main() -> None:
             **login_arguments(),
             "acl_file": {"type": "path", "required": True},
             "queues": {"type": "list", "elements": "str", "required": True},
-            "steps": {"type": "str", "required": True},
+            "exchanges": {"type": "list", "elements": "str", "default": []},
             "password": {"type": "str", "default": "", "no_log": True},
         },
         supports_check_mode=True,

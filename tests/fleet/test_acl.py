@@ -45,7 +45,7 @@ MAY = {
         "LLEN {queue}",
         "PSUBSCRIBE /{db}.celeryev/*",
         "PUBLISH /{db}.celery.pidbox x",
-        "BRPOP x.reply.celery.pidbox 1",
+        "BRPOP {uuid}.reply.celery.pidbox 1",
         "GET celery-task-meta-x",
         "HGETALL fleet:nodes",
         "ZRANGE fleet:leases 0 -1",
@@ -65,7 +65,7 @@ MAY = {
         "HGETALL fleet:nodes",
         "HDEL fleet:dead:letters x",
         "PUBLISH /{db}.celery.pidbox x",
-        "BRPOP x.reply.celery.pidbox 1",
+        "BRPOP {uuid}.reply.celery.pidbox 1",
         "GET celery-task-meta-x",
     ],
     "health": ["PING", "ROLE"],
@@ -146,7 +146,11 @@ ADMINS = [
 
 def answers(fleet: Fleet, user: str, commands: list[str]) -> dict[str, bool]:
     """Return whether Redis would let a user run each command."""
-    names = {"queue": fleet.queues[0], "db": fleet.group("redis")[0].variables["fleet_redis_db"]}
+    names = {
+        "queue": fleet.queues[0],
+        "db": fleet.group("redis")[0].variables["fleet_redis_db"],
+        "uuid": "3bb2a0d6-3a9c-3d0c-a3cc-3f8e8b1f9b4e",
+    }
     with fleet.broker.connect("admin") as client:
         return {c: client.acl_dryrun(user, *c.format(**names).split()) == "OK" for c in commands}
 

@@ -15,6 +15,9 @@ from tests.unit.redis_server import PASSWORDS, USERS, Server, running
 if TYPE_CHECKING:
     from pathlib import Path
 
+# As kombu makes the name of a reply queue.
+UUID = "3bb2a0d6-3a9c-3d0c-a3cc-3f8e8b1f9b4e"
+
 PERMITTED = {
     "worker": """
         BRPOP default 1
@@ -43,11 +46,15 @@ PERMITTED = {
         PUBLISH celery-task-meta-1 result
         ZADD celery-taskset-meta-1.j 1 part
         SADD _kombu.binding.celery.pidbox x
-        LPUSH 0123.reply.celery.pidbox answer
+        LPUSH {UUID}.reply.celery.pidbox answer
         PUBLISH /0.celeryev/task.succeeded event
         PSUBSCRIBE /0.celeryev/worker.*
         PSUBSCRIBE /0.celery.pidbox
-        EVALSHA 0 1 default
+        FCALL fleet_0 2 default unacked:default-1@worker1
+        INCRBY celery-taskset-meta-1.t 1
+        RPUSH celery-taskset-meta-1.j part
+        LRANGE celery-taskset-meta-1.j 0 -1
+        SMEMBERS _kombu.binding.an-exchange-that-is-gone
         CLIENT SETNAME node
     """,
     "beat": """
@@ -65,7 +72,7 @@ PERMITTED = {
         GET celery-task-meta-1
         PSUBSCRIBE /0.celeryev/*
         PUBLISH /0.celery.pidbox request
-        BRPOP 0123.reply.celery.pidbox 1
+        BRPOP {UUID}.reply.celery.pidbox 1
         HGETALL fleet:nodes
         ZRANGE fleet:leases 0 -1
     """,
@@ -95,7 +102,7 @@ PERMITTED = {
         GET celery-task-meta-1
         SUBSCRIBE celery-task-meta-1
         PUBLISH /0.celery.pidbox request
-        BRPOP 0123.reply.celery.pidbox 1
+        BRPOP {UUID}.reply.celery.pidbox 1
     """,
     "health": """
         PING
@@ -199,7 +206,7 @@ def rows(table: dict[str, str]) -> list[tuple[str, str]]:
 
 def dry_run(admin: redis.Redis, user: str, command: str) -> str:
     """Return Redis's own verdict on a command of a user, which is not run."""
-    return str(admin.execute_command("ACL DRYRUN", user, *command.split(" ")))
+    return str(admin.execute_command("ACL DRYRUN", user, *command.replace("{UUID}", UUID).split(" ")))
 
 
 @pytest.fixture(scope="module")

@@ -123,6 +123,17 @@ REFUSED: dict[str, dict[str, Any]] = {
     "redis_queues with a key of kombu": {"redis_queues": ["unacked_index"]},
     "redis_queues with results": {"redis_queues": ["celery-task-meta-x"]},
     "redis_queues with remote control": {"redis_queues": ["x.celery.pidbox"]},
+    "redis_exchanges": {"redis_exchanges": ["shop", "*"]},
+    "redis_exchanges with remote control": {"redis_exchanges": ["celery.pidbox"]},
+    "redis_expiring_queues": {"redis_expiring_queues": ["other"]},
+    "redis_broadcasts": {"redis_broadcasts": {"news": "*"}},
+    "redis_broadcasts with a queue": {"redis_broadcasts": {"default": "celery"}},
+    "redis_app_key_prefixes of beat": {"redis_app_key_prefixes": {"beat": ["qo_"]}},
+    "redis_app_key_prefixes of everything": {"redis_app_key_prefixes": {"web": ["*"]}},
+    "redis_app_key_prefixes too short": {"redis_app_key_prefixes": {"web": ["c"]}},
+    "redis_app_key_prefixes with results": {"redis_app_key_prefixes": {"web": ["celery-"]}},
+    "redis_app_key_prefixes with leases": {"redis_app_key_prefixes": {"worker": ["fleet:leases"]}},
+    "redis_app_key_prefixes with a queue": {"redis_app_key_prefixes": {"web": ["def"]}},
     "redis_db": {"redis_db": 16},
     "redis_maxmemory": {"redis_maxmemory": "lots"},
     "redis_maxmemory_percent": {"redis_maxmemory_percent": 100},
@@ -155,7 +166,13 @@ def test_refuses(server: Server, case: str) -> None:
 
 def test_refuses_nothing_else(server: Server) -> None:
     names = ["default", "Mail-2", "a.b_c:d"]
-    assert refusals(server, redis_queues=names, redis_extra_config={"hz": 5}) == []
+    more = {
+        "redis_exchanges": ["shop.orders"],
+        "redis_expiring_queues": ["Mail-2"],
+        "redis_broadcasts": {"news": "default"},
+        "redis_app_key_prefixes": {"worker": ["qo_"], "web": ["qo_", "shop:lock:"]},
+    }
+    assert refusals(server, redis_queues=names, redis_extra_config={"hz": 5}, **more) == []
 
 
 @pytest.fixture

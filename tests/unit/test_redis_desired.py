@@ -78,6 +78,28 @@ def test_a_user_is_compared(rules: str, changed: bool) -> None:
     assert acl_changes({"a": RULES}, listed("a", rules)) == ({"a": RULES} if changed else {}, [])
 
 
+TWO = "on #digest -@all +ping (~a resetchannels -@all +get) (~b resetchannels -@all +set)"
+
+
+@pytest.mark.parametrize(
+    ("rules", "changed"),
+    [
+        (TWO, False),
+        ("on #digest (~b +set -@all resetchannels) +ping -@all (+get resetchannels -@all ~a)", False),
+        # the same words in other groups
+        ("on #digest -@all +ping (~b resetchannels -@all +get) (~a resetchannels -@all +set)", True),
+        ("on #digest -@all +ping (~a ~b resetchannels -@all +get +set)", True),
+        ("on #digest -@all +ping +get ~a (~b resetchannels -@all +set)", True),
+        (f"{TWO} (~a resetchannels -@all +get)", True),
+        ("on #digest -@all +ping (~a resetchannels -@all +get)", True),
+    ],
+)
+def test_selectors_are_compared_one_by_one(rules: str, changed: bool) -> None:
+    lines = [f"user a {rules}", f"user {CANDIDATE}a {TWO} off"]
+    wanted = {"a": TWO.split()}
+    assert acl_changes(wanted, parse_acl(lines)) == (wanted if changed else {}, [])
+
+
 def test_users_come_and_go() -> None:
     wanted = {"new": RULES}
     there = listed("old", " ".join(RULES)) | {CANDIDATE + "new": [*RULES[1:], "off"]}

@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import redis
 from ansible.module_utils.fleet_keys import PRIORITIES
 from fleet_runtime import keys
 from modules import redis_queues
-from modules.redis_queues import look
+from modules.redis_queues import look, queues_of
 
 from tests.unit.redis_server import PASSWORDS, Server
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
-def found(server: Server, *queues: str, password: str = PASSWORDS["admin"]) -> dict[str, Any]:
+
+def found(
+    server: Server, *queues: str, password: str = PASSWORDS["admin"], exchanges: Sequence[str] = ()
+) -> dict[str, Any]:
     """Return what the module finds when the inventory names some queues."""
-    role = server.role()
     params = {
         "acl_file": str(server.directory / "users.acl"),
         "queues": list(queues),
-        "steps": role.evaluate("__redis_queue_steps"),
+        "exchanges": list(exchanges),
         "host": "127.0.0.1",
         "port": server.port,
         "ca_file": str(server.directory / "ca.crt"),
@@ -62,7 +66,13 @@ def test_what_nobody_uses_is_not_used(server: Server, client: redis.Redis) -> No
     """A node that consumes another queue does not, nor one whose lease has ended."""
     add(client, "one@w1", "default")
     add(client, "two@w1", "email", lease=-1)
-    assert found(server, "default") == {"former": ["email"], "consumers": {}, "messages": {}, "used": []}
+    result = found(server, "default")
+    assert (result["former"], result["consumers"], result["messages"], result["used"]) == (
+        ["email"],
+        {},
+        {},
+        [],
+    )
 
 
 @pytest.mark.parametrize("proved", [True, False])
@@ -100,3 +110,36 @@ def test_who_uses_a_queue_keeps_the_right(server: Server) -> None:
     )
     assert sorted(rendered.splitlines()) == sorted((server.directory / "users.acl").read_text().splitlines())
     assert " ~email " not in server.role(redis_queues=["default"]).template("users.acl.j2")
+
+
+OLD = "user web on #digest ~default ~default??[369] ~_kombu.binding.* resetchannels -@all +sadd\n"
+
+
+def test_a_file_from_before_selectors_has_all_exchanges(server: Server) -> None:
+    """They stay anybody's until the inventory names those that the app has besides its queues."""
+    file = server.directory / "users.acl"
+    now = file.read_text()
+    client = server.client("admin")
+    client.sadd("_kombu.binding.shop", "orders\x06\x16\x06\x16default")
+    client.sadd("_kombu.binding.gone", "x\x06\x16\x06\x16a queue that is no more")
+    client.sadd("_kombu.binding.default", "default\x06\x16\x06\x16default")
+    assert not found(server, "default", "email")["any_exchange"]
+    try:
+        file.write_text(OLD)
+        assert found(server, "default", "email", password="")["any_exchange"]
+        result = found(server, "default", "email")
+        assert (result["former"], result["exchanges"]) == ([], ["shop"])
+        assert found(server, "default", "email", exchanges=["shop"])["exchanges"] == []
+        wide = server.role(__redis_queues={"any_exchange": True}).template("users.acl.j2")
+        file.write_text(wide)
+        assert found(server, "default", "email", password="")["any_exchange"]
+    finally:
+        file.write_text(now)
+        client.delete("_kombu.binding.shop", "_kombu.binding.gone", "_kombu.binding.default")
+
+
+@pytest.mark.parametrize("steps", ["??[369]", "??[1-9]"])
+def test_queues_of_each_release_of_the_role_are_known(steps: str) -> None:
+    control = f"~*@*.celery.pidbox ~*@*.celery.pidbox{steps}"
+    rules = f"(%W~a %W~a{steps} +lpush) (~b ~b{steps} {control} +llen) ~c{steps}"
+    assert queues_of(f"user web on {rules}\n") == {"a", "b", "c"}

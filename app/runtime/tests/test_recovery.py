@@ -463,7 +463,7 @@ def test_a_node_without_a_right_does_not_start(tmp_path: Path) -> None:
     """It says which, and whose, in one sentence."""
     broker = Broker(tmp_path)
     try:
-        broker.client("admin").execute_command("ACL", "SETUSER", "worker", "-hscan")
+        broker.take_right("worker", "hscan")
         result = shop(broker).run("worker", "worker", "--hostname=one@test", "--pool=solo", *FLAGS)
     finally:
         broker.stop()

@@ -23,7 +23,7 @@ from kombu.exceptions import OperationalError
 from kombu.utils.json import dumps
 from redis.exceptions import RedisError
 
-from fleet_runtime import fullness, keys
+from fleet_runtime import fullness, functions, keys
 from fleet_runtime.errors import FleetError
 from fleet_runtime.give_back import RECOVERED
 from fleet_runtime.settings import FleetSettings
@@ -310,9 +310,9 @@ class DeadLetters:
     def _take(self, letter: Letter, more_keys: list[str], more_arguments: list[str]) -> bool:
         """Call the script."""
         with self._channel.conn_or_acquire() as client:
-            take = client.register_script(TAKE)
             names = [keys.DEAD, keys.DEAD_LETTERS, *more_keys]
-            return bool(take(keys=names, args=[letter.id, letter.text, *more_arguments]))
+            words = [letter.id, letter.text, *more_arguments]
+            return bool(functions.run(client, TAKE, names, words))
 
 
 @contextmanager
@@ -402,9 +402,9 @@ def count_losses(message: Any, *, more: bool, record: str = "") -> int:
     """
     channel = message.channel
     with channel.conn_or_acquire() as client:
-        count = client.register_script(COUNT)
         names = [keys.losses(message.delivery_tag), channel.unacked_key]
-        return int(count(keys=names, args=[message.delivery_tag, int(more), LOSSES_TTL, record]))
+        words = [message.delivery_tag, int(more), LOSSES_TTL, record]
+        return int(functions.run(client, COUNT, names, words))
 
 
 @cache
@@ -421,7 +421,7 @@ def _bury(client: Any, letter: dict[str, Any], held: Held | None, record: str, *
     if held:
         names += [keys.losses(held.tag), held.unacked, held.index]
         arguments += [held.tag, record, int(needed), 0 if letter["reason"] in COUNTED else 1]
-    return bool(client.register_script(BURY)(keys=names, args=arguments))
+    return bool(functions.run(client, BURY, names, arguments))
 
 
 def _queue(channel: Any, exchange: str, routing_key: str) -> str | None:

@@ -24,7 +24,7 @@ from kombu.utils.encoding import bytes_to_str
 from kombu.utils.json import dumps, loads
 from redis.exceptions import RedisError, ResponseError
 
-from fleet_runtime import fullness, keys
+from fleet_runtime import fullness, functions, keys
 from fleet_runtime.settings import FleetSettings
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ def forget(client: Any, node: str, *, if_dead: bool) -> bool:
     """Remove all keys of a node that holds nothing; return whether that is so."""
     names = [keys.LEASES, keys.NODES]
     names += [keys.unacked(node), keys.unacked_index(node), keys.unacked_mutex(node), keys.proofs(node)]
-    return bool(client.register_script(FORGET)(keys=names, args=[node, int(if_dead)]))
+    return bool(functions.run(client, FORGET, names, [node, int(if_dead)]))
 
 
 @dataclass
@@ -195,7 +195,7 @@ class GiveBack:
             words += [message.tag, message.text, len(places), *places]
         try:
             with self.channel.conn_or_acquire() as client:
-                return int(client.register_script(GIVE_BACK)(keys=names, args=words))
+                return int(functions.run(client, GIVE_BACK, names, words))
         except ResponseError as error:
             if len(messages) == 1:
                 logger.error("What %s held for %s cannot be given back: %s",

@@ -19,7 +19,7 @@ from kombu.serialization import prepare_accept_content, registry
 from redis.backoff import ConstantBackoff
 from redis.retry import Retry
 
-from fleet_runtime import greenlets, overrides, selection
+from fleet_runtime import functions, greenlets, overrides, selection
 from fleet_runtime.errors import FleetError
 from fleet_runtime.guard import Guard
 from fleet_runtime.loading import blaming
@@ -96,6 +96,7 @@ def lay(app: Celery, settings: FleetSettings) -> None:
     _prevail(conf, {**laid(conf, settings), "broker_transport": transport})
     _require_accepted(conf)
     _require_visible(conf)
+    functions.adopt()
     stamp_messages()
     app.log_cls = FleetLogging
     lay_messages(with_arguments=settings.log_arguments)

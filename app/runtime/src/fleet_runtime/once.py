@@ -45,7 +45,7 @@ from dataclasses import dataclass, field
 from functools import wraps
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 
-from fleet_runtime import fullness, keys
+from fleet_runtime import fullness, functions, keys
 from fleet_runtime.errors import FleetError
 
 if TYPE_CHECKING:
@@ -252,8 +252,8 @@ class _Store:
             logger.warning("%s is free only when its lease ends: %s", self.key, error)
 
     def _run(self, client: Any, script: str, *arguments: Any) -> Any:
-        """Run a script, which Redis's access rules allow by its hash only."""
-        return client.register_script(script)(keys=[self.key], args=arguments)
+        """Run a script."""
+        return functions.run(client, script, [self.key], arguments)
 
     def _try(self, do: Callable[[Any], T]) -> T:
         """Do something with a connection of the app's."""

@@ -27,7 +27,7 @@ from kombu.exceptions import OperationalError
 from kombu.utils.encoding import bytes_to_str
 from redis.exceptions import NoPermissionError, RedisError, ResponseError
 
-from fleet_runtime import dead_letters, fullness, keys, probation, reconnect, redact, transport
+from fleet_runtime import dead_letters, fullness, functions, keys, probation, reconnect, redact, transport
 from fleet_runtime.dead_letters import End, Reason
 from fleet_runtime.errors import FleetError
 from fleet_runtime.give_back import GiveBack, forget
@@ -90,8 +90,8 @@ class Renewal(NamedTuple):
 
 def renew(client: Any, node: str, lease: float, facts: str) -> Renewal:
     """Renew a node's lease, and look at those that end first."""
-    script = client.register_script(RENEW)
-    left, now, listed, nodes = script(keys=[keys.LEASES, keys.NODES], args=[node, lease, facts, LOOKED_AT])
+    words = [node, lease, facts, LOOKED_AT]
+    left, now, listed, nodes = functions.run(client, RENEW, [keys.LEASES, keys.NODES], words)
     others = {}
     for name, ends in zip(listed[::2], listed[1::2], strict=True):
         others[bytes_to_str(name)] = float(ends) - float(now)
@@ -409,6 +409,7 @@ def require_rights(app: Celery, node: str) -> None:
             _require_version(client)
             for command in _harmless(node):
                 _try(client, user, command)
+            functions.require(client, (RENEW, transport.TURN, transport.RETURN, dead_letters.BURY))
     except NoPermissionError as error:
         raise FleetError(f"Redis does not let its user {user} connect as a node does: {error}.") from None
     except (OperationalError, OSError, RedisError) as error:
@@ -507,8 +508,6 @@ def _harmless(node: str) -> list[tuple[Any, ...]]:
         ("HDEL", unacked, ""),
         ("ZREM", index, ""),
         ("DEL", mutex),
-        ("SCRIPT", "LOAD", "return 0"),
-        ("EVALSHA", "0" * 40, 1, keys.LEASES),
     ]
 
 

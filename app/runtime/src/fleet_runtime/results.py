@@ -19,6 +19,8 @@ from celery import states
 from celery.backends import redis as stock
 from kombu.utils.encoding import bytes_to_str, str_to_bytes
 
+from fleet_runtime import functions
+
 # Stores a result, unless there is a success, and tells who waits for it. Unlike what moves messages, it is
 # refused by a Redis that is full: a result takes room.
 # KEYS: the result's. ARGV: the result, seconds to keep it (0: for ever)
@@ -147,7 +149,7 @@ class StoringRedisBackend(RedisBackend):
 
     def _store(self, key: Any, value: str, seconds: int) -> None:
         """Run the script."""
-        self.client.register_script(STORE)(keys=[key], args=[value, seconds])
+        functions.run(self.client, STORE, [key], [value, seconds])
 
 
 class StoringSentinelBackend(StoringRedisBackend, SentinelBackend):

@@ -11,7 +11,6 @@ Messages and queues stay kombu's own: producers, and nodes without this transpor
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import random
@@ -32,9 +31,9 @@ from kombu.utils.encoding import bytes_to_str
 from kombu.utils.json import dumps, loads
 from kombu.utils.scheduling import priority_cycle, round_robin_cycle
 from redis.exceptions import ConnectionError as NoConnectionError
-from redis.exceptions import NoScriptError, ResponseError
+from redis.exceptions import NoPermissionError, ResponseError
 
-from fleet_runtime import fullness, reading
+from fleet_runtime import fullness, functions, reading
 from fleet_runtime.dead_letters import Held
 from fleet_runtime.fullness import is_full
 from fleet_runtime.lane import TRACK_NEXT, Asked, Lane
@@ -138,7 +137,7 @@ end
 return taken
 """
 )
-TURN_NAME = hashlib.sha1(TURN.encode(), usedforsecurity=False).hexdigest()
+TURN_SHA = functions.sha(TURN)
 
 # Puts a message that is held into lists, if it is still what was read.
 # KEYS: unacked, unacked_index, lists. ARGV: tag, record that was read, message, LPUSH or RPUSH
@@ -243,7 +242,7 @@ class QoS(stock.QoS):  # type: ignore[misc]  # kombu ships no types
                     return
                 names = [self.unacked_key, self.unacked_index_key, *lists]
                 words = [tag, record, message, "LPUSH" if leftmost else "RPUSH"]
-                if redis.register_script(RETURN)(keys=names, args=words):
+                if functions.run(redis, RETURN, names, words):
                     return
 
     def _read(self, record: bytes) -> tuple[str, list[str]]:
@@ -272,7 +271,7 @@ class QoS(stock.QoS):  # type: ignore[misc]  # kombu ships no types
 
 def acknowledge(client: Any, unacked: str, index: str, tags: Iterable[str]) -> None:
     """Acknowledge messages, and wait for the answer."""
-    client.register_script(TURN)(keys=[unacked, index], args=[0, 0, 0, *tags])
+    functions.run(client, TURN, [unacked, index], [0, 0, 0, *tags])
 
 
 class Channel(stock.Channel):  # type: ignore[misc]  # kombu ships no types
@@ -555,7 +554,7 @@ class Channel(stock.Channel):  # type: ignore[misc]  # kombu ships no types
         words = [word for one in ahead for word in (one.tag, one.item)]
         try:
             with self.conn_or_acquire() as client:
-                client.register_script(BACK_AGAIN)(keys=names, args=words)
+                functions.run(client, BACK_AGAIN, names, words)
         except ResponseError as error:
             if not is_full(error):
                 raise
@@ -589,7 +588,7 @@ class Channel(stock.Channel):  # type: ignore[misc]  # kombu ships no types
             self._words_for, self._words = list(queues), self._words_of(queues)
         names, words = self._words
         turn = Asked(
-            ("EVALSHA", TURN_NAME, len(names), *names, most, *words, *tags),
+            (*self._turn_call(), len(names), *names, most, *words, *tags),
             lambda taken: self._on_taken(self._read(taken, queues, names[2:]), room, most, now),
             lambda error: self._on_refused(error, tags),
             tags,
@@ -601,6 +600,10 @@ class Channel(stock.Channel):  # type: ignore[misc]  # kombu ships no types
         # What it takes out of a list, Redis does not tell it, and forgets that it is to tell of that list.
         self._look, self._watched, self._brpop_sent_at = False, False, self._acks_since
         lane.ask(turn, *(self._watch() if self._was_short else ()))
+
+    def _turn_call(self) -> tuple[str, str]:
+        """Return how the script is called."""
+        return functions.command(TURN_SHA, self.client)
 
     def _words_of(self, queues: list[str]) -> tuple[list[str], list[Any]]:
         """Return the keys that the script has for some queues, and what it is told of them."""
@@ -690,16 +693,27 @@ class Channel(stock.Channel):  # type: ignore[misc]  # kombu ships no types
 
     def _on_refused(self, error: ResponseError, tags: tuple[str, ...]) -> bool:
         """Handle an error in place of messages; return whether the connection can be of use still."""
-        if isinstance(error, NoScriptError):
-            with self.conn_or_acquire() as client:
-                client.script_load(TURN)
-            self._look = True
+        if functions.is_missing(error):
+            self._on_missing(error)
         elif is_full(error):
             self.pause(error)
         else:
             return False
         self._acks.extendleft(reversed(tags))
         return True
+
+    def _on_missing(self, error: ResponseError) -> None:
+        """Load the script that Redis lacks now, or look again later, where only others may load it."""
+        functions.forget(TURN_SHA)
+        self._look = True
+        try:
+            if not functions.is_present(TURN_SHA, self.client):
+                with self.conn_or_acquire() as client:
+                    client.script_load(TURN)
+        except NoPermissionError:
+            self._sit_out(LOOK)
+            functions.forget(TURN_SHA)
+            logger.error("%s", functions.missing(TURN_SHA, error))
 
     def _look_anew(self) -> None:
         """Look at the lists, which are others now."""

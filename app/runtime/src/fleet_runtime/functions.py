@@ -1,0 +1,136 @@
+"""Calls scripts as functions of Redis, which the administrator of the fleet has loaded.
+
+Whoever may load a script can stop Redis by it, so on the fleet nobody may but the administrator. Each script
+of the runtime, of kombu, Celery, RedBeat and redis-py is a function there, which is named by the script's
+SHA-1: nodes of two releases find each what they know. Functions are in the append-only file, and on replicas;
+loaded scripts are not. A function gives its caller no right: Redis checks each command in it.
+
+A Redis that has no such function gets the script itself, if its access rules allow that, as with plain Redis.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from functools import wraps
+from typing import TYPE_CHECKING, Any
+
+from redis.client import Pipeline
+from redis.commands import core
+from redis.exceptions import NoPermissionError, NoScriptError, ResponseError
+
+from fleet_runtime.errors import FleetError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+PREFIX = "fleet_"
+# A second function beside each, which does nothing but be there.
+PRESENT = "_present"
+
+# How redis-py calls a script.
+_original: Callable[..., Any] = core.Script.__call__
+
+# Whether Redis has the function, of the scripts that were asked for so far.
+_present: dict[str, bool] = {}
+
+
+def sha(script: str) -> str:
+    """Return the SHA-1 of a script, by which Redis names it."""
+    return hashlib.sha1(script.encode(), usedforsecurity=False).hexdigest()
+
+
+def command(digest: str, client: Any) -> tuple[str, str]:
+    """Return how to call a script: the command, and the name that it takes.
+
+    Args:
+        digest: The script's SHA-1.
+        client: Of Redis, to ask it the first time whether it has the function.
+    """
+    return ("FCALL", PREFIX + digest) if is_present(digest, client) else ("EVALSHA", digest)
+
+
+def is_present(digest: str, client: Any) -> bool:
+    """Return whether Redis has the function of a script; it is asked once by each process."""
+    if digest not in _present:
+        try:
+            client.fcall(PREFIX + digest + PRESENT, 0)
+        except ResponseError:  # no function, no right to call one, or a Redis before 7
+            _present[digest] = False
+        else:
+            _present[digest] = True
+    return _present[digest]
+
+
+def is_missing(error: Exception) -> bool:
+    """Return whether an error says that Redis has a script no more, or a function."""
+    return isinstance(error, NoScriptError) or "Function not found" in str(error)
+
+
+def forget(digest: str) -> None:
+    """Ask Redis again, the next time, whether it has the function of a script."""
+    _present.pop(digest, None)
+
+
+def require(client: Any, scripts: Iterable[str]) -> None:
+    """Make sure that scripts can be called: each is a function of Redis, or may be loaded.
+
+    Raises:
+        FleetError: One can not.
+    """
+    for script in scripts:
+        digest = sha(script)
+        if not is_present(digest, client):
+            try:
+                client.script_load(script)
+            except NoPermissionError as error:
+                forget(digest)
+                raise FleetError(str(missing(digest, error))) from None
+
+
+def missing(digest: str, error: Exception) -> NoPermissionError:
+    """Return the error for a script that is not there, and that may not be loaded."""
+    return NoPermissionError(
+        f"Redis does not have the function {PREFIX}{digest}, and clients may load no script. On the fleet "
+        f"playbooks/redis.yml loads it. Redis said: {error}"
+    )
+
+
+def run(client: Any, script: str, keys: Sequence[Any], args: Iterable[Any]) -> Any:
+    """Run a script of the runtime, and return what it returns."""
+    return _call(client.register_script(script), keys, args)
+
+
+def adopt() -> None:
+    """Let each script of redis-py, whosever it is, be called as a function where Redis has it."""
+
+    @wraps(_original)
+    def call(script: Any, keys: Any = None, args: Any = None, client: Any = None) -> Any:
+        return _call(script, keys or [], args or [], client)
+
+    core.Script.__call__ = call
+
+
+def _call(script: Any, keys: Sequence[Any], args: Iterable[Any], client: Any = None) -> Any:
+    """Call a script as a function; where Redis has none, as redis-py does.
+
+    A pipeline only notes what it is to send.
+    """
+    args = list(args)
+    target = script.registered_client if client is None else client
+    asked = script.registered_client if isinstance(target, Pipeline) else target
+    if is_present(script.sha, asked):
+        try:
+            return target.fcall(PREFIX + script.sha, len(keys), *keys, *args)
+        except ResponseError as error:
+            if not is_missing(error):
+                raise
+            forget(script.sha)
+    try:
+        return _original(script, keys, args, client)
+    except NoPermissionError as error:
+        # Perhaps it has been loaded since this process asked, and the right to load it taken away.
+        forget(script.sha)
+        if not is_present(script.sha, asked):
+            forget(script.sha)
+            raise missing(script.sha, error) from None
+        return target.fcall(PREFIX + script.sha, len(keys), *keys, *args)

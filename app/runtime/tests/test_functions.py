@@ -1,0 +1,122 @@
+"""Scripts as functions of Redis: who may load them, and what happens where they are missing."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from fleet_runtime import functions
+from fleet_runtime.once import END
+from redis.exceptions import NoPermissionError
+from redis.lock import Lock
+
+from app.runtime.tests.conftest import shop
+from app.tests.broker import Broker
+from app.tests.commands import FLAGS, wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+LOOP = "while true do end"
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Iterator[Broker]:
+    """Yield a Redis of a test's own; what it refuses is part of the test."""
+    broker = Broker(tmp_path)
+    yield broker
+    broker.stop()
+
+
+@pytest.fixture(autouse=True)
+def _unknown() -> Iterator[None]:
+    """Let a test begin without what this process knows of another Redis, and leave nothing."""
+    functions._present.clear()
+    yield
+    functions._present.clear()
+
+
+@pytest.mark.parametrize("user", ["worker", "beat", "flower", "web", "ops", "health"])
+def test_nobody_may_load_a_script(own: Broker, user: str) -> None:
+    """By one that does not end, any of them could stop Redis."""
+    client = own.client(user)
+    for words in (
+        ("SCRIPT", "LOAD", LOOP),
+        ("EVAL", LOOP, 0),
+        ("EVALSHA", own.client("admin").script_load("return 1"), 0),
+        ("FUNCTION", "LOAD", f"#!lua name=x\n{LOOP}"),
+    ):
+        with pytest.raises(NoPermissionError):
+            client.execute_command(*words)
+
+
+def test_a_function_gives_no_right(own: Broker) -> None:
+    """Beat may call it, and not touch what a node holds."""
+    call = functions.PREFIX + functions.sha(END)
+    with pytest.raises(NoPermissionError):
+        own.client("beat").fcall(call, 1, "fleet:once:key", "mine", "", "0")
+
+
+def test_a_redis_without_functions_gets_the_script(own: Broker) -> None:
+    """As plain Redis does, with whoever may load one."""
+    admin = own.client("admin")
+    admin.function_flush()
+    admin.set("fleet:once:key", "mine")
+    functions.run(admin, END, ["fleet:once:key"], ["mine", "", "0"])
+    assert not admin.exists("fleet:once:key")
+    assert admin.script_exists(functions.sha(END)) == [True]
+
+
+def test_a_lock_of_redis_is_a_function(own: Broker) -> None:
+    """RedBeat's, and kombu's, are of this kind."""
+    client = own.client("worker")
+    with Lock(client, "unacked_mutex:one@test", timeout=10) as lock:
+        assert lock.owned()
+    assert not own.client("admin").exists("unacked_mutex:one@test")
+    assert own.denied() == []
+
+
+def test_a_function_that_is_missing_is_named(own: Broker) -> None:
+    """And found again, once it is there."""
+    own.client("admin").function_flush()
+    with pytest.raises(NoPermissionError, match=functions.PREFIX + functions.sha(END)) as caught:
+        functions.run(own.client("worker"), END, ["fleet:once:key"], ["mine", "", "0"])
+    assert "playbooks/redis.yml" in str(caught.value)
+    own.load_functions()
+    functions.run(own.client("worker"), END, ["fleet:once:key"], ["mine", "", "0"])
+
+
+def test_a_node_without_functions_does_not_start(own: Broker) -> None:
+    """It says what to do, in one sentence."""
+    own.client("admin").function_flush()
+    result = shop(own).run("worker", "worker", "--hostname=one@test", "--pool=solo", *FLAGS)
+    assert result.returncode == 1
+    assert "playbooks/redis.yml loads it" in result.stderr.splitlines()[-1]
+    assert "Traceback" not in result.stderr
+
+
+def test_functions_outlive_what_scripts_do_not(own: Broker, connect: Callable[[Broker], Any]) -> None:
+    """A flush of scripts, and a restart of Redis.
+
+    A flush of functions a node notices, and goes on when they are back.
+    """
+    admin = own.client("admin")
+    add = connect(own).signature("shop.add", args=(1, 2), queue="default")
+
+    def is_done(result: Any) -> bool:
+        return bool(own.client("admin").exists(f"celery-task-meta-{result.id}"))
+
+    with shop(own).worker("one", "--queues=default", "--pool=threads", *FLAGS) as node:
+        wait_until(partial(is_done, add.apply_async()))
+        admin.script_flush()
+        wait_until(partial(is_done, add.apply_async()))
+        own.stop()
+        own.start()
+        wait_until(partial(is_done, add.apply_async()))
+        own.client("admin").function_flush()
+        waiting = add.apply_async()
+        node.wait_for("Redis does not have the function")
+        own.load_functions()
+        wait_until(partial(is_done, waiting))
