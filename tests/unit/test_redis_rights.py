@@ -56,6 +56,7 @@ KEYS = {
     "letters": "fleet:dead:letters",
     "drained": "fleet:drained",
     "losses": "fleet:losses:1",
+    "revoked": "fleet:revoked",
     "once": "fleet:once:1",
     "proof": "fleet:proof:default-1@worker1",
     "result": "celery-task-meta-1",

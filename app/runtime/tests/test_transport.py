@@ -607,7 +607,7 @@ def test_a_redis_that_writes_nothing_gets_back_later_what_was_taken(
         raise ResponseError("MISCONF no disk")
 
     with monkeypatch.context() as refusing:
-        refusing.setattr(transport.functions, "run", refuse)
+        refusing.setattr("fleet_runtime.functions.run", refuse)
         looping.turn(2 * transport.BACK)
         assert looping.held() == held
     looping.turn(3 * transport.BACK)

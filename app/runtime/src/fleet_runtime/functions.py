@@ -62,8 +62,10 @@ def is_present(digest: str, client: Any) -> bool:
 
 
 def is_missing(error: Exception) -> bool:
-    """Return whether an error says that Redis has a script no more, or a function."""
-    return isinstance(error, NoScriptError) or "Function not found" in str(error)
+    """Return whether an error says that Redis has a function no more, or a script, or lets nobody run one."""
+    text = str(error)
+    no_right = isinstance(error, NoPermissionError) and "'evalsha'" in text
+    return isinstance(error, NoScriptError) or "Function not found" in text or no_right
 
 
 def forget(digest: str) -> None:
