@@ -136,8 +136,9 @@ class Env:
 def networks() -> Iterator[tuple[str, Path, IPv4Network]]:
     """The networks of all environments on this machine: name, clone that made it, and addresses."""
     if shutil.which("podman"):
-        names = run(PODMAN, "network", "ls", f"--filter=label={LABEL}", "--format={{.Name}}").split()
-        for network in json.loads(run(PODMAN, "network", "inspect", *names)) if names else ():
+        # in one question: another clone may be removing its own meanwhile
+        listing = run(PODMAN, "network", "ls", f"--filter=label={LABEL}", "--format=json")
+        for network in json.loads(listing) or ():
             yield (
                 network["name"],
                 Path(network["labels"][LABEL]),
@@ -162,7 +163,8 @@ def find_network(env: Env) -> IPv4Network | None:
 def remove_network(name: str) -> None:
     """Remove an environment's network, and the hosts that are on it."""
     remove_hosts(name.removeprefix(f"{LABEL}-"))
-    run(PODMAN, "network", "rm", name)
+    if not succeeds(PODMAN, "network", "rm", name) and succeeds(PODMAN, "network", "exists", name):
+        run(PODMAN, "network", "rm", name)  # again, for what it says
 
 
 def make_network(env: Env) -> IPv4Network:
@@ -375,7 +377,7 @@ def secret(env: Env, name: str) -> None:
 def remove_hosts(env_id: str) -> None:
     """Remove the hosts of an environment."""
     if hosts := containers(env_id, "--all"):
-        run(PODMAN, "rm", "--force", "--volumes", "--time=0", *hosts)
+        run(PODMAN, "rm", "--force", "--ignore", "--volumes", "--time=0", *hosts)
         say(f"Removed {', '.join(sorted(hosts))}")
 
 

@@ -342,7 +342,7 @@ def pools(inventory: Inventory, host: str) -> Iterator[Finding]:
 
 def environments(inventory: Inventory, host: str) -> Iterator[Finding]:
     """Find variables of the environment that systemd would not take."""
-    remedy = "Encode it, as base64 for example, or take the character out. Line breaks and tabs are carried."
+    remedy = "Rename it, or encode its value, as base64 for example. Line breaks are carried."
     for name in ("celery_app_environment", "celery_app_index_environment"):
         for variable, value in dict_of(inventory.hosts[host].get(name)).items():
             if fault := env_fault(str(variable), value):

@@ -11,7 +11,6 @@ if TYPE_CHECKING:
 
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 ESCAPED = re.compile(r'([\\"`$])')
-REFUSED = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")  # systemd drops a variable that has one of these
 
 
 def env_file(variables: Mapping[str, Any]) -> str:
@@ -37,8 +36,8 @@ def env_fault(name: str, value: Any) -> str:
     """Return why a variable cannot be in a systemd EnvironmentFile, without its value, or nothing."""
     if not NAME.match(name):
         return f"{name!r} is not the name of an environment variable"
-    if refused := REFUSED.search(env_value(value)):
-        return f"the value of {name} has the control character {refused.group()!r}, which systemd refuses"
+    if "\0" in env_value(value):
+        return f"the value of {name} has the character NUL, which no environment can carry"
     return ""
 
 

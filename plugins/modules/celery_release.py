@@ -113,11 +113,11 @@ from pathlib import Path
 
 from ansible.module_utils.app_release_tree import Installer, ReleaseTree, TreeError
 from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.blotted import secrets_among
 from ansible.module_utils.confined import Confined, stop
 from ansible.module_utils.fleet_kept import Kept
 from ansible.module_utils.install_lock import StillHeldError, only_one
 
-SHORTEST_SECRET = 8  # shorter values, such as "1" or "prod", would blot out half of every message
 CACHE_LIMIT = 1024**3
 # So begins a line of `celery fleet check` that is no fault: what costs much, and what an app sets in vain.
 WARNINGS = ("This costs much: ", "This does not hold: ")
@@ -281,7 +281,8 @@ def main() -> None:
         ],
         supports_check_mode=True,
     )
-    module.no_log_values = {value for value in module.no_log_values if len(value) >= SHORTEST_SECRET}
+    index = set(map(str, module.params["index_environment"].values())) - set(module.params["secrets"])
+    module.no_log_values = secrets_among(module.no_log_values, index)
     tree = ReleaseTree(Path(module.params["path"]))
     try:
         if module.params["state"] == "pruned":

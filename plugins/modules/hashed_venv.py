@@ -10,6 +10,7 @@ description:
   - Installs a requirements file with hashes into a virtual environment of its own, with Python's own pip, and
     again when the file changes. It is for what has to be there before anything better than pip is.
   - A copy of the file in the environment, written last, says that the environment is whole.
+  - What an interrupted run left installing beside it is ended first, with a warning.
 options:
   path:
     description: The virtual environment.
@@ -53,8 +54,8 @@ import subprocess
 from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
-
-SHORTEST_SECRET = 8  # shorter values, such as "1", would blot out half of every message
+from ansible.module_utils.blotted import secrets_among
+from ansible.module_utils.install_lock import StillHeldError, only_one
 
 
 def install(path: Path, requirements: str, python: str, env: dict[str, str]) -> str:
@@ -85,8 +86,8 @@ def main() -> None:
         },
         supports_check_mode=True,
     )
-    module.no_log_values = {value for value in module.no_log_values if len(value) >= SHORTEST_SECRET}
     given = module.params
+    module.no_log_values = secrets_among(module.no_log_values, given["index_environment"].values())
     path, requirements = Path(given["path"]), given["requirements"]
     marker = path / "requirements.txt"
     if marker.is_file() and marker.read_text(encoding="utf-8") == requirements:
@@ -95,7 +96,15 @@ def main() -> None:
         env = {"PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_NO_INPUT": "1"}
         env |= {"PIP_INDEX_URL": given["index_url"]} if given["index_url"] else {}
         env |= {name: str(value) for name, value in given["index_environment"].items()}
-        fault = install(path, requirements, given["python"], env)
+        try:
+            with only_one(path.parent / ".lock") as ended:
+                if ended:
+                    module.warn(
+                        f"Process {ended} was still installing, for a run that is over. It was ended."
+                    )
+                fault = install(path, requirements, given["python"], env)
+        except StillHeldError as error:
+            fault = str(error)
         if fault:
             module.fail_json(msg=f"{path} cannot be installed.\n{fault}")
     module.exit_json(changed=True)

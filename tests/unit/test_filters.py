@@ -37,10 +37,7 @@ def read_environment_file(text: str) -> dict[str, str]:
     return found
 
 
-CONTROL = "".join(map(chr, [*range(9), *range(11, 32), 127]))
-
-
-@given(st.text(st.characters(exclude_characters=CONTROL, exclude_categories=["Cs"])))
+@given(st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"])))
 def test_an_environment_file_carries_any_value(value: str) -> None:
     assert read_environment_file(env_file({"NAME": value, "O": "x"})) == {"NAME": value, "O": "x"}
 
@@ -57,11 +54,10 @@ def test_an_environment_file_has_yaml_values_as_programs_expect_them() -> None:
     assert env_file(given) == 'A="5"\nB="true"\nC=""\nD="json,yaml"\nE=""\n'
 
 
-@pytest.mark.parametrize("value", ["a\r\n", "a\0b", "\x1b[0m"])
-def test_an_environment_file_refuses_what_systemd_would_drop(value: str) -> None:
-    with pytest.raises(ValueError, match="the value of NAME has the control character") as refused:
-        env_file({"NAME": value})
-    assert value not in str(refused.value)
+def test_an_environment_file_refuses_what_no_environment_carries() -> None:
+    with pytest.raises(ValueError, match="the value of NAME has the character NUL") as refused:
+        env_file({"NAME": "CANARY\0"})
+    assert "CANARY" not in str(refused.value)
 
 
 @pytest.mark.parametrize("name", ["", "1A", "A B", "A=B", "A-B", "A\n"])

@@ -146,9 +146,9 @@ BROKEN: dict[str, tuple[Callable[[Any, Any], None], str]] = {
         set_on("worker1", celery_app_environment={"MY-KEY": "x"}),
         "celery_app_environment.MY-KEY: 'MY-KEY' is not the name",
     ),
-    "what systemd drops from an environment": (
-        set_on("worker1", celery_app_environment={"SHOP_KEY": "-----BEGIN\r\nCANARY"}),
-        "celery_app_environment.SHOP_KEY: The value of SHOP_KEY has the control character '\\r'",
+    "what no environment carries": (
+        set_on("worker1", celery_app_environment={"SHOP_KEY": "CANARY\0"}),
+        "celery_app_environment.SHOP_KEY: The value of SHOP_KEY has the character NUL",
     ),
     "wrong choice": (set_on("beat1", celery_beat_scheduler="cron"), "celery_beat_scheduler: value of"),
     "unreadable": (

@@ -1,0 +1,22 @@
+"""Which values Ansible blots out of what a module returns."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+SHORTEST_SECRET = 8  # shorter values, such as "1" or "prod", would blot out half of every message
+
+
+def secrets_among(values: Iterable[str], settings: Iterable[object] = ()) -> set[str]:
+    """Return the values that may be secrets.
+
+    Args:
+        values: All that Ansible would blot out.
+        settings: Those that come from the environment of uv and pip. A path among them is none, and a message
+            about a directory or a certificate that is not there is of no use without it.
+    """
+    paths = {str(value) for value in settings if str(value).startswith("/")}
+    return {value for value in values if len(value) >= SHORTEST_SECRET and value not in paths}
