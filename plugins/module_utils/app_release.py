@@ -279,7 +279,7 @@ class Uv:
         options += ["--only-binary", ":all:", *(word for name in build for word in ("--no-binary", name))]
         options += ["--python-version", python, "--output-file", output]
         options += [word for extra in extras for word in ("--extra", extra)]
-        failure = "The app's dependencies do not fit together with the runtime's"
+        failure = f"The app's dependencies do not fit together with the runtime's on Python {python}"
         command: list[str | Path] = ["pip", "compile", *options, "--python", PYTHON[0], *inputs]
         try:
             if build:
