@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Runs the project's tests, stage by stage, and counts them.
 
-Usage: lab/test.py STAGE...; a stage is lint, unit, apps, apps-long, servers, or a Molecule scenario. A
-failure is the end.
+Usage: lab/test.py STAGE...; a stage is lint, unit, apps, apps-long, servers, upstream, or a Molecule
+scenario. A failure is the end.
 """
 
 from __future__ import annotations
@@ -173,6 +173,7 @@ PLAIN: tuple[dict[str, Callable[[], None]], ...] = (
     {"apps": lambda: pytest("apps", *SEVERAL, "app")},
     {"apps-long": lambda: pytest("apps-long", *SEVERAL, "--long", "-m", "long", "app")},
     {"servers": lambda: other_servers()},
+    {"upstream": lambda: pytest("upstream", "--timeout=4000", "tests/upstream")},
 )
 
 

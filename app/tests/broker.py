@@ -10,7 +10,7 @@ import socket
 import subprocess
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlencode
 
 import redis
@@ -20,6 +20,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from tests.unit.rendering import Role
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 HOST = "127.0.0.1"
 QUEUES = ["default", "email", "heavy", "io"]
@@ -48,11 +51,17 @@ maxmemory-policy noeviction
 class Broker:
     """A redis-server and how to reach it."""
 
-    def __init__(self, folder: Path) -> None:
-        """Write what the server needs into a folder, and start it."""
+    def __init__(self, folder: Path, queues: Sequence[str] = QUEUES, **variables: object) -> None:
+        """Write what the server needs into a folder, and start it.
+
+        Args:
+            folder: An empty one.
+            queues: What components may use.
+            variables: Of the role redis, as what the inventory allows.
+        """
         self.folder = folder
-        self.program = os.environ.get("TEST_REDIS_SERVER") or shutil.which("redis-server") or ""
-        assert self.program, "redis-server is not installed; these tests need it (apt install redis-server)"
+        self.variables = {"redis_queues": list(queues), "redis_exchanges": EXCHANGES, **variables}
+        self.program = self.program_path()
         self.port = free_port()
         self.passwords = {user: f"{HOSTILE} {user}" for user in USERS}
         make_certificates(folder)
@@ -65,6 +74,13 @@ class Broker:
         """Load the functions, as the role does."""
         for file in sorted(FUNCTIONS.glob("*.lua")):
             self.client("admin").execute_command("FUNCTION LOAD", "REPLACE", file.read_text())
+
+    @staticmethod
+    def program_path() -> str:
+        """Return the server's program: TEST_REDIS_SERVER, or the machine's."""
+        program = os.environ.get("TEST_REDIS_SERVER") or shutil.which("redis-server") or ""
+        assert program, "redis-server is not installed; these tests need it (apt install redis-server)"
+        return program
 
     def start(self) -> None:
         """Start the server and wait until it serves."""
@@ -131,9 +147,8 @@ class Broker:
         return Role(
             "redis",
             redis_passwords=self.passwords,
-            redis_queues=QUEUES,
-            redis_exchanges=EXCHANGES,
             __redis_has_client_setinfo=tuple(int(part) for part in number.split(".")[:2]) >= (7, 2),
+            **self.variables,
         ).template("users.acl.j2")
 
 

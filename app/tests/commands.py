@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from app.tests.broker import Broker
 
@@ -64,12 +64,14 @@ class Fleet:
 class Daemon:
     """A process that goes on until the end of a `with`, which it enters when it is ready."""
 
-    def __init__(self, words: list[str], environment: Mapping[str, str], ready: str) -> None:
-        """Start it."""
+    def __init__(
+        self, words: list[str], environment: Mapping[str, str], ready: str, entry: Sequence[str] = ENTRY
+    ) -> None:
+        """Start it; `entry` names the app, by default the one of the fleet."""
         self.ready = ready
         self.log = tempfile.NamedTemporaryFile()  # noqa: SIM115 - it lives as long as the process
         self.process = subprocess.Popen(
-            [CELERY, *ENTRY, *words], env=environment, stdout=self.log, stderr=self.log
+            [CELERY, *entry, *words], env=environment, stdout=self.log, stderr=self.log
         )
 
     def __enter__(self) -> Self:
