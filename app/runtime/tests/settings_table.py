@@ -61,7 +61,7 @@ SAMPLES: dict[str, Any] = {
 }
 OPTION_SAMPLES: dict[str, Any] = {
     "sep": ":",
-    "priority_steps": list(range(10)),
+    "priority_steps": [0, 10],
     "queue_order_strategy": "priority",
     "body_encoding": None,
     "socket_keepalive_options": {},
@@ -148,6 +148,9 @@ def observed(name: str, value: Any) -> Row:
     mine = [one for one in said if one.name == name]
     if any(one.refuses for one in mine):
         return Row(f"`{name}`", f"`{value}` is refused", plain(mine[0].sentence))
+    if variable := overrides.NEEDING.get(name):
+        why = f"{mine[0].sentence} See [security.md](security.md#what-an-app-may-do-in-redis)."
+        return Row(f"`{name}`", f"the app's, with `{variable}`", why)
     if mine:
         rule = LAID.get(name) or UNUSED.get(name)
         why = rule.why if rule else mine[0].sentence
@@ -187,7 +190,8 @@ def option(name: str) -> Row:
     if any(one.name == full for one in said):
         assert rule, name
         kept = conf.broker_transport_options.get(name, "none")
-        return Row(f"… `{name}`", f"{rule.value or f'`{kept}`'}, over the app's", rule.why)
+        laid = rule.value if rule.refuses else f"{rule.value or f'`{kept}`'}, over the app's"
+        return Row(f"… `{name}`", laid, rule.why)
     if conf.broker_transport_options.get(name) == value:
         return Row(f"… `{name}`", "the app's", "")
     raise AssertionError(f"{name} is dropped, and nothing is said")

@@ -14,13 +14,15 @@ from celery.signals import before_task_publish
 from click.testing import CliRunner
 from fleet_runtime import overrides
 from fleet_runtime.check import findings, overridden
-from fleet_runtime.cli import fleet
+from fleet_runtime.cli import fleet as commands
 from fleet_runtime.laying import KEY_OPTIONS
 from fleet_runtime.overrides import LAID, LAID_OPTIONS, WHERE_SILENT
 from fleet_runtime.stamp import SENT
 
 from app.runtime.tests import settings_table
+from app.runtime.tests.conftest import APPS
 from app.runtime.tests.settings_table import CALL_OPTIONS, PAGE
+from app.tests.commands import FLAGS, PATIENCE, Fleet
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -74,7 +76,7 @@ def test_each_setting_that_is_laid_has_its_reason(lay: Callable[..., Any]) -> No
         options |= {*conf.broker_transport_options, *conf.result_backend_transport_options}
     elsewhere = {"broker_url", "result_backend", "broker_transport_options"}
     assert laid == {*LAID, *WHERE_SILENT, *elsewhere}
-    assert options | KEY_OPTIONS == {*LAID_OPTIONS, "retry_policy"}
+    assert options | KEY_OPTIONS | {"priority_steps"} == {*LAID_OPTIONS, "retry_policy"}
     assert all(rule.why.endswith(".") for rule in (*LAID.values(), *LAID_OPTIONS.values()))
 
 
@@ -128,6 +130,10 @@ def test_what_agrees_is_not_talked_about(said: Callable[..., list[str]], setting
         (
             {"redbeat_lock_timeout": 300},
             "The fleet sets redbeat_lock_timeout to 30 over the app's 300. A standby",
+        ),
+        (
+            {"worker_direct": True},
+            "The app's worker_direct works only where the inventory has ",
         ),
         ({"database_engine_options": {"echo": SECRET}}, "The app's database_engine_options has no effect"),
     ],
@@ -209,15 +215,15 @@ def test_the_command_says_it(lay: Callable[..., Any], monkeypatch: pytest.Monkey
     app = shop(beat_scheduler=SCHEDULER, task_acks_late=False)
     lay(app, "ops")
     obj = SimpleNamespace(app=app)
-    quiet = CliRunner().invoke(fleet, ["check"], obj=obj)
+    quiet = CliRunner().invoke(commands, ["check"], obj=obj)
     assert quiet.exit_code == 0
     assert quiet.stdout.startswith("This does not hold: The fleet sets task_acks_late to True over the app's")
     assert quiet.stdout.endswith("\nThe app is fit to run.\n")
     monkeypatch.setenv("CHECK_BEAT_SCHEDULER", "redbeat")
-    refused = CliRunner().invoke(fleet, ["check"], obj=obj)
+    refused = CliRunner().invoke(commands, ["check"], obj=obj)
     assert (refused.exit_code, refused.stdout) == (1, "")
     assert refused.stderr.startswith("The app's beat_scheduler is django_celery_beat.schedulers:Database")
-    told = CliRunner().invoke(fleet, ["check", "--json"], obj=obj)
+    told = CliRunner().invoke(commands, ["check", "--json"], obj=obj)
     assert told.exit_code == 1
     assert {name: len(sentences) for name, sentences in json.loads(told.stdout).items()} == {
         "faults": 1, "overridden": 1, "costs": 0
@@ -253,3 +259,16 @@ def caught(app: Celery, broker: Broker, option: str) -> dict[str, Any]:
     for varies in ("eta", "expires", "origin"):
         message["headers"][varies] = bool(message["headers"].get(varies))
     return {**message, "key": key}
+
+
+def test_an_apps_own_priorities_are_used(broker: Broker, lay: Callable[..., Any], said: Any) -> None:
+    """Where Redis's access rules have their lists; others are refused."""
+    app = shop(broker_transport_options={"priority_steps": list(range(10))})
+    lay(app, "web", broker.url("web"))
+    fleet = Fleet(broker, "stepped:app", PYTHONPATH=APPS)
+    sent = app.send_task("stepped.name", ("five",), queue="default", priority=5)
+    assert broker.client("admin").llen("default\x06\x165") == 1
+    with fleet.worker("one", "--queues=default", *FLAGS):
+        assert sent.get(timeout=PATIENCE) == "five"
+    [sentence] = said(shop(broker_transport_options={"priority_steps": [0, 10]}))
+    assert sentence.startswith("The app's broker_transport_options.priority_steps = [0, 10] has no effect")

@@ -240,6 +240,7 @@ def _give_back(node: str, settings: FleetSettings) -> int:
             facts = json.loads(client.hget(keys.NODES, node) or "{}")
         if facts.get("host", "") not in ("", socket.gethostname()):
             return 0  # this unit was refused because another host has a node of its name, which may live
+        channel.priority_steps = facts.get("priority_steps", channel.priority_steps)  # as its app has them
         for exchange, kind in facts.get("exchanges", {}).items():
             channel.exchange_declare(exchange, kind)
         until = time.monotonic() + UNIT_TAKES

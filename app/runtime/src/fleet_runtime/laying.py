@@ -35,9 +35,12 @@ logger = logging.getLogger(__name__)
 
 # Transport options that name or shape the keys of Redis. Its ACL knows those of the defaults.
 KEY_OPTIONS = frozenset(
-    {"global_keyprefix", "sep", "fanout_prefix", "fanout_patterns", "priority_steps"}
+    {"global_keyprefix", "sep", "fanout_prefix", "fanout_patterns"}
     | {"unacked_key", "unacked_index_key", "unacked_mutex_key"}
 )
+
+# The steps of priorities for whose lists its ACL has names, of each queue.
+PRIORITIES = frozenset(range(10))
 
 # RedBeat's keys, as its ACL has them.
 REDBEAT_PREFIX = "redbeat:"
@@ -287,7 +290,10 @@ def _lower(given: Any, most: float) -> float:
 
 def _harmless(options: Any) -> dict[str, Any]:
     """Return an app's transport options without those that would lead to keys that it may not use."""
-    return {name: value for name, value in (options or {}).items() if name not in KEY_OPTIONS}
+    kept = {name: value for name, value in (options or {}).items() if name not in KEY_OPTIONS}
+    if not PRIORITIES.issuperset(kept.get("priority_steps") or ()):
+        del kept["priority_steps"]
+    return kept
 
 
 def _require_accepted(conf: Any) -> None:

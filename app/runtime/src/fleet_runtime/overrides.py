@@ -155,8 +155,14 @@ LAID_OPTIONS: dict[str, Rule] = {
     "socket_keepalive": Rule(_SOCKET),
     "health_check_interval": Rule(_SOCKET, "`FLEET_HEALTH_CHECK_INTERVAL`"),
     **dict.fromkeys(
-        ("global_keyprefix", "sep", "fanout_prefix", "fanout_patterns", "priority_steps"),
+        ("global_keyprefix", "sep", "fanout_prefix", "fanout_patterns"),
         Rule(_KEYS, "kombu's default"),
+    ),
+    "priority_steps": Rule(
+        "Redis's access rules name the lists of the steps 0 to 9: who sends with another, and not by the "
+        "fleet's environment, puts messages where no node looks. Let the steps be among these.",
+        "the app's where all are 0 to 9; a release with others is refused",
+        refuses=True,
     ),
     **dict.fromkeys(
         ("unacked_key", "unacked_index_key", "unacked_mutex_key"),
@@ -191,6 +197,12 @@ REFUSED: dict[str, Rule] = {
     "worker_enable_remote_control": Rule(
         "A node that answers nothing cannot show that it works, and so takes no task.", refuses=True
     ),
+}
+
+# Redis's access rules allow these only where the inventory says so.
+NEEDING: dict[str, str] = {
+    "worker_direct": "redis_worker_direct",
+    "beat_enable_remote_control": "redis_beat_remote_control",
 }
 
 # What an app need not say: where it has Celery's default, the fleet has its own.
@@ -315,6 +327,13 @@ def _without_effect(own: Mapping[str, Any]) -> list[Override]:
     found = [_dropped(name, own[name], UNUSED[name]) for name in own.keys() & UNUSED.keys()]
     other = Rule(_OTHER_RESULTS)
     found += [_dropped(name, own[name], other) for name in own if name.startswith(OTHER_BACKENDS)]
+    found += [
+        Override(
+            name, f"The app's {name} works only where the inventory has {variable}: true.", refuses=False
+        )
+        for name, variable in NEEDING.items()
+        if own.get(name)
+    ]
     if own.get("worker_enable_remote_control") is False:
         name = "worker_enable_remote_control"
         found.append(_refused(f"The app's {name} is False.", name, REFUSED[name]))

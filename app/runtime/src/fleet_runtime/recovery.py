@@ -24,6 +24,7 @@ from celery import bootsteps
 from celery.concurrency import solo
 from celery.worker import state
 from kombu.exceptions import OperationalError
+from kombu.transport.redis import PRIORITY_STEPS
 from kombu.utils.encoding import bytes_to_str
 from redis.exceptions import NoPermissionError, RedisError, ResponseError
 
@@ -334,6 +335,9 @@ class Recovery(bootsteps.StartStopStep):  # type: ignore[misc]  # celery ships n
             "held": self._held.by_queue(),
             "queues": self._queues(),
             "exchanges": _exchanges(consumer.app),
+            "priority_steps": list(
+                consumer.app.conf.broker_transport_options.get("priority_steps") or PRIORITY_STEPS
+            ),
             "release": self._settings.release,
             "started": self._started,
             "proved": probation.own.at,

@@ -1,0 +1,16 @@
+"""An app whose messages have ten priorities, where kombu has four."""
+
+# celery ships no types
+# mypy: disable-error-code="untyped-decorator"
+
+from celery import Celery
+
+app = Celery("stepped")
+app.conf.task_default_queue = "default"
+app.conf.broker_transport_options = {"priority_steps": list(range(10))}
+
+
+@app.task
+def name(text: str) -> str:
+    """Return it."""
+    return text
