@@ -208,6 +208,39 @@ def of_hosts(variables: Mapping[str, Mapping[str, Any]], hosts: Iterable[str]) -
     return found
 
 
+def wanted(variables: Mapping[str, Mapping[str, Any]], hosts: Iterable[str]) -> dict[str, Any]:
+    """Return the nodes that the inventory wants, for those who ask the fleet how it is.
+
+    Args:
+        variables: The variables of all hosts, as `hostvars` has them.
+        hosts: Names of the hosts of workers.
+
+    Returns:
+        `nodes`, each with its queues; `unknown`, hosts (by their part of the nodes' names) whose nodes follow
+        from facts that this run did not gather; `idle_queues`, those of which all pools have `nodes: 0`.
+    """
+    nodes: dict[str, list[str]] = {}
+    unknown: list[str] = []
+    idle: set[str] = set()
+    used: set[str] = set()
+    for host in hosts:
+        name, pools = (
+            variables[host].get("celery_worker_host_name", host),
+            plain(variables[host]["celery_worker_pools"]),
+        )
+        facts = variables[host].get("ansible_facts", {})
+        if "processor_vcpus" not in facts and any("profile" in pool for pool in pools.values()):
+            unknown.append(name)
+            used.update(queue for pool in pools.values() for queue in pool["queues"])
+            continue
+        for pool, options in complete(pools, facts.get("processor_vcpus"), facts.get("memtotal_mb")).items():
+            (used if options["nodes"] else idle).update(options["queues"])
+            nodes.update(
+                {f"{pool}-{number}@{name}": options["queues"] for number in range(1, options["nodes"] + 1)}
+            )
+    return {"nodes": nodes, "unknown": unknown, "idle_queues": sorted(idle - used)}
+
+
 def in_service(hosts: Iterable[str], variables: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Return those hosts of which this run has seen that they are not drained.
 
@@ -581,7 +614,7 @@ class FilterModule:
     def filters(self) -> dict[str, Callable[..., Any]]:
         """Return the filters by name."""
         functions = (
-            complete, of_hosts, in_service, pools_of, orphans, each, proofs, arguments, problems, user, users,
-            reach, limits,
+            complete, of_hosts, wanted, in_service, pools_of, orphans, each, proofs, arguments, problems,
+            user, users, reach, limits,
         )  # fmt: skip
         return {f"celery_worker_{function.__name__}": function for function in functions}

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 # Of the fleet: when each node's lease ends, what nodes say of themselves, which hosts are drained, and what
 # failed for good.
 LEASES, NODES, DRAINED, DEAD = "fleet:leases", "fleet:nodes", "fleet:drained", "fleet:dead"
+# Which nodes the inventory wants, its field with the queues that none is to consume, and when nodes started.
+WANTED, IDLE_QUEUES, HISTORY = "fleet:wanted", "idle queues", "fleet:history"
 
 # Of each node, with a colon and its name behind: what it holds, and the task by which it proves itself.
 UNACKED, UNACKED_INDEX, UNACKED_MUTEX, PROOFS = "unacked", "unacked_index", "unacked_mutex", "fleet:proof"

@@ -19,13 +19,21 @@ options:
         said of themselves, and the notes of which hosts are drained. What a node held that ended badly is
         given back by others when its lease has ended. Fails if nobody gives it back in time, and if a node
         lives.
+      - C(wanted) tells Redis which I(nodes) the inventory wants, for C(fleet status). Of I(hosts) it leaves
+        what was told before. On a host without Redis a run in check mode says that it would be told.
     type: str
-    choices: [dispensable, forgotten]
+    choices: [dispensable, forgotten, wanted]
     required: true
   override:
     description: Variable of the playbook by which one says that what is sent there may wait, for the message.
     type: str
     default: ""
+  nodes: {description: "With C(wanted), each node with its queues.", type: dict, default: {}}
+  idle_queues:
+    description: With C(wanted), queues that no node is to consume.
+    type: list
+    elements: str
+    default: []
   hosts: {description: "The hosts' parts of the nodes' names.", type: list, elements: str, required: true}
   host: {description: Name or address of Redis., type: str, required: true}
   port: {description: Its TLS port., type: int, required: true}
@@ -57,12 +65,15 @@ nodes: {description: Nodes that Redis knew., returned: success, type: list, elem
 
 import json
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ansible.module_utils.basic import AnsibleModule, missing_required_lib
 from ansible.module_utils.fleet_keys import (
     BINDINGS,
     DRAINED,
+    HISTORY,
+    IDLE_QUEUES,
     LEASES,
     NODES,
     PIDBOX,
@@ -71,6 +82,7 @@ from ansible.module_utils.fleet_keys import (
     UNACKED,
     UNACKED_INDEX,
     UNACKED_MUTEX,
+    WANTED,
     leases,
     living,
 )
@@ -123,7 +135,8 @@ class Nodes:
         bound = {member.rpartition(SEPARATOR)[2] for key in BINDINGS for member in self.client.smembers(key)}
         controlled = {queue.removesuffix(f".{PIDBOX}") for queue in bound if queue.endswith(f".{PIDBOX}")}
         held = {key.partition(":")[2] for key in self.client.scan_iter(f"{UNACKED}:*", count=1000)}
-        named = {*leases(self.client), *self.client.hkeys(NODES), *controlled, *held}
+        told = {name for key in (NODES, WANTED, HISTORY) for name in self.client.hkeys(key)}
+        named = {*leases(self.client), *told, *controlled, *held}
         return sorted(node for node in named if self.are_ours(node))
 
     def consumers(self) -> dict[str, set[str]]:
@@ -144,7 +157,11 @@ class Nodes:
         queue = f"{node}.{PIDBOX}"
         own = [f"{key}:{node}" for key in (UNACKED, UNACKED_INDEX, UNACKED_MUTEX, PROOFS)]
         names = [LEASES, NODES, *own, queue, *BINDINGS]
-        return bool(self.client.eval(FORGET, len(names), *names, node, SEPARATOR.join(["", "", queue])))
+        forgotten = bool(self.client.eval(FORGET, len(names), *names, node, SEPARATOR.join(["", "", queue])))
+        if forgotten:
+            self.client.hdel(WANTED, node)
+            self.client.hdel(HISTORY, node)
+        return forgotten
 
     def forget_all(self, wait: float, sleep: Callable[[float], None] = time.sleep) -> list[str]:
         """Forget all nodes of the hosts, each as soon as it holds nothing; return which Redis knew.
@@ -186,8 +203,31 @@ class Nodes:
         return f"{told}; {why}. Then run this again. Nothing was removed."
 
 
+def want(client: Any, params: Mapping[str, Any], *, check: bool) -> dict[str, Any]:
+    """Tell Redis which nodes the inventory wants, and return the module's result."""
+    before = client.hgetall(WANTED)
+    wanted = {IDLE_QUEUES: json.dumps(sorted(params["idle_queues"]))}
+    wanted |= {node: text for node, text in before.items() if node.partition("@")[2] in params["hosts"]}
+    for node, queues in params["nodes"].items():
+        known = json.loads(before.get(node, "{}"))
+        since = known.get("since", round(time.time(), 1))
+        wanted[node] = json.dumps({"queues": sorted(queues), "since": since})
+    surplus = before.keys() - wanted.keys()
+    changed = bool(surplus) or wanted != before
+    if changed and not check:
+        with client.pipeline() as pipeline:
+            pipeline.hset(WANTED, mapping=wanted)
+            for name in surplus:
+                pipeline.hdel(WANTED, name)
+                pipeline.hdel(HISTORY, name)
+            pipeline.execute()
+    return {"changed": changed, "nodes": sorted(params["nodes"])}
+
+
 def apply(nodes: Nodes, params: Mapping[str, Any], *, check: bool) -> dict[str, Any]:
     """Do what the state asks for, and return the module's result."""
+    if params["state"] == "wanted":
+        return want(nodes.client, params, check=check)
     if params["state"] == "dispensable":
         if orphans := nodes.orphans():
             anyway = f", or say -e {params['override']}=true" if params["override"] else ""
@@ -206,16 +246,22 @@ def main() -> None:
     module = AnsibleModule(
         argument_spec={
             **login_arguments(),
-            "state": {"type": "str", "choices": ["dispensable", "forgotten"], "required": True},
+            "state": {"type": "str", "choices": ["dispensable", "forgotten", "wanted"], "required": True},
+            "nodes": {"type": "dict", "default": {}},
+            "idle_queues": {"type": "list", "elements": "str", "default": []},
             "hosts": {"type": "list", "elements": "str", "required": True},
             "override": {"type": "str", "default": ""},
             "wait": {"type": "int", "default": 120},
         },
         supports_check_mode=True,
     )
+    params = module.params
+    if module.check_mode and params["state"] == "wanted" and not Path(params["ca_file"]).exists():
+        module.exit_json(
+            changed=True, nodes=sorted(params["nodes"])
+        )  # a bare host, which gets all that first
     if redis is None:
         module.fail_json(msg=missing_required_lib("redis"))
-    params = module.params
     try:
         nodes = Nodes(verified_login(params), params["hosts"])
         result = apply(nodes, params, check=module.check_mode)

@@ -129,3 +129,33 @@ def test_a_host_that_is_forgotten_is_not_drained_any_more(client: redis.Redis) -
     for check, changed, left in ((True, True, ["w1", "w2"]), (False, True, ["w1"]), (False, False, ["w1"])):
         assert apply(Nodes(client, ["w2"]), FORGOTTEN, check=check)["changed"] is changed
         assert sorted(client.hkeys(keys.DRAINED)) == left
+
+
+def want(client: redis.Redis, nodes: dict[str, list[str]], *unknown: str, check: bool = False) -> bool:
+    """Say which nodes are wanted; return whether that was news."""
+    params = {"state": "wanted", "nodes": nodes, "hosts": unknown, "idle_queues": ["rare"]}
+    return bool(apply(Nodes(client, unknown), params, check=check)["changed"])
+
+
+def test_what_is_wanted_is_told_once(client: redis.Redis) -> None:
+    """Since when stays; what is not wanted any more goes, but not of hosts of which a run knows nothing."""
+    assert want(client, {"a-1@w1": ["a"], "a-2@w1": ["a"], "b-1@w2": ["b"]}, check=True)
+    assert not client.exists(keys.WANTED)
+    assert want(client, {"a-1@w1": ["a"], "a-2@w1": ["a"], "b-1@w2": ["b"]})
+    first = client.hget(keys.WANTED, "a-1@w1")
+    assert not want(client, {"a-1@w1": ["a"], "a-2@w1": ["a"]}, "w2")
+    client.hset(keys.HISTORY, "a-2@w1", "{}")
+    assert want(client, {"a-1@w1": ["a"]}, "w2")
+    assert set(client.hkeys(keys.WANTED)) == {"a-1@w1", "b-1@w2", keys.IDLE_QUEUES}
+    assert client.hget(keys.WANTED, "a-1@w1") == first
+    assert not client.exists(keys.HISTORY)
+    assert json.loads(str(client.hget(keys.WANTED, keys.IDLE_QUEUES))) == ["rare"]
+
+
+def test_a_host_that_is_forgotten_is_not_wanted_any_more(client: redis.Redis) -> None:
+    """What there was of its nodes goes as well."""
+    want(client, {"a-1@w1": ["a"], "a-1@w2": ["a"]})
+    client.hset(keys.HISTORY, mapping={"a-1@w2": "{}"})
+    assert apply(Nodes(client, ["w2"]), FORGOTTEN, check=False)["changed"]
+    assert traces(client, "w2") == []
+    assert client.hexists(keys.WANTED, "a-1@w1")

@@ -55,6 +55,8 @@ KEYS = {
     "dead": "fleet:dead",
     "letters": "fleet:dead:letters",
     "drained": "fleet:drained",
+    "wanted": "fleet:wanted",
+    "history": "fleet:history",
     "losses": "fleet:losses:1",
     "revoked": "fleet:revoked",
     "once": "fleet:once:1",

@@ -204,6 +204,24 @@ def test_other_hosts_know_its_nodes_too() -> None:
     assert names == ["o-1@a", "p-1@a", "p-2@a", "o-1@b", "p-1@b"]
 
 
+def test_what_the_inventory_wants_is_told_as_far_as_it_is_known() -> None:
+    """Nodes of a profile follow from facts; a queue is idle if no pool with a node has it."""
+    pools = {
+        "a": {"queues": ["a", "b"], "nodes": 2},
+        "off": {"queues": ["b", "c"], "nodes": 0},
+    }
+    hosts: dict[str, dict[str, Any]] = {
+        "w1": {"celery_worker_pools": pools, "celery_worker_host_name": "one"},
+        "w2": {"celery_worker_pools": one(profile="short"), "ansible_facts": {"processor_vcpus": 2}},
+        "w3": {"celery_worker_pools": one(profile="short")},
+    }
+    assert filters.wanted(hosts, hosts) == {
+        "nodes": {"a-1@one": ["a", "b"], "a-2@one": ["a", "b"], "p-1@w2": ["q"], "p-2@w2": ["q"]},
+        "unknown": ["w3"],
+        "idle_queues": ["c"],
+    }
+
+
 def test_hosts_that_a_run_has_not_looked_at_may_be_drained() -> None:
     """So nobody waits for their nodes: they may be left out with -l because they are off."""
     marks: dict[str, bool | None] = {"w1": False, "w2": True, "w3": None}

@@ -383,6 +383,7 @@ def test_what_a_killed_node_held_comes_back_by_its_lease(
         assert set(json.loads(admin.hget(keys.NODES, "one@test"))) == {
             "pid", "host", "pool", "concurrency", "running", "queues", "exchanges", "release", "started",
             "lapses", "recovered", "proved", "unproved", "excused", "held", "priority_steps",
+            "overdue", "reconnects",
         }  # fmt: skip
         web.send_task("shop.note", (str(tmp_path / "notes"), "2"), queue="default", countdown=1000)
         wait_until(lambda: json.loads(admin.hget(keys.NODES, "one@test"))["held"] == {"default": 1})
@@ -455,7 +456,7 @@ def test_a_warm_shutdown_leaves_no_key(fleet: Fleet, web: Celery, admin: Any, tm
             web.send_task("shop.note", (str(tmp_path / "notes"), "0"), queue="default", countdown=1000)
         wait_until(lambda: sum(admin.hlen(f"unacked:{pool}@test") for pool in POOLS) == 4)
         assert admin.zcard(keys.LEASES) == 4
-    assert not admin.keys("unacked*") + admin.keys("fleet:*")
+    assert admin.keys("unacked*") + admin.keys("fleet:*") == [keys.HISTORY]
     messages = [json.loads(text) for text in admin.lrange("default", 0, -1)]
     assert len(messages) == 4
     assert not any("fleet_recovered" in message["headers"] for message in messages)

@@ -9,7 +9,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from fleet_runtime import keys
+from fleet_runtime import history, keys
+from fleet_runtime.drained import Drained
+from fleet_runtime.laying import REDBEAT_LOCK, REDBEAT_PREFIX
 from fleet_runtime.schedule import Schedule
 from fleet_runtime.status import Node, QueueState, Server, Status
 
@@ -20,9 +22,10 @@ if TYPE_CHECKING:
     from app.tests.commands import Fleet
 
 SERVER = Server("7.0.15", "master", 100, 1000, persistent=True, loading=False, replicas=0, link_up=True)
+NODE = Node("default-1@w", lease=20, reserved=0, running=0, queues=["default"], uptime=600)
 WELL = Status(
     server=SERVER,
-    nodes=[Node("default-1@w", lease=20, reserved=0, queues=["default"])],
+    nodes=[NODE],
     queues=[QueueState("default", 0, None, 1)],
     dead_letters=0,
     schedule=Schedule(25, "nightly", "2026-01-01T00:00:00+00:00"),
@@ -46,12 +49,116 @@ def test_a_fleet_that_is_well_has_no_problem() -> None:
         ({"nodes": []}, "No node lives"),
         ({"queues": [QueueState("lost", 4, 60, 0)]}, "queue lost, where 4 messages wait"),
         ({"schedule": Schedule(None, "nightly", None)}, "no Beat holds its lock"),
+        ({"schedule": Schedule(25, "nightly", "2026", late=61, entries=1)}, "nightly was due 61 s ago"),
+        ({"dead_lately": 100}, "100 tasks failed for good in the last 10 minutes"),
+        ({"wanted": {"default-1@w": 0, "io-1@w": 301}}, "io-1@w is not there.* 5 minutes. On w: journalctl"),
+        ({"falls": {"default-1@w": 3}}, "default-1@w ended and was started anew 3 times"),
+        ({"falls": {"io-1@w": 5}, "wanted": {"io-1@w": 20}}, "io-1@w ended and was started anew 5 times"),
+        (
+            {"nodes": [replace(NODE, overdue=2, concurrency=2)]},
+            "2 of 2 slots taken .* restart celery-worker@def",
+        ),
+        ({"nodes": [replace(NODE, reconnects=5)]}, "lost its connection to Redis 5 times"),
+        ({"queues": [QueueState("default", 3, 61, 1)]}, "default-1@w takes nothing .* though it has room"),
     ],
 )
 def test_what_is_wrong_is_said(change: dict[str, Any], said: str) -> None:
     """Each thing that is wrong is one sentence."""
     (problem,) = replace(WELL, **change).problems()
     assert re.search(said, problem)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        # a release restarts a node, and it imports a large app
+        {"nodes": [NODE, replace(NODE, name="io-1@w")], "wanted": {"default-1@w": 9, "email-1@w": 299}},
+        {"falls": {"default-1@w": 2}},
+        # a host that was drained
+        {"wanted": {"default-1@v": 9999}, "drained": [Drained("v", 9999, "a new disk")]},
+        # a pool with `nodes: 0`
+        {"queues": [*WELL.queues, QueueState("rare", 0, None, 0)], "idle_queues": ["rare"]},
+        # Redis was away for longer than a lease
+        {
+            "server": replace(SERVER, uptime=20),
+            "nodes": [replace(NODE, lease=-40)],
+            "queues": [QueueState("default", 3, 90, 0)],
+            "wanted": {"io-1@w": 999},
+        },
+        # nodes are busy, wait for an ETA, or have just come
+        {"nodes": [replace(NODE, running=1)], "queues": [QueueState("default", 3, 90, 1)]},
+        {"nodes": [replace(NODE, reserved=4)], "queues": [QueueState("default", 3, 90, 1)]},
+        {"nodes": [replace(NODE, uptime=20)], "queues": [QueueState("default", 3, 90, 1)]},
+        {"schedule": Schedule(25, "nightly", "2026", late=4, entries=1)},
+        {"dead_lately": 99},
+    ],
+)
+def test_what_passes_by_itself_or_was_meant_is_no_problem(change: dict[str, Any]) -> None:
+    """No false alarm."""
+    assert replace(WELL, **change).problems() == []
+
+
+def test_a_schedule_with_nothing_to_send_says_so() -> None:
+    """Also where Celery's own entry is all that there is."""
+    assert "nothing to send" in str(Schedule(25, None, None))
+    assert "none of the app's" in str(Schedule(25, "celery.backend_cleanup", "2026", entries=1))
+    assert "none of the app's" not in str(Schedule(25, "celery.backend_cleanup", "2026", entries=2))
+
+
+def test_a_node_falls_that_dies_or_ends_soon(broker: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that was stopped after a while was stopped by somebody."""
+    client = broker.client("worker")
+    clock = iter([1000.0, 1200.0, 1210.0, 1400.0, 1500.0, 1510.0])
+    monkeypatch.setattr("fleet_runtime.history.time.time", lambda: next(clock))
+    for step, falls in (
+        (history.begins, 0),  # at 1000
+        (history.leaves, 0),  # a release
+        (history.begins, 0),  # at 1210
+        (history.begins, 1),  # at 1400: it was killed
+        (history.leaves, 1),
+        (history.begins, 1),  # at 1510
+    ):
+        step(client, "a@w")
+        assert len(json.loads(client.hget(keys.HISTORY, "a@w"))["falls"]) == falls
+    monkeypatch.setattr("fleet_runtime.history.time.time", lambda: 1520.0)
+    for number in range(2, 15):
+        history.leaves(client, "a@w")
+        history.begins(client, "a@w")
+        assert len(json.loads(client.hget(keys.HISTORY, "a@w"))["falls"]) == min(number, history.MOST)
+
+
+def test_a_node_that_is_wanted_and_went(fleet: Fleet, broker: Broker) -> None:
+    """By what the inventory has told Redis, and by when the node was started and stopped last."""
+    admin, now = broker.client("admin"), time.time()
+    for name, since in (("here-1@w", now - 999), ("gone-1@w", now - 999), ("never-1@w", now - 700)):
+        admin.hset(keys.WANTED, name, json.dumps({"queues": ["io"], "since": since}))
+    admin.hset(keys.WANTED, keys.IDLE_QUEUES, json.dumps(["rare"]))
+    admin.hset(
+        keys.NODES, "here-1@w", json.dumps({"queues": ["io"], "held": {"io": 2}, "started": now - 900})
+    )
+    admin.zadd(keys.LEASES, {"here-1@w": now + 60})
+    admin.hset(
+        keys.HISTORY,
+        "gone-1@w",
+        json.dumps({"started": now - 30, "left": now - 20, "falls": [now - 700, now - 40]}),
+    )
+    admin.zadd(f"{REDBEAT_PREFIX}:schedule", {"redbeat:ended": -1, "redbeat:tick": now - 100})
+    admin.set(REDBEAT_LOCK, "x", ex=20)
+    admin.zadd(keys.DEAD, {"old": now - 700, **{str(number): now for number in range(100)}})
+
+    found = json.loads(fleet.run("ops", "fleet", "status", "--json").stdout)
+    assert found["wanted"]["never-1@w"] == pytest.approx(705, abs=15)
+    assert found["wanted"]["gone-1@w"] == pytest.approx(25, abs=15)
+    assert found["falls"]["gone-1@w"] == 1
+    assert found["idle_queues"] == ["rare"]
+    assert (found["dead_letters"], found["dead_lately"]) == (101, 100)
+    (io,) = [queue for queue in found["queues"] if queue["name"] == "io"]
+    assert (io["unacked"], io["consumers"]) == (2, 1)
+    assert (found["schedule"]["entry"], found["schedule"]["entries"]) == ("tick", 2)
+    assert found["schedule"]["late"] == pytest.approx(105, abs=15)
+    problems = " ".join(found["problems"])
+    assert "was due" in problems
+    assert "100 tasks failed for good" in problems
 
 
 def test_a_node_and_a_queue_that_waits(fleet: Fleet, broker: Broker, web: Any) -> None:
@@ -70,6 +177,7 @@ def test_a_node_and_a_queue_that_waits(fleet: Fleet, broker: Broker, web: Any) -
     admin.hset(keys.NODES, "heavy-1@test", json.dumps(facts))
     admin.zadd(keys.LEASES, {"heavy-1@test": time.time() + 25, "gone-1@test": time.time() - 5})
     admin.hset(keys.unacked("gone-1@test"), "tag", "[]")
+    admin.zadd(keys.DEAD, {str(number): time.time() for number in range(100)})
     time.sleep(1)
 
     done = fleet.run("ops", "fleet", "status", "--json")
@@ -83,7 +191,7 @@ def test_a_node_and_a_queue_that_waits(fleet: Fleet, broker: Broker, web: Any) -
     queues = {queue["name"]: queue for queue in found["queues"]}
     assert (queues["heavy"]["depth"], queues["heavy"]["consumers"]) == (2, 1)
     assert 1 <= queues["heavy"]["oldest"] < 30
-    assert any("gone-1@test" in problem for problem in found["problems"])
+    assert any("100 tasks failed" in problem for problem in found["problems"])
 
     shown = fleet.run("ops", "fleet", "status").stdout
     for text in ("heavy-1@test", "solo x1", "gone-1@test", "ended", "Redis         7.", "! "):

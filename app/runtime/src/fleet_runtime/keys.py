@@ -14,6 +14,11 @@ UNACKED_MUTEX = "unacked_mutex"
 LEASES = "fleet:leases"
 # Hash of node -> JSON of what it says of itself.
 NODES = "fleet:nodes"
+# Hash of node -> JSON of when it was started and stopped last, and how often it fell.
+HISTORY = "fleet:history"
+# Hash of node that the inventory wants -> JSON {queues, since}; under IDLE_QUEUES a list of those that no
+# node is to consume, for their pool has `nodes: 0`. The playbooks write it (module fleet_wanted).
+WANTED, IDLE_QUEUES = "fleet:wanted", "idle queues"
 # Sorted set of task id -> when it failed for good; hash of task id -> JSON of the letter.
 DEAD = "fleet:dead"
 DEAD_LETTERS = "fleet:dead:letters"

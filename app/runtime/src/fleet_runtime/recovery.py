@@ -16,6 +16,7 @@ import random
 import socket
 import threading
 import time
+from collections import deque
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
@@ -28,11 +29,21 @@ from kombu.transport.redis import PRIORITY_STEPS
 from kombu.utils.encoding import bytes_to_str
 from redis.exceptions import NoPermissionError, RedisError, ResponseError
 
-from fleet_runtime import dead_letters, fullness, functions, keys, probation, reconnect, redact, transport
+from fleet_runtime import (
+    dead_letters,
+    fullness,
+    functions,
+    history,
+    keys,
+    probation,
+    reconnect,
+    redact,
+    transport,
+)
 from fleet_runtime.dead_letters import End, Reason
 from fleet_runtime.errors import FleetError
 from fleet_runtime.give_back import GiveBack, forget
-from fleet_runtime.reconnect import Held
+from fleet_runtime.reconnect import Held, copied
 from fleet_runtime.request import bury_postponed, postponed
 from fleet_runtime.settings import FleetSettings
 
@@ -48,6 +59,8 @@ PULSES = 3  # in one lease
 SHORT = 1.0  # seconds until the next try, after one that failed
 LOOKED_AT = 10  # leases, in one pulse: those that end first
 NAME_WAITS = 45.0  # seconds until a name counts as taken: less than systemd grants a start
+LATELY = 600.0  # seconds in which reconnects are counted
+OVERDUE = 60.0  # seconds beyond its limit in which a task may still be ended
 SPREAD = 0.5  # seconds: the nodes that notice a dead one do not all begin at once
 
 # Renews a lease, and returns for how long it still was, the time, how it is with those that end first, and
@@ -297,6 +310,7 @@ class Recovery(bootsteps.StartStopStep):  # type: ignore[misc]  # celery ships n
         self._started = time.time()
         self._held = Held(consumer)
         self._again = False
+        self._reconnects: deque[float] = deque(maxlen=100)
         self._pulse = Pulse(consumer.app, self.node, self._facts, self._on_lapse, self._on_beat)
         consumer.announce = self._announce
 
@@ -317,8 +331,12 @@ class Recovery(bootsteps.StartStopStep):  # type: ignore[misc]  # celery ships n
         if moved:
             logger.warning("Given back what this node held before it %s: %d messages.",
                            "was cut off" if self._again else "started", moved)  # fmt: skip
-        if not self._again:
+        if self._again:
+            self._reconnects.append(time.time())
+        else:
             self._again = True
+            with channel.conn_or_acquire() as client:
+                history.begins(client, self.node)
             self._pulse.start()
             atexit.register(self._leave)
 
@@ -333,6 +351,8 @@ class Recovery(bootsteps.StartStopStep):  # type: ignore[misc]  # celery ships n
             "concurrency": consumer.pool.num_processes,
             "running": len(state.active_requests),
             "held": self._held.by_queue(),
+            "overdue": sum(self._is_overdue(request) for request in copied(state.active_requests)),
+            "reconnects": sum(at > time.time() - LATELY for at in self._reconnects),
             "queues": self._queues(),
             "exchanges": _exchanges(consumer.app),
             "priority_steps": list(
@@ -344,6 +364,11 @@ class Recovery(bootsteps.StartStopStep):  # type: ignore[misc]  # celery ships n
             "unproved": probation.own.error,
             "excused": probation.own.excused,
         }
+
+    def _is_overdue(self, request: Any) -> bool:
+        """Return whether a task runs for longer than it may: a pool without processes cannot end it."""
+        limit = request.time_limits[0] or request.task.time_limit or self._consumer.controller.time_limit
+        return bool(limit and request.time_start and time.time() > request.time_start + limit + OVERDUE)
 
     def _queues(self) -> list[str]:
         """Return what this node consumes, and will again on its next connection."""
@@ -386,6 +411,7 @@ class Recovery(bootsteps.StartStopStep):  # type: ignore[misc]  # celery ships n
                 self._held.record(channel)
                 with channel.conn_or_acquire() as client:
                     forget(client, self.node, if_dead=False)
+                    history.leaves(client, self.node)
         except Exception as error:
             logger.warning("The lease cannot be given up, and ends by itself: %s", error)
 

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from celery import Celery
 
 
+CLEANUP = "celery.backend_cleanup"  # which Celery adds by itself
+
+
 @dataclass(frozen=True)
 class Schedule:
     """How things stand.
@@ -24,36 +27,50 @@ class Schedule:
         seconds: For how long the lock is held, if its holder dies now; None if nobody holds it.
         entry: Name of the entry that is due next; None if the schedule is empty.
         due: When, in UTC as ISO 8601.
+        late: Seconds since then; 0 if it is yet to come.
+        entries: How many there are.
     """
 
     seconds: float | None
     entry: str | None
     due: str | None
+    late: float = 0.0
+    entries: int = 0
 
     def __str__(self) -> str:
         """Return two sentences for people."""
         holder = "No Beat holds the lock." if self.seconds is None else (
             f"A Beat holds the lock, for {self.seconds:.0f} s more if it dies now."
         )  # fmt: skip
-        following = f"Next: {self.entry} at {self.due}." if self.entry else "The schedule is empty."
+        if not self.entry:
+            return f"{holder} The schedule is empty: Beat has nothing to send."
+        following = f"Next: {self.entry} at {self.due}."
+        if (self.entry, self.entries) == (CLEANUP, 1):
+            following += " Celery's own entry is the only one: the schedule has none of the app's."
         return f"{holder} {following}"
 
 
 def ask(pipeline: Any) -> None:
     """Put what `answer` needs to know into a pipeline."""
     pipeline.pttl(REDBEAT_LOCK)
-    pipeline.zrange(f"{REDBEAT_PREFIX}:schedule", 0, 0, withscores=True)
+    # Entries that have ended have -1.
+    pipeline.zrange(f"{REDBEAT_PREFIX}:schedule", 0, "+inf", byscore=True, offset=0, num=1, withscores=True)
+    pipeline.zcard(f"{REDBEAT_PREFIX}:schedule")
+    pipeline.time()
 
 
-def answer(left: int, first: list[tuple[bytes | str, float]]) -> Schedule:
+def answer(
+    left: int, first: list[tuple[bytes | str, float]], entries: int, clock: tuple[int, int]
+) -> Schedule:
     """Return how things stand, from what Redis answered to `ask`."""
-    entry, due = None, None
+    entry, due, late = None, None, 0.0
     if first:
         key, score = first[0]
         entry = (key.decode() if isinstance(key, bytes) else key).removeprefix(REDBEAT_PREFIX)
         due = datetime.fromtimestamp(score, UTC).isoformat(timespec="seconds")
+        late = max(0.0, round(clock[0] - score, 1))
     # PTTL: -2 is no such key, -1 one that never ends, which RedBeat does not make
-    return Schedule(left / 1000 if left >= 0 else None, entry, due)
+    return Schedule(left / 1000 if left >= 0 else None, entry, due, late, entries)
 
 
 def look(app: Celery) -> Schedule:

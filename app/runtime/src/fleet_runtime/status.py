@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
-from fleet_runtime import drained, keys, schedule
+from fleet_runtime import drained, history, keys, schedule
 from fleet_runtime.drained import Drained
 from fleet_runtime.errors import FleetError
 from fleet_runtime.schedule import Schedule
@@ -24,6 +24,14 @@ if TYPE_CHECKING:
 
 PATIENCE = 3  # seconds for a connection, and for an answer
 STARTING = 30  # seconds that a node may take until it has proved that it works
+ABSENT = 300  # seconds that a node may be away, as it is restarted by a release or imports a large app
+RETURN = 60  # seconds after a start of Redis in which nodes renew the leases that ended meanwhile
+LATELY = 600  # seconds in which falls, reconnects and dead letters are counted
+FLAPPING = 3  # falls in that time; stops by an operator are none
+OFTEN = 5  # reconnects in that time
+WAITING = 60  # seconds that a message may wait beside a node that holds none
+LATE = 60  # seconds after which an entry of the schedule should have been sent
+MANY_DEAD, MOST_DEAD = 100, 1000  # dead letters in that time: from when on it is told, and counted
 NEARLY_FULL = 0.9  # of maxmemory; a Redis that is full refuses what is sent
 
 
@@ -39,6 +47,9 @@ class Node:
         lapses: How often its lease ended while it lived.
         proved: Whether it has run a task, and so takes others; not asked of one that does not say.
         unproved: Why it has not.
+        overdue: Tasks that run for longer than their time limit, and so keep a slot that nobody frees.
+        reconnects: How often it lost its connection to Redis in the last ten minutes.
+        held: Messages that it holds, by queue, as of its last sign of life.
     """
 
     name: str
@@ -53,6 +64,15 @@ class Node:
     lapses: int = 0
     proved: bool = True
     unproved: str = ""
+    overdue: int = 0
+    reconnects: int = 0
+    held: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether it could take a message: it lives, has done so for a while, and holds none."""
+        waits = self.lives and self.proved and (self.uptime or 0) > WAITING
+        return waits and not self.reserved and not self.running
 
     @property
     def lives(self) -> bool:
@@ -68,12 +88,14 @@ class QueueState:
         depth: Messages that wait, of every priority.
         oldest: Seconds that the one which is next has waited; None if there is none, or if it does not say.
         consumers: Nodes that live and consume it.
+        unacked: Messages of it that nodes hold.
     """
 
     name: str
     depth: int
     oldest: float | None
     consumers: int
+    unacked: int = 0
 
 
 @dataclass(frozen=True)
@@ -83,6 +105,7 @@ class Server:
     Attributes:
         memory: Bytes that it uses, and may use at most; 0 is no bound.
         persistent: Whether its append-only file took the last write.
+        uptime: Seconds since it was started.
     """
 
     version: str
@@ -93,11 +116,21 @@ class Server:
     loading: bool
     replicas: int
     link_up: bool
+    uptime: float | None = None
 
 
 @dataclass(frozen=True)
 class Status:
-    """All of it."""
+    """All of it.
+
+    Attributes:
+        dead_lately: Dead letters of the last ten minutes, 1000 at most.
+        wanted: Each node that the inventory wants -> seconds since anything was known of it, its being wanted
+            included. Empty where no site.yml has told Redis.
+        idle_queues: Queues that no node is to consume.
+        falls: How often each node was started anew in the last ten minutes, ten at most, after it had died or
+            within a minute.
+    """
 
     server: Server
     nodes: list[Node]
@@ -105,47 +138,144 @@ class Status:
     dead_letters: int
     schedule: Schedule
     drained: list[Drained] = field(default_factory=list)
+    dead_lately: int = 0
+    wanted: dict[str, float] = field(default_factory=dict)
+    idle_queues: list[str] = field(default_factory=list)
+    falls: dict[str, int] = field(default_factory=dict)
 
     def problems(self) -> list[str]:
-        """Return a sentence for each thing that is wrong."""
-        return [*self._of_server(), *self._of_nodes(), *self._of_queues(), *self._of_schedule()]
+        """Return a sentence for each thing that is wrong: what, where, and what to do."""
+        return [
+            *self._of_server(),
+            *self._of_nodes(),
+            *self._of_queues(),
+            *self._of_schedule(),
+            *self._of_dead(),
+        ]
+
+    @property
+    def is_back(self) -> bool:
+        """Whether Redis has been there for long enough that all who live have said so."""
+        return self.server.uptime is None or self.server.uptime > RETURN
 
     def _of_server(self) -> Iterator[str]:
         """Find what is wrong with Redis."""
         server = self.server
         if server.loading:
-            yield "Redis is loading its data."
+            yield "Redis is loading its data. Wait for it: it can take minutes."
         if not server.persistent:
-            yield "Redis's append-only file refuses writes (a full disk?)."
+            yield "Redis's append-only file refuses writes (a full disk?). Make room on the broker's host."
         if server.memory_limit and server.memory > NEARLY_FULL * server.memory_limit:
             share = server.memory / server.memory_limit
-            yield f"Redis uses {share:.0%} of its memory; when that is full, it refuses what is sent."
+            yield (
+                f"Redis uses {share:.0%} of its memory; when that is full, it refuses what is sent. "
+                "See which queue grows, or raise redis_maxmemory."
+            )
         if not server.link_up:
-            yield "This Redis is a replica, and its primary is away."
+            yield "This Redis is a replica, and its primary is away. Start the primary."
 
     def _of_nodes(self) -> Iterator[str]:
-        """Find nodes that are gone."""
-        if not any(node.lives for node in self.nodes):
-            yield "No node lives."
+        """Find nodes that are gone, that never came, or that do not do their work."""
+        if self.is_back and not any(node.lives for node in self.nodes):
+            yield "No node lives. On a host of workers: systemctl status 'celery-worker@*'."
         for node in self.nodes:
-            if not node.lives:
-                yield f"{node.name} has given no sign of life, and holds {node.reserved} messages."
+            if not node.lives and self.is_back:
+                yield (
+                    f"{node.name} has given no sign of life, and holds {node.reserved} messages. "
+                    f"{_look(node.name)}"
+                )
             elif not node.proved and (node.uptime or 0) > STARTING:
                 yield (
                     f"{node.name} has not run the task by which it proves that it works, and takes no other. "
                     + node.unproved
                 ).rstrip()
+            if node.overdue:
+                of = f" of {node.concurrency}" if node.concurrency else ""
+                yield (
+                    f"{node.name} has {node.overdue}{of} slots taken by tasks that run beyond their time "
+                    f"limit, and does not get them back. fleet-celery inspect active -d {node.name} names "
+                    f"them; to free them: systemctl restart {_unit(node.name)}."
+                )
+            if node.reconnects >= OFTEN:
+                yield (
+                    f"{node.name} has lost its connection to Redis {node.reconnects} times in the last "
+                    f"{LATELY // 60:g} minutes. {_look(node.name)}"
+                )
+        yield from self._of_missing()
+
+    def _of_missing(self) -> Iterator[str]:
+        """Find nodes that the inventory wants and that are not there, and those that start over and over."""
+        there = {node.name for node in self.nodes}
+        for name, falls in sorted(self.falls.items()):
+            if falls >= FLAPPING and (name in self.wanted or name in there):
+                yield (
+                    f"{name} ended and was started anew {falls} times in the last {LATELY // 60:g} minutes. "
+                    f"{_look(name)}"
+                )
+        drained = {host.host for host in self.drained}
+        for name, seconds in sorted(self.wanted.items()):
+            if name in there or _host(name) in drained or seconds < ABSENT or not self.is_back:
+                continue
+            yield (
+                f"{name} is not there, and the inventory wants it; nothing was heard of it for "
+                f"{seconds / 60:.0f} minutes. {_look(name)}"
+            )
 
     def _of_queues(self) -> Iterator[str]:
-        """Find queues that nobody consumes."""
+        """Find queues that nobody consumes, or whose consumers take nothing."""
+        if not self.is_back:
+            return
         for queue in self.queues:
-            if not queue.consumers:
-                yield f"Nobody consumes the queue {queue.name}, where {queue.depth} messages wait."
+            if not queue.consumers and (queue.depth or queue.name not in self.idle_queues):
+                yield (
+                    f"Nobody consumes the queue {queue.name}, where {queue.depth} messages wait. "
+                    "Start its nodes, or give it to a pool (celery_worker_pools)."
+                )
+            if queue.depth and (queue.oldest or 0) > WAITING:
+                for node in self.nodes:
+                    if queue.name in node.queues and node.is_idle:
+                        yield (
+                            f"{node.name} takes nothing from the queue {queue.name}, where {queue.depth} "
+                            f"messages wait, the next for {queue.oldest:.0f} s, though it has room. "
+                            f"{_look(node.name)}"
+                        )
 
     def _of_schedule(self) -> Iterator[str]:
         """Find a schedule that nobody follows."""
         if self.schedule.entry and self.schedule.seconds is None:
-            yield "There is a schedule, and no Beat holds its lock."
+            yield (
+                "There is a schedule, and no Beat holds its lock. "
+                "On a host of Beat: systemctl status celery-beat."
+            )
+        elif self.schedule.entry and self.schedule.late > LATE:
+            yield (
+                f"Beat is late: {self.schedule.entry} was due {self.schedule.late:.0f} s ago, and is not "
+                "sent. On a host of Beat: journalctl -u celery-beat."
+            )
+
+    def _of_dead(self) -> Iterator[str]:
+        """Find dead letters that grow."""
+        if self.dead_lately >= MANY_DEAD:
+            number = f"{self.dead_lately} or more" if self.dead_lately >= MOST_DEAD else str(self.dead_lately)
+            yield (
+                f"{number} tasks failed for good in the last {LATELY // 60:g} minutes. "
+                "fleet-celery dead-letter list --since 10m says which."
+            )
+
+
+def _host(node: str) -> str:
+    """Return the host's part of a node's name."""
+    return node.partition("@")[2]
+
+
+def _unit(node: str) -> str:
+    """Return a node's unit."""
+    return f"celery-worker@{node.partition('@')[0]}"
+
+
+def _look(node: str) -> str:
+    """Return where to look what a node does."""
+    return f"On {_host(node)}: journalctl -u {_unit(node)}."
 
 
 def look(app: Celery, queues: Iterable[str] = ()) -> Status:
@@ -165,9 +295,12 @@ def look(app: Celery, queues: Iterable[str] = ()) -> Status:
         first.zrange(keys.LEASES, 0, -1, withscores=True)
         first.hgetall(keys.NODES)
         first.zcard(keys.DEAD)
+        first.zrange(keys.DEAD, time.time() - LATELY, "+inf", byscore=True, offset=0, num=MOST_DEAD)
         first.hgetall(keys.DRAINED)
+        first.hgetall(keys.WANTED)
+        first.hgetall(keys.HISTORY)
         schedule.ask(first)
-        info, clock, leases, told, dead, hosts, *of_beat = first.execute()
+        info, clock, leases, told, dead, lately, hosts, asked, past, *of_beat = first.execute()
 
         names = {_text(node): end - clock[0] - clock[1] / 1e6 for node, end in leases}
         facts = {_text(node): json.loads(text) for node, text in told.items()}
@@ -193,6 +326,7 @@ def look(app: Celery, queues: Iterable[str] = ()) -> Status:
     waiting: dict[str, list[tuple[int, float | None]]] = {queue: [] for queue in wanted}
     for (queue, _), depth, oldest in zip(lists, of_lists[::2], of_lists[1::2], strict=True):
         waiting[queue].append((depth, _age(oldest)))
+    known = history.read(past)
     return Status(
         server=_server(info),
         nodes=sorted(nodes, key=lambda node: node.name),
@@ -200,7 +334,24 @@ def look(app: Celery, queues: Iterable[str] = ()) -> Status:
         dead_letters=dead,
         schedule=schedule.answer(*of_beat),
         drained=drained.read(hosts),
+        dead_lately=len(lately),
+        wanted=_wanted(asked, known),
+        idle_queues=json.loads(asked.get(keys.IDLE_QUEUES.encode(), "[]")),
+        falls={
+            node: sum(at > time.time() - LATELY for at in of_node.falls) for node, of_node in known.items()
+        },
     )
+
+
+def _wanted(told: dict[bytes, bytes], known: dict[str, history.History]) -> dict[str, float]:
+    """Return for each node that the inventory wants how long nothing was known of it."""
+    now, found = time.time(), {}
+    for name, text in told.items():
+        node = name.decode()
+        if node != keys.IDLE_QUEUES:
+            seen = known.get(node, history.History()).seen
+            found[node] = max(0.0, round(now - max(seen, json.loads(text)["since"]), 1))
+    return found
 
 
 @contextmanager
@@ -231,6 +382,9 @@ def _node(name: str, lease: float, reserved: int, facts: dict[str, Any]) -> Node
         lapses=facts.get("lapses", 0),
         proved=facts.get("proved", True) is not None,
         unproved=facts.get("unproved", ""),
+        overdue=facts.get("overdue", 0),
+        reconnects=facts.get("reconnects", 0),
+        held=facts.get("held", {}),
         queues=sorted(facts.get("queues", ())),
         **{each: facts.get(each) for each in ("pool", "concurrency", "running", "release")},
     )
@@ -244,6 +398,7 @@ def _queue(name: str, parts: list[tuple[int, float | None]], nodes: list[Node]) 
         depth=sum(depth for depth, _ in parts),
         oldest=max(ages, default=None),
         consumers=sum(node.lives and name in node.queues for node in nodes),
+        unacked=sum(node.held.get(name, 0) for node in nodes),
     )
 
 
@@ -258,6 +413,7 @@ def _server(info: dict[str, Any]) -> Server:
         loading=bool(info["loading"]),
         replicas=info.get("connected_slaves", 0),
         link_up=info["role"] == "master" or info.get("master_link_status") == "up",
+        uptime=info.get("uptime_in_seconds"),
     )
 
 

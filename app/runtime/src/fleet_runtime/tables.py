@@ -23,12 +23,18 @@ def show(status: Status, problems: list[str]) -> None:
         console.width = 160  # a file or a pipe has no width of its own
     console.print(_nodes(status.nodes))
     console.print(_queues(status.queues))
-    console.print(Text(f"Dead letters  {status.dead_letters}"))
+    lately = f", {status.dead_lately} of them in the last 10 minutes" if status.dead_lately else ""
+    console.print(Text(f"Dead letters  {status.dead_letters}{lately}"))
     console.print(Text(f"Beat          {status.schedule}"))
     console.print(Text(f"Redis         {_server(status.server)}"))
     for host in status.drained:
         said = f"Drained       {host.host}, for {_duration(host.since)}: {host.why}"
         console.print(Text(said, style="yellow"))
+    if not status.wanted:
+        said = (
+            "Redis does not know which nodes it wants, so those that are missing do not show: run site.yml."
+        )
+        console.print(Text(f"Inventory     {said}", style="yellow"))
     for problem in problems:
         console.print(Text(f"! {problem}", style="bold red"))
     if not problems:
@@ -55,10 +61,12 @@ def _nodes(nodes: list[Node]) -> Table:
 
 def _queues(queues: list[QueueState]) -> Table:
     """Return the table of queues."""
-    table = _table("QUEUE", right=("DEPTH", "OLDEST", "CONSUMERS"))
+    table = _table("QUEUE", right=("DEPTH", "OLDEST", "UNACKED", "CONSUMERS"))
     for queue in queues:
         consumers = Text(str(queue.consumers), style="" if queue.consumers else "bold red")
-        table.add_row(Text(queue.name), str(queue.depth), _duration(queue.oldest), consumers)
+        table.add_row(
+            Text(queue.name), str(queue.depth), _duration(queue.oldest), str(queue.unacked), consumers
+        )
     return table
 
 
