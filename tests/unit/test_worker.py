@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from celery.bin.worker import worker as celery_worker_command
 from filter import celery_worker as filters
 from filter.fleet import node_names
@@ -551,7 +552,9 @@ def units(tmp_path: Path) -> Path:
     rendered = role()
     unit = rendered.template("celery-worker@.service.j2")
     (tmp_path / "celery-worker@.service").write_text(
-        unit.replace("/opt/celery/demo/current/bin/celery", "/bin/true").replace("=celery\n", "=root\n")
+        unit.replace("/opt/celery/demo/current/bin/celery", "/bin/true")
+        .replace("/usr/local/sbin/fleet-celery-start", "/bin/true")
+        .replace("=celery\n", "=root\n")
     )
     (tmp_path / "celery.target").write_text(rendered.template("celery.target.j2"))
     drop_in = tmp_path / "celery-worker@default-1.service.d"
@@ -586,7 +589,7 @@ def test_the_sandbox_keeps_its_budget(tmp_path: Path) -> None:
 def test_the_unit_compares_what_it_reads() -> None:
     """Each environment file, and what the role can change, is in the stamp."""
     unit = role().template("celery-worker@.service.j2")
-    stamp = next(line for line in unit.splitlines() if line.startswith("ExecStartPre="))
+    stamp = next(line for line in unit.splitlines() if "sha256sum" in line)
     read = [line.partition("=")[2] for line in unit.splitlines() if line.startswith("EnvironmentFile=")]
     assert len(read) == 3
     for path in (*read, "/etc/systemd/system/celery-worker@.service", "/opt/celery/demo/current/release.json",
@@ -599,10 +602,22 @@ def test_the_unit_compares_what_it_reads() -> None:
 def test_the_unit_waits_for_signs_of_life() -> None:
     """The node sets the time with its first one, and children cannot give any. 0 is never."""
     watched = role().template("celery-worker@.service.j2").splitlines()
-    for line in ("NotifyAccess=main", "WatchdogSec=300", "Environment=FLEET_NODE_WATCHDOG=60"):
+    for line in ("NotifyAccess=exec", "WatchdogSec=300", "Environment=FLEET_NODE_WATCHDOG=60"):
         assert line in watched
     free = role(celery_worker_watchdog=0).template("celery-worker@.service.j2")
-    assert not any(word in free for word in ("Watchdog", "WATCHDOG", "NotifyAccess"))
+    assert not any(word in free for word in ("Watchdog", "WATCHDOG"))
+
+
+def test_a_start_takes_as_long_as_the_app_may_take_to_load() -> None:
+    """Several times as long as in the check of its release, where nothing else starts."""
+    unit = role(celery_worker_import_timeout=100).template("celery-worker@.service.j2").splitlines()
+    assert "TimeoutStartSec=500" in unit
+    assert "ExecStartPre=+/usr/local/sbin/fleet-celery-start turn %i 500" in unit
+    given = yaml.safe_load(Path("playbooks/vars/celery_worker.yml").read_text())
+    default = Role("celery_app").evaluate("celery_app_check_timeout")
+    expected = f"celery_app_check_timeout | default({default})"
+    assert given["celery_worker_import_timeout"] == f"{{{{ {expected} }}}}"
+    assert role().evaluate("celery_worker_import_timeout") == default
 
 
 def test_each_host_answers_for_its_own_nodes_only() -> None:

@@ -115,7 +115,8 @@ class Watchdog(bootsteps.Step):  # type: ignore[misc]  # celery ships no types
         """Return why the loop need not turn now; nothing if it should."""
         now = time.monotonic()
         if self.last_turn is None and now < self.born + START:
-            return "starting"
+            connected = getattr(getattr(self.worker, "consumer", None), "connection", None)
+            return "starting" if connected else "starting; waiting for the broker"
         if self._waits_for_tasks(now):
             return f"busy; {len(state.active_requests)} active"
         if not answers(self.worker.app):
