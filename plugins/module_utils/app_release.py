@@ -42,7 +42,7 @@ from ansible.module_utils.app_release_source import (
     file_digest,
     run,
 )
-from ansible.module_utils.app_release_tree import TRUST, explained
+from ansible.module_utils.app_release_tree import TRUST, explained, inherited
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name, parse_sdist_filename, parse_wheel_filename
@@ -56,7 +56,6 @@ LAYOUT = 1  # raise it when what is in the archive, or how hosts install it, cha
 EPOCH = "315532800"  # 1980-01-01, the first date that a wheel can carry: a rebuild gives the same bytes
 # The interpreter that builds, and what it needs besides /usr: not the environment that Ansible is in.
 PYTHON = [Path(sys.executable).resolve(), Path(sys.base_prefix)]
-UV_VARIABLES = ("UV_", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "SSL_CERT_")
 RESOLVED_FOR = "# resolved for Python "
 PYTHONS = [f"3.{minor}" for minor in range(8, 40)]
 
@@ -113,8 +112,7 @@ class Uv:
             network: Whether it may ask the index, which shows it the credentials for that.
         """
         own = {"UV_CACHE_DIR": str(work / ".uv-cache"), "SOURCE_DATE_EPOCH": EPOCH}
-        kept = [name for name in self.env if name.upper().startswith(UV_VARIABLES)] if network else []
-        env = {**{name: self.env[name] for name in kept}, "UV_PYTHON_DOWNLOADS": "never", **own}
+        env = {**(inherited(self.env) if network else {}), "UV_PYTHON_DOWNLOADS": "never", **own}
         config = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "uv" / "uv.toml"
         if network and config.is_file():
             env["UV_CONFIG_FILE"] = str(config)

@@ -35,6 +35,7 @@ MARKER = "release.json"
 HIDDEN = ("/etc/celery", "/etc/redis", "/var/lib/redis", "/var/lib/fleet")
 # uv trusts what the machine trusts, as pip and apt do there: its own list lacks the authority of a company.
 TRUST = {"UV_SYSTEM_CERTS": "1"}
+UV_VARIABLES = ("UV_", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "SSL_CERT_")
 NO_WHEEL = re.compile(
     r"no usable wheels|building from source is disabled|source distributions for .* is disabled", re.I
 )
@@ -108,8 +109,9 @@ class Installer:
             "UV_NO_PROGRESS": "1",
             "UV_PYTHON_DOWNLOADS": "never",
         }
+        env = {**TRUST, **inherited(os.environ), **self.env, **own}
         try:
-            self._call(path, [self.uv, *arguments], {**TRUST, **self.env, **own}, cwd=cwd, network=network)
+            self._call(path, [self.uv, *arguments], env, cwd=cwd, network=network)
         except TreeError as error:
             raise TreeError(explained(str(error))) from error
 
@@ -331,6 +333,11 @@ def user_ids(name: str) -> tuple[int, int]:
     except KeyError as error:
         raise TreeError(f"The host has no user {name}, who is to install the release.") from error
     return entry.pw_uid, entry.pw_gid
+
+
+def inherited(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables of an environment by which uv reaches an index: all of its own, proxies, trust."""
+    return {name: value for name, value in environ.items() if name.upper().startswith(UV_VARIABLES)}
 
 
 def explained(words: str) -> str:

@@ -141,6 +141,21 @@ def test_what_an_installation_may_reach(tree: ReleaseTree) -> None:
     assert [argv[2] for argv, asked in ASKED if asked["network"]] == ["install"]
 
 
+def test_uv_reaches_the_index_as_the_host_does(tree: ReleaseTree, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has the host's proxies, but nothing else of root's environment, and no other cache than its own."""
+    for name, value in {"https_proxy": "http://proxy", "SECRET": "CANARY", "UV_CACHE_DIR": "/root/x"}.items():
+        monkeypatch.setenv(name, value)
+    install(tree, "one")
+    uv = [asked["environment"] for argv, asked in ASKED if argv[0] == str(UV)]
+    assert len(uv) == 2
+    for environment in uv:
+        assert environment["https_proxy"] == "http://proxy"
+        assert environment["UV_CACHE_DIR"] == str(tree.cache)
+        assert "SECRET" not in environment
+    (compiler,) = [asked["environment"] for argv, asked in ASKED if argv[0] == str(PYTHON)]
+    assert set(compiler) == {"HOME"}
+
+
 def test_a_package_without_a_wheel_is_built_only_if_it_is_named(tree: ReleaseTree, tmp_path: Path) -> None:
     """The error names the package and the variable. What is named is built."""
     sdist, ran = tmp_path / "dep-1.0.tar.gz", tmp_path / "ran"
