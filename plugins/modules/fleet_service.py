@@ -68,6 +68,7 @@ seconds:
   type: dict
 """
 
+import select
 import time
 from typing import TYPE_CHECKING
 
@@ -82,6 +83,17 @@ if TYPE_CHECKING:
 
 class ServiceError(Exception):
     """A unit did not reach the state asked for; the message tells why."""
+
+
+def is_abandoned(stdout: int = 1) -> bool:
+    """Return whether nobody reads what the module says any more, for its run was interrupted.
+
+    Else it would go on for as long as all proofs may take, and meet the next run. Where sudo passes output
+    on through a terminal of its own (use_pty), it cannot be seen.
+    """
+    poll = select.poll()
+    poll.register(stdout, 0)
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
 
 
 class Services:
@@ -201,6 +213,8 @@ class Services:
             problem = self.problem(units)
             if not problem:
                 return
+            if is_abandoned():
+                raise SystemdError(f"the run that waited for this has ended; until then: {problem}")
             if last:
                 raise SystemdError(problem)
             time.sleep(self.params["ready_delay"])

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from typing import TYPE_CHECKING
 
 import pytest
 from ansible.module_utils.fleet_systemd import SystemdError
-from modules.fleet_service import ServiceError, Services
+from modules.fleet_service import ServiceError, Services, is_abandoned
 
 if TYPE_CHECKING:
     from typing import Any
@@ -218,3 +220,24 @@ def test_all_units_are_restarted_though_one_fails() -> None:
     with pytest.raises(ServiceError, match="a is not well"):
         apply(host, "restarted", "a", "b", ready_of=PROOFS, keep_going=True)
     assert host.ran == ["restart a", "restart b"]
+
+
+def test_who_is_read_by_nobody_is_abandoned() -> None:
+    """A pipe whose reader is gone, as after Ctrl-C on the controller; no file, and none that is read."""
+    reader, writer = os.pipe()
+    assert not is_abandoned(writer)
+    os.close(reader)
+    assert is_abandoned(writer)
+    os.close(writer)
+    with tempfile.TemporaryFile() as file:
+        assert not is_abandoned(file.fileno())
+
+
+def test_a_module_whose_run_was_interrupted_waits_no_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And restarts no more units: the next run does."""
+    host = Host(**{"a.service": ("active", "enabled"), "b.service": ("active", "enabled")})
+    host.pings_until_ready = 1000
+    monkeypatch.setattr("modules.fleet_service.is_abandoned", lambda: True)
+    with pytest.raises(ServiceError, match="the run that waited for this has ended"):
+        apply(host, "restarted", *host.units, ready=READY, ready_retries=1000)
+    assert host.ran == ["restart a.service"]
