@@ -18,6 +18,7 @@ class Package:
         whole: Whether dpkg has done with it. A run that was interrupted leaves one that is not.
         candidate: The version that apt would install.
         available: Every version that the archive has, the newest first.
+        security: Those of them that are in the distribution's archive of security updates.
     """
 
     name: str
@@ -25,6 +26,7 @@ class Package:
     whole: bool
     candidate: str
     available: list[str]
+    security: tuple[str, ...] = ()
 
 
 def missing(packages: list[str]) -> list[str]:
@@ -46,7 +48,8 @@ def look(names: list[str]) -> list[Package]:
     form = "--showformat=${Package}\t${Version}\t${db:Status-Status}\n"
     known = parse_status(_said("dpkg-query", "--show", form, *names))
     candidates = parse_policy(_said("apt-cache", "policy", *names))
-    offered = parse_madison(_said("apt-cache", "madison", *names))
+    said = _said("apt-cache", "madison", *names)
+    offered, security = parse_madison(said), parse_madison(said, pocket="-security/")
     return [
         Package(
             name,
@@ -54,6 +57,7 @@ def look(names: list[str]) -> list[Package]:
             known.get(name, ("", ""))[1] == "installed",
             candidates.get(name, ""),
             offered.get(name, []),
+            tuple(security.get(name, ())),
         )
         for name in names
     ]
@@ -80,12 +84,17 @@ def parse_policy(text: str) -> dict[str, str]:
     return found
 
 
-def parse_madison(text: str) -> dict[str, list[str]]:
-    """Return the versions that the archive has of each package, of what `apt-cache madison` prints."""
+def parse_madison(text: str, pocket: str = "") -> dict[str, list[str]]:
+    """Return the versions that the archive has of each package, of what `apt-cache madison` prints.
+
+    Args:
+        text: What it prints.
+        pocket: A part of the name of the archive, such as `-security/`; all archives if empty.
+    """
     found: dict[str, list[str]] = {}
     for line in text.splitlines():
         name, version, place = (part.strip() for part in line.split("|"))
-        if place.endswith("Packages") and version not in found.setdefault(name, []):
+        if place.endswith("Packages") and pocket in place and version not in found.setdefault(name, []):
             found[name].append(version)
     return found
 

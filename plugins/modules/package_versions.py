@@ -17,6 +17,11 @@ options:
     description: The version that they should have. The candidate of each, if empty.
     type: str
     default: ""
+  warn:
+    description: Playbook that installs a newer version. If there is one, warn, and say whether it is in the
+      archive of security updates.
+    type: str
+    default: ""
 author: celery-fleet
 """
 
@@ -31,6 +36,7 @@ RETURN = r"""
 installed: {description: The version that the first package has., returned: success, type: str}
 wanted: {description: The version that it should have., returned: success, type: str}
 due: {description: Whether a package has another version than it should., returned: success, type: bool}
+security: {description: Whether what is wanted is a security update., returned: success, type: bool}
 unfinished:
   description: Whether dpkg was interrupted while it installed one of them.
   returned: success
@@ -85,6 +91,10 @@ def decide(packages: Sequence[Package], version: str) -> dict[str, Any]:
         "installed": first.installed,
         "wanted": wanted[first.name],
         "due": any(wanted[package.name] != package.installed or not package.whole for package in packages),
+        "security": any(
+            wanted[package.name] != package.installed and wanted[package.name] in package.security
+            for package in packages
+        ),
         "unfinished": not all(package.whole for package in packages),
         "older": age(wanted[first.name], first.installed),
         "targets": [f"{name}={version}" for name, version in wanted.items()],
@@ -92,6 +102,15 @@ def decide(packages: Sequence[Package], version: str) -> dict[str, Any]:
         if all(package.installed in package.available for package in packages)
         else [],
     }
+
+
+def news(result: dict[str, Any], name: str, playbook: str) -> str:
+    """Return what an operator is to know of a newer version."""
+    what = "the security update" if result["security"] else "version"
+    return (
+        f"{name} {result['installed']} is on hold, and the archive has {what} {result['wanted']}. "
+        f"{playbook} installs it."
+    )
 
 
 def age(wanted: str, installed: str) -> str:
@@ -107,6 +126,7 @@ def main() -> None:
         argument_spec={
             "name": {"type": "list", "elements": "str", "required": True},
             "version": {"type": "str", "default": ""},
+            "warn": {"type": "str", "default": ""},
         },
         supports_check_mode=True,
     )
@@ -114,6 +134,8 @@ def main() -> None:
         result = decide(look(module.params["name"]), module.params["version"])
     except VersionError as error:
         module.fail_json(msg=str(error))
+    if module.params["warn"] and result["due"]:
+        module.warn(news(result, module.params["name"][0], module.params["warn"]))
     module.exit_json(**result)
 
 

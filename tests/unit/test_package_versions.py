@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 
 import pytest
-from ansible.module_utils.debian_packages import Package
-from modules.package_versions import VersionError, decide
+from ansible.module_utils.debian_packages import Package, parse_madison
+from modules.package_versions import VersionError, decide, news
 
 pytestmark = pytest.mark.skipif(not shutil.which("dpkg"), reason="this is no Debian")
 
@@ -26,6 +27,31 @@ def test_a_newer_candidate_is_due() -> None:
     assert (found["due"], found["installed"], found["wanted"], found["older"]) == (True, OLD, NEW, "no")
     assert found["targets"] == [f"redis-server={NEW}", f"redis-tools={NEW}"]
     assert found["returns"] == [f"redis-server={OLD}", f"redis-tools={OLD}"]
+
+
+def test_a_security_update_is_named() -> None:
+    """One that is held back is told of: nothing else would install it."""
+    ordinary = decide(packages(), "")
+    assert not ordinary["security"]
+    assert "has version 5:7.0.15-1~deb12u10. playbooks/x.yml" in news(
+        ordinary, "redis-server", "playbooks/x.yml"
+    )
+    urgent = decide([replace(one, security=(NEW,)) for one in packages()], "")
+    assert urgent["security"]
+    assert "has the security update 5:7" in news(urgent, "redis-server", "playbooks/x.yml")
+    assert not decide([replace(one, security=(NEW,)) for one in packages(NEW)], "")["security"]
+
+
+def test_the_archive_of_security_updates_is_known() -> None:
+    """By its name, of what apt-cache prints on Debian and on Ubuntu."""
+    text = """\
+redis-server | 5:2 | http://security.debian.org/debian-security bookworm-security/main amd64 Packages
+redis-server | 5:1 | http://deb.debian.org/debian bookworm/main amd64 Packages
+redis-tools | 5:2 | http://security.ubuntu.com/ubuntu noble-security/universe amd64 Packages
+redis-tools | 5:3 | http://archive.ubuntu.com/ubuntu noble-updates/universe amd64 Packages
+"""
+    assert parse_madison(text, "-security/") == {"redis-server": ["5:2"], "redis-tools": ["5:2"]}
+    assert parse_madison(text) == {"redis-server": ["5:2", "5:1"], "redis-tools": ["5:2", "5:3"]}
 
 
 def test_the_newest_is_not_due() -> None:

@@ -19,7 +19,13 @@ PLAYS = [
     if "hosts" in play and play["hosts"] != "localhost"
 ]
 # These look at hosts, and tell which do not answer.
-LOOKING = ("Ask whether the hosts are there", "Look at the workers", "Look at Beat", "Look at Flower")
+LOOKING = (
+    "Ask whether the hosts are there",
+    "Look at the broker",
+    "Look at the workers",
+    "Look at Beat",
+    "Look at Flower",
+)
 LOOK_ONLY = {"status.yml", "secrets.yml"}  # and what the controller alone has
 STRICT = {"any_errors_fatal": True, "max_fail_percentage": 0}
 BATCH = yaml.safe_load((PROJECT / "playbooks/vars/batch.yml").read_text())
