@@ -28,6 +28,7 @@ def test_all_nodes_of_the_inventory_are_wanted_and_there(fleet: Fleet) -> None:
     eventually(knows_all, timeout=60)
 
 
+@pytest.mark.long
 @pytest.mark.faults
 def test_a_node_that_falls_again_and_again_is_told_of(fleet: Fleet) -> None:
     """Though it is there each time that somebody looks."""
