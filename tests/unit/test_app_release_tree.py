@@ -291,6 +291,16 @@ def test_where_a_rollback_goes(tree: ReleaseTree) -> None:
     assert sorted(path.name for path in tree.root.iterdir()) == ["current", "releases"]
 
 
+def test_which_releases_load_scripts(tree: ReleaseTree) -> None:
+    """Those with a runtime from before it called functions of Redis, and those without one."""
+    fake(tree, "before", "now", "foreign")
+    for release, module in (("before", "scripts.py"), ("now", "functions.py")):
+        runtime = tree.releases / release / "lib" / "python3.11" / "site-packages" / "fleet_runtime"
+        runtime.mkdir(parents=True)
+        (runtime / module).touch()
+    assert sorted(tree.scripted()) == ["before", "foreign"]
+
+
 def test_what_is_surplus(tree: ReleaseTree) -> None:
     """The newest, the current and the previous stay; older ones, ruins and archives go."""
     fake(tree, "one", "two", "three", "four", "five")

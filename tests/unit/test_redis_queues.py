@@ -143,3 +143,15 @@ def test_queues_of_each_release_of_the_role_are_known(steps: str) -> None:
     control = f"~*@*.celery.pidbox ~*@*.celery.pidbox{steps}"
     rules = f"(%W~a %W~a{steps} +lpush) (~b ~b{steps} {control} +llen) ~c{steps}"
     assert queues_of(f"user web on {rules}\n") == {"a", "b", "c"}
+
+
+@pytest.mark.parametrize(("rule", "may"), [("+script|load ", True), ("+script|exists ", False), ("", False)])
+def test_who_could_load_scripts_is_told(server: Server, rule: str, may: bool) -> None:
+    """Of the file that is there, whichever user it is; nothing is asked of Redis."""
+    file = server.directory / "users.acl"
+    now = file.read_text()
+    try:
+        file.write_text(f"user beat on #digest -@all +ping {rule}(~redbeat:* +get)\n")
+        assert found(server, "default", password="")["any_script"] is may
+    finally:
+        file.write_text(now)
