@@ -15,6 +15,7 @@ from fleet_runtime.cli import fleet
 from fleet_runtime.errors import FleetError
 from fleet_runtime.queues import routed
 from kombu import Exchange, Queue
+from kombu.common import Broadcast
 
 # Celery 6 will have no queue for a task of itself; apps of today have.
 pytestmark = pytest.mark.filterwarnings("ignore::celery.exceptions.CDeprecationWarning")
@@ -104,6 +105,34 @@ def test_a_queue_that_nobody_consumes_is_a_finding() -> None:
         "No node consumes the queue email, which has tasks by task_routes for shop.mail, the task shop.mail."
     ]
     assert findings(app, []) == [], "that is not known"
+
+
+def test_a_broadcast_queue_has_the_name_that_the_app_gives_it() -> None:
+    """Not the one that it has in this process alone."""
+    app = shop(task_queues=[Queue("default"), Queue("heavy"), Broadcast("news")])
+    assert set(routed(app)) == {"default", "heavy", "news"}
+    assert findings(app, ["default", "heavy", "news"]) == []
+    assert findings(app, ["default", "heavy"]) == [
+        "No node consumes the Broadcast queue news, which has tasks by task_queues."
+    ]
+
+
+def test_a_task_whose_messages_no_node_reads_is_a_finding() -> None:
+    """By its name, with the serializer that it has for itself."""
+    app = shop(accept_content=["json"])
+    app.tasks["shop.pay"].serializer = "pickle"
+    app.tasks["shop.mail"].serializer = "application/json"
+    (finding,) = findings(app, [])
+    assert finding.startswith("The task shop.pay has the serializer pickle, and the fleet accepts json: ")
+    app.conf.accept_content = ["json", "pickle"]
+    assert findings(app, []) == []
+
+
+def test_queues_of_single_nodes_are_told_of() -> None:
+    """Redis refuses them, unless the inventory says otherwise."""
+    (told,) = costs(shop(worker_direct=True))
+    assert told.startswith("With worker_direct each node has a queue of its own")
+    assert costs(shop()) == []
 
 
 def test_a_queue_that_cannot_be_made_is_refused() -> None:

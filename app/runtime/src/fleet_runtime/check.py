@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from kombu.serialization import prepare_accept_content, registry
+
 from fleet_runtime import overrides, queues
 from fleet_runtime.loading import blaming
 from fleet_runtime.settings import unknown_variables
@@ -41,7 +43,13 @@ def findings(app: Celery, consumed: Collection[str], beat_scheduler: str = "") -
         beat_scheduler: What the fleet's Beat runs: redbeat or persistent; nothing if there is none.
     """
     refused = [one.sentence for one in overrides.find(app, beat_scheduler) if one.refuses]
-    return [*unknown_variables(), *refused, *_unconsumed(app, consumed), *_repeated(app)]
+    return [
+        *unknown_variables(),
+        *refused,
+        *_unconsumed(app, consumed),
+        *_repeated(app),
+        *_unreadable(app),
+    ]
 
 
 def overridden(app: Celery, beat_scheduler: str = "") -> list[str]:
@@ -61,7 +69,7 @@ def costs(app: Celery) -> list[str]:
     Args:
         app: The app, with its tasks imported.
     """
-    return [*_connections(app), *_tracked(app), *_short_lived(app)]
+    return [*_connections(app), *_tracked(app), *_short_lived(app), *_direct(app)]
 
 
 def _batches(app: Celery) -> list[str]:
@@ -108,10 +116,34 @@ def _unconsumed(app: Celery, consumed: Collection[str]) -> list[str]:
     """Return the queues in which tasks would wait for ever."""
     if not consumed:
         return []
+    to_all = queues.broadcast(app)
     return [
-        f"No node consumes the queue {queue}, which has tasks by {_few(reasons)}."
+        f"No node consumes the {'Broadcast ' * (queue in to_all)}queue {queue}, "
+        f"which has tasks by {_few(reasons)}."
         for queue, reasons in queues.routed(app).items()
         if queue not in consumed
+    ]
+
+
+def _unreadable(app: Celery) -> list[str]:
+    """Return the tasks whose messages every node would refuse, because of a serializer of their own."""
+    accepted = prepare_accept_content(app.conf.accept_content)
+    return [
+        f"The task {name} has the serializer {task.serializer}, and the fleet accepts "
+        f"{', '.join(app.conf.accept_content)}: each call of it would be a dead letter. "
+        "Change the task, or add the serializer to FLEET_ACCEPT_CONTENT."
+        for name, task in sorted(app.tasks.items())
+        if task.serializer and registry.name_to_type.get(task.serializer, task.serializer) not in accepted
+    ]
+
+
+def _direct(app: Celery) -> list[str]:
+    """Return whether each node has a queue of its own, which Redis's access rules name only if told to."""
+    if not app.conf.worker_direct:
+        return []
+    return [
+        "With worker_direct each node has a queue of its own, such as default-1@host.dq2. Redis refuses it "
+        "unless redis_worker_direct is true in the inventory; then the node consumes its other queues."
     ]
 
 

@@ -42,7 +42,7 @@ def _configured(app: Celery) -> Found:
     """Yield the default queue, and those that the app declares."""
     yield app.conf.task_default_queue, "task_default_queue"
     if app.conf.task_queues:
-        yield from ((queue, "task_queues") for queue in app.amqp.queues)
+        yield from ((_name(queue), "task_queues") for queue in app.amqp.queues.values())
 
 
 def _routes(app: Celery) -> Found:
@@ -98,6 +98,15 @@ def _is_pair(value: Any) -> bool:
     return isinstance(value, (list, tuple)) and len(value) == 2
 
 
+def broadcast(app: Celery) -> set[str]:
+    """Return the queues of an app each message of which goes to all nodes that consume them."""
+    queues = app.amqp.queues.values() if app.conf.task_queues else ()
+    return {_name(queue) for queue in queues if getattr(queue.exchange, "type", "") == "fanout"}
+
+
 def _name(queue: Any) -> str:
-    """Return the name of a queue, given as such or by its name."""
-    return str(getattr(queue, "name", queue))
+    """Return the name of a queue, given as such or by its name.
+
+    That of a Broadcast queue is another one in each process; its alias is what an app and an inventory say.
+    """
+    return str(getattr(queue, "alias", None) or getattr(queue, "name", queue))
