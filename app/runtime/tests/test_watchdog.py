@@ -12,8 +12,11 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from celery import bootsteps
+from celery.concurrency import prefork, thread
 from celery.worker import state
-from fleet_runtime.watchdog import is_deaf
+from fleet_runtime.recovery import _concurrency
+from fleet_runtime.watchdog import LEAKED, STOP, Watchdog, is_deaf
 
 from app.runtime.tests.conftest import APPS, FIRST_OF_POOLS
 from app.tests.broker import Broker
@@ -302,3 +305,44 @@ def test_a_node_that_asks_for_nothing_is_deaf(
     )
     assert is_deaf(channel, SECONDS) is expected
     assert not is_deaf(None, SECONDS)
+
+
+def test_a_node_that_stops_may_give_back_for_minutes() -> None:
+    """Without tasks, too: it may hold tens of thousands of messages that wait for their time."""
+    watchdog = object.__new__(Watchdog)
+    watchdog.worker = SimpleNamespace(blueprint=SimpleNamespace(state=bootsteps.RUN))
+    watchdog.stopping_since = None
+    assert not watchdog._gives_back(0.0)
+    watchdog.worker.blueprint.state = bootsteps.CLOSE
+    assert watchdog._gives_back(100.0)
+    assert watchdog._gives_back(100.0 + STOP - 1)
+    assert not watchdog._gives_back(100.0 + STOP + 1)
+
+
+def test_a_node_whose_places_have_leaked_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has no room, runs nothing, and keeps nothing that waits for its time or its rate."""
+    channel = SimpleNamespace(qos=SimpleNamespace(can_consume=lambda: False))
+    bucket = SimpleNamespace(contents=[])
+    watchdog = object.__new__(Watchdog)
+    watchdog.worker = SimpleNamespace(consumer=SimpleNamespace(task_buckets={"shop.add": bucket, "x": None}))
+    watchdog.seconds, watchdog.full_since = 60.0, None
+    late = LEAKED * 60 + 1
+    assert not watchdog._has_leaked(channel, 0.0)
+    assert watchdog._has_leaked(channel, late)
+    for name in ("active_requests", "reserved_requests", "scheduled_requests"):
+        with monkeypatch.context() as patched:
+            patched.setattr(state, name, {"a request"})
+            assert not watchdog._has_leaked(channel, late), name
+        assert not watchdog._has_leaked(channel, late), "its time begins anew"
+        watchdog.full_since = 0.0
+    bucket.contents.append("limited")
+    assert not watchdog._has_leaked(channel, late)
+    bucket.contents.clear()
+    channel.qos.can_consume = lambda: True
+    assert not watchdog._has_leaked(channel, late)
+
+
+def test_a_pool_that_has_stopped_says_how_many_it_runs() -> None:
+    """Celery asks an object that is gone by then."""
+    assert _concurrency(prefork.TaskPool(2)) == 0
+    assert _concurrency(thread.TaskPool(2)) == 2

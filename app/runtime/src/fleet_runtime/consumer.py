@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 from celery.exceptions import CPendingDeprecationWarning, InvalidTaskError
 from celery.worker.consumer import Consumer
+from celery.worker.control import control_command
 from kombu.exceptions import ContentDisallowed
 from redis.exceptions import ResponseError
 
-from fleet_runtime import probation, reading
+from fleet_runtime import channels, probation, reading, reconnect, transport
 from fleet_runtime.dead_letters import End, Reason
 from fleet_runtime.logs import about
 from fleet_runtime.request import Burial, Mortal, adopt, bury
@@ -42,6 +43,47 @@ class FleetConsumer(Consumer):  # type: ignore[misc]  # celery ships no types
         self.limited: set[Any] = set()
         super().__init__(partial(_hand_over, on_task_request), *args, **kwargs)
         reading.guard()
+        channels.guard()
+
+    def start(self) -> None:
+        """Consume until the node stops, or until something ends it that nobody has foreseen."""
+        try:
+            super().start()
+        except Exception:
+            # What is held is left to others, as if the process had died: it counts as a loss then.
+            reconnect.Held.crashed = True
+            raise
+
+    def connect(self) -> Any:
+        """Connect; of the queues that this node consumes, those that Redis refuses are left out."""
+        connection = super().connect()
+        channel = connection.default_channel
+        if isinstance(channel, transport.Channel):
+            channel.bears, channel.on_refused = True, partial(self.call_soon, self._tell)
+        return connection
+
+    @property
+    def refused(self) -> dict[str, str]:
+        """The queues that this node should consume, and that Redis refuses, each with the reason."""
+        channel = getattr(self.task_consumer, "channel", None)
+        return dict(getattr(channel, "refused", {}))
+
+    def _tell(self) -> None:
+        """Tell the others how this node is, if it is connected."""
+        if self.connection and self.task_consumer:
+            self.announce()
+
+    def refusal(self, queue: Any) -> str:
+        """Return why this node cannot consume a queue, in a sentence; nothing if it can."""
+        if not (isinstance(queue, str) and queue):
+            return f"{queue!r:.100} is no name of a queue."
+        channel = getattr(self.task_consumer, "channel", None)
+        if not isinstance(channel, transport.Channel) or not (reason := channel.refusal(queue)):
+            return ""
+        return (
+            f"Redis refuses the queue {queue}: {reason}. Its access rules have the queues of the inventory, "
+            "and a key of that name must be a list."
+        )
 
     def on_connection_error_after_connected(self, exc: Exception) -> None:
         """Prepare for another connection."""
@@ -71,7 +113,10 @@ class FleetConsumer(Consumer):  # type: ignore[misc]  # celery ships no types
         routing_key: str | None = None,
         **options: Any,
     ) -> None:
-        """Consume a queue, too; not before this node has proved that it works."""
+        """Consume a queue, too, unless Redis refuses it; not before this node has proved that it works."""
+        if refusal := self.refusal(queue):
+            logger.error("A queue cannot be consumed. %s", refusal)
+            return
         if probation.own.at is not None:
             super().add_task_queue(queue, exchange, exchange_type, routing_key, **options)
             return
@@ -124,7 +169,13 @@ class FleetConsumer(Consumer):  # type: ignore[misc]  # celery ships no types
             except Exception as error:
                 return self.on_decode_error(message, error)
             with about(message):
-                return handle(message)
+                try:
+                    return handle(message)
+                except Exception as error:
+                    # Before the pool has it: `ending` sees to what fails from then on.
+                    if channels.is_of_broker(error):
+                        raise
+                    return self.on_invalid_task(None, message, error)
 
         return on_task_received
 
@@ -143,11 +194,32 @@ class FleetConsumer(Consumer):  # type: ignore[misc]  # celery ships no types
         reason = Reason.UNDECODABLE if isinstance(exc, ContentDisallowed) else Reason.INVALID
         if self._bury(message, End.of(reason, exc)):
             super().on_invalid_task(body, message, exc)
+            self._tell_caller(message, exc)
 
     def on_decode_error(self, message: Any, exc: BaseException) -> None:
-        """Handle a message whose body cannot be read."""
+        """Handle a message whose body cannot be read; the node's mailbox asks for its own here, too."""
+        if message.channel is not getattr(self.task_consumer, "channel", None):
+            channels.dropped.add(channels.CONTROL, exc)
+            return
         if self._bury(message, End.of(Reason.UNDECODABLE, exc)):
             super().on_decode_error(message, exc)
+            self._tell_caller(message, exc)
+
+    def _tell_caller(self, message: Any, error: BaseException) -> None:
+        """Store that a task has failed whose message cannot be read, if its headers say which it is.
+
+        Celery stores nothing, and whoever asked for the result waits for ever.
+        """
+        headers = message.headers if isinstance(message.headers, dict) else {}
+        name, task = headers.get("id"), self.app.tasks.get(str(headers.get("task")))
+        wants_none = headers.get("ignore_result", getattr(task, "ignore_result", False))
+        if wants_none or not (isinstance(name, str) and name):
+            return
+        failure = InvalidTaskError(f"The node could not read the message: {channels.said(error)}")
+        try:
+            self.app.backend.mark_as_failure(name, failure)
+        except Exception as refusal:
+            logger.warning("The failure of %s cannot be stored: %s", name, channels.said(refusal))
 
     def _require_readable(self, message: Any) -> None:
         """Refuse a message on which Celery's handler would fail with what it does not expect.
@@ -167,6 +239,46 @@ class FleetConsumer(Consumer):  # type: ignore[misc]  # celery ships no types
     def _bury(self, message: Any, end: End) -> bool:
         """Move a message to the dead letters; return whether Celery may drop it now."""
         return bury(f"A message ({end.reason})", Burial(message, end, self.hostname))
+
+
+@control_command(  # type: ignore[untyped-decorator]  # celery ships no types
+    args=[("queue", str), ("exchange", str), ("exchange_type", str), ("routing_key", str)],
+    signature="<queue> [exchange [type [routing_key]]]",
+)
+def add_consumer(
+    state: Any,
+    queue: Any,
+    exchange: str | None = None,
+    exchange_type: str | None = None,
+    routing_key: str | None = None,
+    **options: Any,
+) -> dict[str, str]:
+    """Tell worker(s) to consume from task queue by name."""
+    if refusal := state.consumer.refusal(queue):
+        logger.error("A queue cannot be consumed. %s", refusal)
+        return {"error": refusal}
+    add = partial(_as_commanded, state.consumer.add_task_queue)
+    state.consumer.call_soon(add, queue, exchange, exchange_type or "direct", routing_key, **options)
+    return {"ok": f"add consumer {queue}"}
+
+
+@control_command(args=[("queue", str)], signature="<queue>")  # type: ignore[untyped-decorator]
+def cancel_consumer(state: Any, queue: Any, **_: Any) -> dict[str, str]:
+    """Tell worker(s) to stop consuming from task queue by name."""
+    if not isinstance(queue, str):
+        return {"error": f"{queue!r:.100} is no name of a queue."}
+    state.consumer.call_soon(partial(_as_commanded, state.consumer.cancel_task_queue), queue)
+    return {"ok": f"no longer consuming from {queue}"}
+
+
+def _as_commanded(do: Callable[..., Any], *args: Any, **options: Any) -> None:
+    """Do in the node's loop what was commanded; what is wrong with the command does not end the node."""
+    try:
+        do(*args, **options)
+    except Exception as error:
+        if channels.is_of_broker(error):
+            raise
+        channels.dropped.add(channels.CONTROL, error)
 
 
 def _pause_if_refused(error: Exception) -> None:

@@ -157,7 +157,7 @@ class End:
             return cls(reason)
         if text is None:
             text = "".join(traceback.format_exception(error)) if error.__traceback__ else ""
-        return cls(reason, _short(f"{type(error).__name__}: {error}"), _short(text))
+        return cls(reason, _short(f"{type(error).__name__}: {_said_by(error)}"), _short(text))
 
 
 @dataclass(frozen=True)
@@ -440,6 +440,14 @@ def _id_of_first_protocol(message: Any) -> str | None:
 def _text(value: Any) -> str | None:
     """Return a text; nothing for anything else."""
     return value if isinstance(value, str) else None
+
+
+def _said_by(error: BaseException) -> str:
+    """Return the text of an exception, which may be one of a task's own, and have none."""
+    try:
+        return str(error)
+    except Exception as another:
+        return f"(its text cannot be read: {type(another).__name__})"
 
 
 def _short(text: str) -> str:

@@ -19,7 +19,7 @@ from kombu.serialization import prepare_accept_content, registry
 from redis.backoff import ConstantBackoff
 from redis.retry import Retry
 
-from fleet_runtime import functions, greenlets, overrides, selection
+from fleet_runtime import channels, functions, greenlets, overrides, selection
 from fleet_runtime.errors import FleetError
 from fleet_runtime.guard import Guard
 from fleet_runtime.loading import blaming
@@ -104,6 +104,7 @@ def lay(app: Celery, settings: FleetSettings) -> None:
     app.log_cls = FleetLogging
     lay_messages(with_arguments=settings.log_arguments)
     greenlets.let_run()
+    channels.guard_results()
     app.steps["worker"].add(Guard)
     app.steps["worker"].add(OWNERSHIP)
     app.steps["worker"].add(WATCHDOG)

@@ -147,6 +147,9 @@ def _problem(node: str, seen: Seen, wanted: list[str], timeout: float) -> str:
         return f"{node} ran a task for a proof, and it failed: {seen.facts['unproved']}"
     if not seen.has_proved:
         return f"{node} did not run a task within {timeout:g} seconds, and takes no other."
+    if refused := seen.facts.get("refused"):
+        listed = "; ".join(f"{queue} ({reason})" for queue, reason in sorted(refused.items()))
+        return f"{node} cannot consume what Redis refuses: {listed}"
     if not seen.queues or seen.queues != (wanted or seen.queues):
         found = ", ".join(seen.queues) or "nothing"
         return f"{node} should consume {', '.join(wanted) or 'something'}, and consumes {found}."

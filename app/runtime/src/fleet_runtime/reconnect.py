@@ -84,9 +84,10 @@ class HeldQoS(QoS):
     def restore_unacked_once(self, stderr: Any = None) -> None:
         """Put back what was not acknowledged, as the channel is closed, unless the node goes on.
 
-        Then kombu would hand out what still runs here.
+        Then kombu would hand out what still runs here. Nor if an error ends the node: a message may be the
+        cause, and counts as one that was lost if it is given back as what a dead node held.
         """
-        if self.held.goes_on() or self.held.qos is not self:
+        if self.held.crashed or self.held.goes_on() or self.held.qos is not self:
             self._on_collect.cancel()
             return
         super().restore_unacked_once(stderr)
@@ -105,9 +106,15 @@ def copied(requests: Any) -> list[Any]:
 
 
 class Held:
-    """What this node has taken from its queues, and not acknowledged."""
+    """What this node has taken from its queues, and not acknowledged.
+
+    Attributes:
+        qos: kombu's account of it, of the channel by which it is acknowledged.
+        crashed: Whether an error is ending the node.
+    """
 
     qos: Any = None
+    crashed = False
 
     def __init__(self, consumer: Any) -> None:
         """Watch what a consumer takes."""

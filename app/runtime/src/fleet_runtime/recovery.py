@@ -30,7 +30,9 @@ from kombu.utils.encoding import bytes_to_str
 from redis.exceptions import NoPermissionError, RedisError, ResponseError
 
 from fleet_runtime import (
+    channels,
     dead_letters,
+    ending,
     fullness,
     functions,
     history,
@@ -38,6 +40,7 @@ from fleet_runtime import (
     probation,
     reconnect,
     redact,
+    revoking,
     transport,
 )
 from fleet_runtime.dead_letters import End, Reason
@@ -289,6 +292,8 @@ class Ownership(bootsteps.Step):  # type: ignore[misc]  # celery ships no types
             # It runs each as it is delivered, and what came with it would wait, and not be acknowledged.
             options[transport.OPTION] = 1
         reconnect.mend()
+        ending.mend(worker)
+        revoking.mend()
         try:
             require_name(worker.app, node)  # first: what tries the rights writes under the name
             require_rights(worker.app, node)
@@ -348,7 +353,7 @@ class Recovery(bootsteps.StartStopStep):  # type: ignore[misc]  # celery ships n
             "pid": os.getpid(),
             "host": socket.gethostname(),
             "pool": "threads" if pool == "thread" else pool,
-            "concurrency": consumer.pool.num_processes,
+            "concurrency": _concurrency(consumer.pool),
             "running": len(state.active_requests),
             "held": self._held.by_queue(),
             "overdue": sum(self._is_overdue(request) for request in copied(state.active_requests)),
@@ -363,6 +368,8 @@ class Recovery(bootsteps.StartStopStep):  # type: ignore[misc]  # celery ships n
             "proved": probation.own.at,
             "unproved": probation.own.error,
             "excused": probation.own.excused,
+            "refused": consumer.refused,
+            "dropped": dict(channels.dropped.counts),
         }
 
     def _is_overdue(self, request: Any) -> bool:
@@ -372,7 +379,7 @@ class Recovery(bootsteps.StartStopStep):  # type: ignore[misc]  # celery ships n
 
     def _queues(self) -> list[str]:
         """Return what this node consumes, and will again on its next connection."""
-        queues = self._consumer.app.amqp.queues.consume_from
+        queues = self._consumer.app.amqp.queues.consume_from.keys() - self._consumer.refused.keys()
         return sorted(queues) if probation.own.at is not None else []
 
     def _announce(self) -> None:
@@ -414,6 +421,14 @@ class Recovery(bootsteps.StartStopStep):  # type: ignore[misc]  # celery ships n
                     history.leaves(client, self.node)
         except Exception as error:
             logger.warning("The lease cannot be given up, and ends by itself: %s", error)
+
+
+def _concurrency(pool: Any) -> int:
+    """Return how many tasks a pool runs at a time: none, if it has stopped already (celery 5.7, prefork)."""
+    try:
+        return int(pool.num_processes)
+    except AttributeError:
+        return 0
 
 
 def own_keys(node: str) -> dict[str, str]:

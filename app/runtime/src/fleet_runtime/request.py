@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import threading
 from contextlib import contextmanager
 from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -59,6 +60,7 @@ class Burial(NamedTuple):
 
 # What Redis has refused so far, by delivery tag. It is held still.
 postponed: dict[str, Burial] = {}
+_one_loss_at_a_time = threading.RLock()
 
 
 class Mortal(Request):  # type: ignore[misc]  # celery ships no types
@@ -93,8 +95,12 @@ class Mortal(Request):  # type: ignore[misc]  # celery ships no types
         self._end = self._judge(exc_info)
         if self._end and self.acknowledged and not self.task.acks_late:
             self._bury()  # Celery has nothing more to acknowledge
-        with self._unless_poison():
-            return super().on_failure(exc_info, send_failed_event, return_ok)
+        try:
+            with self._unless_poison():
+                return super().on_failure(exc_info, send_failed_event, return_ok)
+        except Exception as error:
+            self._settle(error)
+            raise
 
     def on_timeout(self, soft: bool, timeout: float) -> None:
         """Handle a time limit."""
@@ -168,7 +174,7 @@ class Mortal(Request):  # type: ignore[misc]  # celery ships no types
         """Return how this ends, should Celery drop it now; None if that were no failure."""
         error = raised(exc_info)
         reason: Reason | None = Reason.FAILED
-        if isinstance(error, (Retry, Ignore, Terminated, MemoryError)):
+        if isinstance(error, (Retry, Ignore, Terminated)):
             reason = None
         elif isinstance(error, Reject):
             reason = None if error.requeue else Reason.REJECTED
@@ -194,17 +200,29 @@ class Mortal(Request):  # type: ignore[misc]  # celery ships no types
         """Keep Celery from putting poison back into its queue.
 
         It asks the task, and no one else, whether to (celery 5.7, Request.on_failure). Nothing else asks
-        meanwhile: processes are lost in one thread only.
+        meanwhile: in a pool of threads, several tasks may end so at a time, one after another.
         """
-        if not (self._end and self._end.reason == Reason.POISON):
+        if not (self._end and self._end.reason in dead_letters.COUNTED):
             yield
             return
         task = self.task
-        kept, task.reject_on_worker_lost = task.reject_on_worker_lost, False
-        try:
-            yield
-        finally:
-            task.reject_on_worker_lost = kept
+        with _one_loss_at_a_time:
+            kept = task.reject_on_worker_lost
+            task.reject_on_worker_lost = kept and self._end.reason != Reason.POISON
+            try:
+                yield
+            finally:
+                task.reject_on_worker_lost = kept
+
+    def _settle(self, error: Exception) -> None:
+        """Acknowledge a message whose failure could not be handled to its end, after moving it.
+
+        Else it would be held for as long as this node lives, with the place that it takes.
+        """
+        if self.acknowledged or self._already_cancelled or self._already_revoked:
+            return
+        self._end = self._end or End.of(Reason.FAILED, error)
+        self.acknowledge()
 
     def _bury(self) -> bool:
         """Move the message to the dead letters; return whether Celery may acknowledge it now.

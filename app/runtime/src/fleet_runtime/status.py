@@ -50,6 +50,7 @@ class Node:
         overdue: Tasks that run for longer than their time limit, and so keep a slot that nobody frees.
         reconnects: How often it lost its connection to Redis in the last ten minutes.
         held: Messages that it holds, by queue, as of its last sign of life.
+        refused: Queues that it should consume, and that Redis refuses, each with the reason.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Node:
     pool: str | None = None
     concurrency: int | None = None
     queues: list[str] = field(default_factory=list)
+    refused: dict[str, str] = field(default_factory=dict)
     running: int | None = None
     uptime: float | None = None
     release: str | None = None
@@ -189,6 +191,8 @@ class Status:
                     f"{node.name} has not run the task by which it proves that it works, and takes no other. "
                     + node.unproved
                 ).rstrip()
+            for queue, reason in node.refused.items():
+                yield f"{node.name} cannot consume the queue {queue}, which Redis refuses: {reason}"
             if node.overdue:
                 of = f" of {node.concurrency}" if node.concurrency else ""
                 yield (
@@ -386,6 +390,7 @@ def _node(name: str, lease: float, reserved: int, facts: dict[str, Any]) -> Node
         reconnects=facts.get("reconnects", 0),
         held=facts.get("held", {}),
         queues=sorted(facts.get("queues", ())),
+        refused=facts.get("refused", {}),
         **{each: facts.get(each) for each in ("pool", "concurrency", "running", "release")},
     )
 

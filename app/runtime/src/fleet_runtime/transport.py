@@ -66,6 +66,10 @@ FIRST, DOUBLED, MANY = 0.001, 10, 250
 ADVANCE, FOR_EACH, BACK = 0.01, 4, 0.05
 # Seconds over which the pace of a node is taken, at least.
 SPAN = 0.005
+# Seconds until a queue that Redis refuses is looked at again.
+AGAIN = 30.0
+# Seconds that a node handles control commands and events in one turn of its loop; the rest is for the next.
+TURN_OF_FANOUT = 0.1
 
 # Forgets messages that are done, and takes others: each time the oldest of the first list that has one. A
 # message is recorded before it leaves its list, so that a Redis that refuses to write leaves it there; with
@@ -274,6 +278,11 @@ def acknowledge(client: Any, unacked: str, index: str, tags: Iterable[str]) -> N
     functions.run(client, TURN, [unacked, index], [0, 0, 0, *tags])
 
 
+def is_refusal(error: ResponseError) -> bool:
+    """Return whether Redis refuses a command for a key, and would refuse it again."""
+    return isinstance(error, NoPermissionError) or str(error).startswith("WRONGTYPE")
+
+
 class Channel(stock.Channel):  # type: ignore[misc]  # kombu ships no types
     """kombu's channel, which takes messages by the script.
 
@@ -283,6 +292,10 @@ class Channel(stock.Channel):  # type: ignore[misc]  # kombu ships no types
         recorded: Tags of messages that the script has recorded, and that are being delivered.
         most_at_a_time: A transport option: how many messages to take at a time, at most.
         nodes: How many nodes may be told of a message. Whoever knows it says so; else there may be many.
+        bears: Whether a queue that Redis refuses is left out, and the others are consumed. What sends to a
+            queue is to get the error.
+        refused: Queues that are left out, each with the reason.
+        on_refused: Is called when there is another, or one less.
     """
 
     QoS = QoS
@@ -299,6 +312,9 @@ class Channel(stock.Channel):  # type: ignore[misc]  # kombu ships no types
         self._acks_since, self._lingers = inf, False
         self._no_ack: set[str] = set()
         self._keys: dict[str, list[str]] = {}
+        self.bears, self.refused = False, dict[str, str]()
+        self.on_refused: Callable[[], object] = lambda: None
+        self._refused_until = inf
         # What the script was told of its queues last, and for which it was.
         self._words_for: list[str] | None = None
         self._words: tuple[list[str], list[Any]] = ([], [])
@@ -349,9 +365,86 @@ class Channel(stock.Channel):  # type: ignore[misc]  # kombu ships no types
         """Consume from a queue; what is not to be acknowledged is not recorded."""
         (self._no_ack.add if no_ack else self._no_ack.discard)(queue)
         self._keys[queue] = [self._q_for_pri(queue, priority) for priority in self.priority_steps]
+        known = queue in self._fanout_queues or queue in self.refused
+        if self.bears and not known and (reason := self.refusal(queue)):
+            self._refuse(queue, reason)
         consumer = super().basic_consume(queue, no_ack, *args, **kwargs)
         self._look_anew()
         return consumer
+
+    @property
+    def active_queues(self) -> list[str]:
+        """The queues to take messages from: all that are consumed, but for what Redis refuses."""
+        queues: list[str] = super().active_queues
+        return [queue for queue in queues if queue not in self.refused] if self.refused else queues
+
+    def refusal(self, queue: str) -> str:
+        """Return what Redis refuses, and why, if this node may not take messages from a queue; else nothing.
+
+        A key of that name that is no list is refused, too.
+        """
+        lists = [self._q_for_pri(queue, priority) for priority in self.priority_steps]
+        names = [self.unacked_key, self.unacked_index_key, *lists]
+        command = "LLEN"
+        try:
+            with self.conn_or_acquire() as client:
+                for key in lists:
+                    client.llen(key)
+                command = "the function that takes messages"
+                functions.run(client, TURN, names, [0, 0, 1, queue])
+        except ResponseError as error:
+            if is_refusal(error):
+                return f"{command}: {error}"
+            raise
+        return ""
+
+    def _refuse(self, queue: str, reason: str) -> None:
+        """Leave a queue out until Redis allows it."""
+        exchange, _ = self._fanout_queues.pop(queue, (None, None))
+        if exchange:  # the name of a Broadcast queue is another one in each node
+            reason = f"{reason} (a queue of the exchange {exchange}, whose messages go to every node)"
+        if self.refused.get(queue) != reason:
+            logger.error(
+                "Redis refuses the queue %s, which this node should consume: %s. It consumes its other "
+                "queues, and looks again every %d s. Either the access rules do not name the queue, or a key "
+                "of its name is no list.", queue, reason, AGAIN
+            )  # fmt: skip
+        self.refused[queue] = reason
+        self._refused_until = monotonic() + AGAIN
+        self.active_fanout_queues.discard(queue)
+        self._on_queues_changed()
+
+    def _refuse_what_is(self, queues: Iterable[str], change: int) -> bool:
+        """Leave out those of some queues that Redis refuses.
+
+        Returns:
+            Whether there is one, or was since these were asked for, so that the connection is good.
+        """
+        found = {queue: reason for queue in queues if (reason := self.refusal(queue))} if self.bears else {}
+        for queue, reason in found.items():
+            self._refuse(queue, reason)
+        return bool(found) or change != self._change
+
+    def _retry_refused(self) -> None:
+        """Consume again what Redis allows now."""
+        self._refused_until = monotonic() + AGAIN
+        for queue in tuple(self.refused):
+            if queue not in self._active_queues:  # it was cancelled
+                del self.refused[queue]
+            elif reason := self.refusal(queue):
+                self._refuse(queue, reason)
+            else:
+                logger.warning("Redis allows the queue %s now, and this node consumes it.", queue)
+                del self.refused[queue]
+        if not self.refused:
+            self._refused_until = inf
+        self._on_queues_changed()
+
+    def _on_queues_changed(self) -> None:
+        """Take from other queues than before."""
+        self._update_queue_cycle()
+        self._look_anew()
+        self.on_refused()
 
     def _basic_cancel(self, consumer_tag: str) -> Any:
         """Consume from a queue no more."""
@@ -443,6 +536,8 @@ class Channel(stock.Channel):  # type: ignore[misc]  # kombu ships no types
         if lane.fileno is None or not lane.is_open:
             register(self)
         now = monotonic()
+        if now > self._refused_until:
+            self._retry_refused()
         if self._ahead:
             self._deliver_ahead(now)
         if now < self._paused_until:
@@ -586,11 +681,11 @@ class Channel(stock.Channel):  # type: ignore[misc]  # kombu ships no types
         queues = self._queue_cycle.consume(len(self.queues)) if most else []
         if queues != self._words_for:
             self._words_for, self._words = list(queues), self._words_of(queues)
-        names, words = self._words
+        (names, words), change = self._words, self._change
         turn = Asked(
             (*self._turn_call(), len(names), *names, most, *words, *tags),
             lambda taken: self._on_taken(self._read(taken, queues, names[2:]), room, most, now),
-            lambda error: self._on_refused(error, tags),
+            lambda error: self._on_refused(error, tags, queues, change),
             tags,
             takes=most > 0,
         )
@@ -628,7 +723,12 @@ class Channel(stock.Channel):  # type: ignore[misc]  # kombu ships no types
             if change == self._change:
                 self._look = count > 0
 
-        return [Asked(TRACK_NEXT), Asked(("EXISTS", *lists), answered)]
+        queues = tuple(self.queues)
+
+        def refused(error: ResponseError) -> bool:
+            return is_refusal(error) and self._refuse_what_is(queues, change)
+
+        return [Asked(TRACK_NEXT), Asked(("EXISTS", *lists), answered, refused)]
 
     def _on_told(self) -> None:
         """Look again, since a list has changed."""
@@ -691,14 +791,17 @@ class Channel(stock.Channel):  # type: ignore[misc]  # kombu ships no types
         finally:
             self.recorded.discard(taken.tag)
 
-    def _on_refused(self, error: ResponseError, tags: tuple[str, ...]) -> bool:
+    def _on_refused(
+        self, error: ResponseError, tags: tuple[str, ...], queues: Iterable[str], change: int
+    ) -> bool:
         """Handle an error in place of messages; return whether the connection can be of use still."""
         if functions.is_missing(error):
             self._on_missing(error)
         elif is_full(error):
             self.pause(error)
-        else:
+        elif not (is_refusal(error) and self._refuse_what_is(queues, change)):
             return False
+        self._look = True
         self._acks.extendleft(reversed(tags))
         return True
 
@@ -727,6 +830,9 @@ class Channel(stock.Channel):  # type: ignore[misc]  # kombu ships no types
         try:
             super()._queue_bind(*args)
         except ResponseError as error:
+            if self.bears and is_refusal(error):
+                self._refuse(args[-1], f"SADD: {error}")
+                return
             if not is_full(error):
                 raise
             logger.warning("Redis is full, and the queue %s is taken to be bound: %s", args[-1], error)
@@ -736,7 +842,13 @@ class Channel(stock.Channel):  # type: ignore[misc]  # kombu ships no types
         with self.conn_or_acquire() as client, client.pipeline(transaction=False) as pipe:
             for priority in self.priority_steps:
                 pipe.llen(self._q_for_pri(queue, priority))
-            return sum(pipe.execute())
+            answers = pipe.execute(raise_on_error=False)
+        for error in answers:
+            if isinstance(error, ResponseError) and self.bears and is_refusal(error):
+                return 0  # whether it can be consumed is asked when it is to be
+            if isinstance(error, Exception):
+                raise error
+        return sum(answers)
 
     def maybe_refresh_binding_expiry(self) -> None:
         """Keep queues that expire alive, unless Redis is full: kombu would log a traceback each second."""
@@ -750,6 +862,49 @@ class Channel(stock.Channel):  # type: ignore[misc]  # kombu ships no types
         """Return the parameters of connections; on those that a poller watches, Redis tells by itself."""
         parameters: dict[str, Any] = super()._connparams(asynchronous)
         return {**parameters, "protocol": 3} if asynchronous else parameters
+
+    def _receive_one(self, client: Any) -> Any:
+        """Deliver one message that was sent to all nodes; leave out those queues that Redis refuses."""
+        try:
+            return super()._receive_one(client)
+        except NoPermissionError as error:
+            if not self.bears:
+                raise
+            for queue in tuple(self.active_fanout_queues):
+                if refusal := self._refusal_of_fanout(queue):
+                    self._refuse(queue, refusal)
+            if not self.refused:
+                raise
+            logger.debug("A subscription was refused: %s", error)
+            self._in_listen = None  # so that the others are subscribed to again
+            return None
+
+    def _refusal_of_fanout(self, queue: str) -> str:
+        """Return what Redis refuses, and why, if this node may not hear what is sent to all; else nothing."""
+        with self.conn_or_acquire() as client, client.pubsub() as listener:
+            try:
+                for topic in self._get_subscribe_topics(queue):
+                    listener.execute_command("PSUBSCRIBE", topic)
+                    listener.parse_response()
+            except NoPermissionError as error:
+                return f"PSUBSCRIBE: {error}"
+        return ""
+
+    def _receive(self) -> bool:
+        """Deliver what was sent to all nodes, for as long as one turn of the loop may take.
+
+        kombu goes on while there is more, so that a flood of it keeps a node from all else.
+        """
+        client, until = self.subclient, monotonic() + TURN_OF_FANOUT
+        with suppress(Empty):
+            self._receive_one(client)
+        while client.connection is not None and client.connection.can_read(timeout=0):
+            if monotonic() > until:
+                self.connection.cycle.go_on_with(self)
+                break
+            with suppress(Empty):
+                self._receive_one(client)
+        return True
 
     def _close_clients(self) -> None:
         """Close all connections."""
@@ -797,6 +952,7 @@ class Poller(stock.MultiChannelPoller):  # type: ignore[misc]  # kombu ships no 
         self._alarm: int | None = None
         self._nudge: int | None = None
         self._restored_at = -inf
+        self._unheard: set[Any] = set()  # channels that have read what they have not delivered
 
     def wake(self) -> None:
         """Let who waits look again.
@@ -821,6 +977,24 @@ class Poller(stock.MultiChannelPoller):  # type: ignore[misc]  # kombu ships no 
             finalize(self, os.close, self._nudge)
             self.loop.add_reader(self._nudge, os.eventfd_read, self._nudge)
         os.eventfd_write(self._nudge, 1)
+
+    def go_on_with(self, channel: Any) -> None:
+        """Let a channel deliver what it has read of what was sent to all nodes, in the next turn."""
+        if channel not in self._unheard:
+            self._unheard.add(channel)
+            if self.loop is not None:
+                self.loop.call_soon(self._hear, channel)
+            else:
+                self.wake()
+
+    def _hear(self, channel: Any) -> None:
+        """Deliver what a channel has read, unless that was done, or the channel was closed, meanwhile."""
+        self._unheard.discard(channel)
+        if channel.connection is None or not channel._in_listen:
+            return
+        connection = channel.subclient.connection
+        if connection is not None and connection.can_read(timeout=0):  # else it would wait for the next
+            channel._receive()
 
     def wake_in(self, seconds: float) -> None:
         """Let the node's loop look again in some seconds; without a loop, what waits asks how long to."""
@@ -849,6 +1023,8 @@ class Poller(stock.MultiChannelPoller):  # type: ignore[misc]  # kombu ships no 
         self.polls = False
         if fileno == self._alarm:
             os.eventfd_read(fileno)
+            for channel in tuple(self._unheard):
+                self._hear(channel)
             return None
         if isinstance(self._fd_to_chan.get(fileno, (None, None))[1], Lane):
             return self.on_readable(fileno), self  # an error, too: kombu would ask its own connection for it

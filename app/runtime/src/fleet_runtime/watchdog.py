@@ -1,9 +1,10 @@
 """Tells systemd that a node turns, so that one which hangs is started anew.
 
 What counts is the loop that takes messages: a thread asks it to say so, every quarter of the time that
-systemd waits. A loop that does not is given up, with three exceptions, in which the thread speaks for it:
+systemd waits. A loop that does not is given up, with four exceptions, in which the thread speaks for it:
 
 - The node is still starting.
+- It stops, and gives back what it holds, which may be tens of thousands of messages.
 - It may wait for its tasks: in the main process runs the one task of a solo pool, or there is no room for
   another greenlet, or the node is stopping. That lasts as long as one of them is within its time limit.
 - The broker does not answer, neither the thread: the loop may try to reconnect, or to store a result. To
@@ -40,6 +41,10 @@ VARIABLE = "FLEET_NODE_WATCHDOG"
 SYSTEMD_VARIABLES = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
 # Seconds until the first turn. It waits for the pool's processes, and for recovery.
 START = 300.0
+# Times the watchdog's seconds that a node may have no room though nothing is known to run or wait in it.
+LEAKED = 10
+# Seconds that a node may take to stop, once its tasks have ended: it gives back some 1,500 messages a second.
+STOP = 300.0
 # Seconds that the loop may still not turn, once the broker is back: kombu waits up to 30 between two tries.
 RETURN = 60.0
 # Seconds between two answers until the first turn, and once more then: until systemd knows the node's
@@ -68,6 +73,8 @@ class Watchdog(bootsteps.Step):  # type: ignore[misc]  # celery ships no types
         self.asked = 0.0
         self.last_turn: float | None = None
         self.broker_seen_away: float | None = None
+        self.stopping_since: float | None = None
+        self.full_since: float | None = None
         self.is_deaf = False
         self.seen: WeakKeyDictionary[Any, float] = WeakKeyDictionary()
 
@@ -97,8 +104,26 @@ class Watchdog(bootsteps.Step):  # type: ignore[misc]  # celery ships no types
         was_deaf, self.is_deaf = self.is_deaf, is_deaf(channel, self.seconds)
         if was_deaf and self.is_deaf:  # once, it may just have got room
             return
+        if self._has_leaked(channel, time.monotonic()):
+            logger.critical(
+                "This node has no room for messages, and has run nothing for %.0f s.", LEAKED * self.seconds
+            )
+            return
         self.last_turn = time.monotonic()
         self.systemd.answer(f"consuming; {len(state.active_requests)} active")
+
+    def _has_leaked(self, channel: Any, now: float) -> bool:
+        """Return whether all places have been taken for long by messages of which nothing is known here.
+
+        A strategy of the app's own may keep messages for a while, as celery-batches does.
+        """
+        buckets = getattr(self.worker.consumer, "task_buckets", {}).values()
+        waits = any(bucket and bucket.contents for bucket in buckets)  # for its rate limit
+        if waits or not is_full_of_nothing(channel):
+            self.full_since = None
+            return False
+        self.full_since = now if self.full_since is None else self.full_since
+        return now > self.full_since + LEAKED * self.seconds
 
     def _look(self) -> None:
         """Answer for a loop that did not turn, or leave it to its fate."""
@@ -119,11 +144,21 @@ class Watchdog(bootsteps.Step):  # type: ignore[misc]  # celery ships no types
             return "starting" if connected else "starting; waiting for the broker"
         if self._waits_for_tasks(now):
             return f"busy; {len(state.active_requests)} active"
+        if self._gives_back(now):
+            return "stopping"
         if not answers(self.worker.app):
             self.broker_seen_away = time.monotonic()
         if self.broker_seen_away is not None and now < self.broker_seen_away + RETURN:
             return "waiting for the broker"
         return ""
+
+    def _gives_back(self, now: float) -> bool:
+        """Return whether the node stops, and may still give back what it holds: that can be much."""
+        if self.worker.blueprint.state not in {bootsteps.CLOSE, bootsteps.TERMINATE}:
+            return False
+        if self.stopping_since is None:
+            self.stopping_since = now
+        return now < self.stopping_since + STOP
 
     def _waits_for_tasks(self, now: float) -> bool:
         """Return whether the loop may wait for tasks, and one of them may still take its time.
@@ -194,10 +229,20 @@ def is_deaf(channel: Any, seconds: float) -> bool:
     sent = getattr(channel, "_brpop_sent_at", None)
     if sent is None or not channel.active_queues:
         return False
-    taken = (state.active_requests, state.reserved_requests, state.scheduled_requests)
-    if not channel.qos.can_consume() and any(copied(requests) for requests in taken):
+    if not channel.qos.can_consume() and _has_requests():
         return False
     return bool(time.monotonic() - sent > transport.WAIT + seconds)
+
+
+def is_full_of_nothing(channel: Any) -> bool:
+    """Return whether a node has no room for messages, and neither runs nor keeps a task."""
+    return channel is not None and not channel.qos.can_consume() and not _has_requests()
+
+
+def _has_requests() -> bool:
+    """Return whether this node runs a task, or has one that waits."""
+    taken = (state.active_requests, state.reserved_requests, state.scheduled_requests)
+    return any(copied(requests) for requests in taken)
 
 
 def _require_patience(seconds: float) -> None:
