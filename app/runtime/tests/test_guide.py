@@ -6,14 +6,25 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from celery import chord
+from kombu import Exchange, Queue
 
 from app.runtime.tests.conftest import APPS
+from app.tests.broker import Broker
 from app.tests.commands import FLAGS, PATIENCE, Fleet
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
 
-    from app.tests.broker import Broker
+
+@pytest.fixture
+def allowing(tmp_path: Path) -> Iterator[Broker]:
+    """Yield a Redis of an inventory that allows an app more."""
+    broker = Broker(tmp_path, redis_web_may_control=True, redis_expiring_queues=["email"])
+    yield broker
+    denied = broker.denied()
+    broker.stop()
+    assert denied == []
 
 
 @pytest.fixture
@@ -36,3 +47,15 @@ def test_chords(web: Any) -> None:
     assert unordered.get(timeout=PATIENCE) == 6
     grown = chord([task("grow"), task("add", 1, 1)])(task("total"))
     assert grown.get(timeout=PATIENCE) == 13
+
+
+def test_what_an_inventory_may_allow(allowing: Broker, connect: Callable[[Broker], Any]) -> None:
+    """Remote control from an application, with answers, and a queue that expires."""
+    app = connect(allowing)
+    app.conf.task_queues = [Queue("email", Exchange("email"), "email", expires=3600)]
+    fleet = Fleet(allowing, "guide:app", PYTHONPATH=APPS)
+    with fleet.worker("one", "--queues=default", "--pool=threads", *FLAGS):
+        assert app.control.ping(timeout=5) == [{"one@test": {"ok": "pong"}}]
+        app.control.revoke("0123")
+        app.send_task("guide.add", args=(1, 1), queue="email")
+    assert 0 < allowing.client("admin").pttl("email") <= 3600000
