@@ -107,6 +107,8 @@ def test_systemd_takes_the_drop_in(server: Server, tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert "fleet.conf" not in done.stderr, done.stderr
     assert "LimitNOFILE=71024" in text
+    # else systemd would wait for ever, after ExecStartPost, for a file that Redis does not write
+    assert "\nPIDFile=\n" in text
 
 
 REFUSED: dict[str, dict[str, Any]] = {
