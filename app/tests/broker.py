@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from tests.unit.rendering import Role
+from tests.unit.rendering import Role, rules_without
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -134,10 +134,7 @@ class Broker:
 
         Redis changes no selector, so the user gets all of its rules anew.
         """
-        lines = (self.folder / "users.acl").read_text().splitlines()
-        rules = next(words[2:] for line in lines if (words := line.split())[1] == user)
-        kept = [rule for rule in rules if rule.strip("()") != f"+{command}" or rule.endswith(")")]
-        assert len(kept) < len(rules), f"{user} does not have {command}, or at the end of a selector"
+        kept = rules_without(command, user, (self.folder / "users.acl").read_text())
         self.client("admin").execute_command("ACL", "SETUSER", user, "reset", *kept)
 
     def _users(self) -> str:

@@ -52,3 +52,14 @@ def trusted(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: trusted(item) for key, item in value.items()}
     return [trusted(item) for item in value] if isinstance(value, list) else value
+
+
+def rules_without(command: str, user: str, users: str) -> list[str]:
+    """Return a user's rules in a file of users without a command, whatever its keys.
+
+    Redis changes no selector, so whoever takes a right away gives all others anew.
+    """
+    rules = next(words[2:] for line in users.splitlines() if (words := line.split())[1:2] == [user])
+    kept = [rule for rule in rules if rule.strip("()") != f"+{command}" or rule.endswith(")")]
+    assert len(kept) < len(rules), f"{user} does not have {command}, or at the end of a selector"
+    return kept

@@ -19,7 +19,7 @@ from flower.options import default_options
 from flower.utils.broker import RedisBase, RedisSsl
 
 from tests.unit.redis_server import PASSWORDS, Server, running
-from tests.unit.rendering import PROJECT
+from tests.unit.rendering import PROJECT, rules_without
 
 CONFIG = PROJECT / "roles/flower/files/flowerconfig.py"
 
@@ -86,7 +86,8 @@ def test_queues_have_their_consumers_and_what_these_hold(
 
         assert shown(server) == {"default": (2, 4, 6, 1), "email": (0, 0, 0, 2)}
 
-        admin.execute_command("ACL", "SETUSER", "flower", "-hgetall")
+        rules = rules_without("hgetall", "flower", (server.directory / "users.acl").read_text())
+        admin.execute_command("ACL", "SETUSER", "flower", "reset", *rules)
         assert shown(server) == {"default": (None, None, 2, None), "email": (None, None, 0, None)}
 
 
