@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,7 @@ def rules_without(command: str, user: str, users: str) -> list[str]:
 
     Redis changes no selector, so whoever takes a right away gives all others anew.
     """
-    rules = next(words[2:] for line in users.splitlines() if (words := line.split())[1:2] == [user])
-    kept = [rule for rule in rules if rule.strip("()") != f"+{command}" or rule.endswith(")")]
-    assert len(kept) < len(rules), f"{user} does not have {command}, or at the end of a selector"
-    return kept
+    line = next(line for line in users.splitlines() if line.split()[1:2] == [user])
+    kept = re.sub(rf" \+{re.escape(command)}(?=[ )]|$)", "", line)
+    assert kept != line, f"{user} does not have {command}"
+    return kept.split()[2:]
