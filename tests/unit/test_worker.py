@@ -15,7 +15,7 @@ from filter import celery_worker as filters
 from filter.fleet import node_names
 from filter.fleet import nodes as fleet_nodes
 
-from tests.unit.rendering import Role
+from tests.unit.rendering import PROJECT, Role
 
 URL = "rediss://worker:p%25w@broker:6379/0?ssl_cert_reqs=required"
 # What an operator who uses every option of every type of pool would write.
@@ -398,7 +398,7 @@ def test_what_tasks_reach_is_asked_of_the_host() -> None:
 
 def test_what_a_host_does_not_have_is_said(tmp_path: Path) -> None:
     """With what to do; a path that may be missing is not looked for."""
-    script, none = role().evaluate("__celery_worker_find_unreached"), f"{tmp_path}/none"
+    none = f"{tmp_path}/none"
     words = [
         f"path:{tmp_path}/none",
         f"path:-{tmp_path}/none",
@@ -406,9 +406,8 @@ def test_what_a_host_does_not_have_is_said(tmp_path: Path) -> None:
         "device:/dev/no-such",
         "group:root",
     ]
-    done = subprocess.run(
-        ["sh", "-c", script, "sh", "celery", *words], capture_output=True, text=True, check=True
-    )
+    program = PROJECT / "roles" / "celery_worker" / "files" / "find-unreached"
+    done = subprocess.run([program, "celery", *words], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines() == [
         f"celery_worker_writable_paths: {none} does not exist. Make it: install -d -g celery -m 2770 {none}",
         "groups: the host has no group no-such-group.",

@@ -125,7 +125,7 @@ class SentinelBackend(RedisBackend, stock.SentinelBackend):  # type: ignore[misc
 
 
 class StoringRedisBackend(RedisBackend):
-    """The same, with one round trip less for each result: a node's, which may load scripts."""
+    """The same, with one round trip less for each result: a node's, which calls a function of Redis."""
 
     def _store_result(
         self,

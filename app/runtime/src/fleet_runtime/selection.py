@@ -39,7 +39,7 @@ BACKENDS = {
     "rediss": "fleet_runtime.results:RedisBackend",
     "sentinel": "fleet_runtime.results:SentinelBackend",
 }
-# Those of a node, whose Redis user may load scripts.
+# Those of a node, whose Redis user may call the function that stores a result.
 STORING_BACKENDS = {
     "redis": "fleet_runtime.results:StoringRedisBackend",
     "rediss": "fleet_runtime.results:StoringRedisBackend",

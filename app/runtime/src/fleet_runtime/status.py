@@ -192,7 +192,10 @@ class Status:
                     + node.unproved
                 ).rstrip()
             for queue, reason in node.refused.items():
-                yield f"{node.name} cannot consume the queue {queue}, which Redis refuses: {reason}"
+                yield (
+                    f"{node.name} cannot consume the queue {queue}, which Redis refuses: {reason}. "
+                    "To have it, name it in the queues of a pool, and run site.yml."
+                )
             if node.overdue:
                 of = f" of {node.concurrency}" if node.concurrency else ""
                 yield (
