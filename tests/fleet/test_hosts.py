@@ -40,7 +40,8 @@ def test_no_other_unit_of_the_fleet(fleet: Fleet, host: Host) -> None:
         for line in host.sh('systemctl list-units --all --plain --no-legend -- "$@"', *patterns).splitlines()
         if line.split()[1] != "not-found"
     ]
-    known = {*fleet.units(host), "celery.target", "celery.slice"}
+    watchdog = {"celery-watchdog.timer", "celery-watchdog.service"}
+    known = {*fleet.units(host), "celery.target", "celery.slice", *watchdog}
     assert {line.split()[0] for line in listed} <= known
     assert host.sh("systemctl list-units --failed --plain --no-legend") == ""
 

@@ -556,6 +556,9 @@ def units(tmp_path: Path) -> Path:
         .replace("=celery\n", "=root\n")
     )
     (tmp_path / "celery.target").write_text(rendered.template("celery.target.j2"))
+    for name in ("celery-watchdog.timer", "celery-watchdog.service"):
+        text = rendered.template(f"{name}.j2").replace("/usr/local/sbin/fleet-celery-watchdog", "/bin/true")
+        (tmp_path / name).write_text(text)
     drop_in = tmp_path / "celery-worker@default-1.service.d"
     drop_in.mkdir()
     limits = node_files()["/etc/systemd/system/celery-worker@default-1.service.d/limits.conf"]
@@ -565,7 +568,13 @@ def units(tmp_path: Path) -> Path:
 
 def test_systemd_takes_the_units(units: Path) -> None:
     """`systemd-analyze verify` finds no unknown or misplaced setting."""
-    names = [str(units / "celery-worker@default-1.service"), str(units / "celery.target")]
+    units_of = (
+        "celery-worker@default-1.service",
+        "celery.target",
+        "celery-watchdog.timer",
+        "celery-watchdog.service",
+    )
+    names = [str(units / name) for name in units_of]
     done = subprocess.run(
         ["systemd-analyze", "verify", "--man=no", "--recursive-errors=no", *names],
         capture_output=True, text=True, check=False, env={"SYSTEMD_UNIT_PATH": f"{units}:"},
@@ -605,6 +614,42 @@ def test_the_unit_waits_for_signs_of_life() -> None:
         assert line in watched
     free = role(celery_worker_watchdog=0).template("celery-worker@.service.j2")
     assert not any(word in free for word in ("Watchdog", "WATCHDOG"))
+
+
+TIMER_UNITS = {f"/etc/systemd/system/celery-watchdog.{kind}" for kind in ("timer", "service")}
+
+
+def paths(rendered: Role) -> dict[str, set[str]]:
+    """Return the paths of what is written to shape nodes, and of what is removed unless it is written."""
+    shapes = rendered.evaluate("__celery_worker_shapes")
+    return {"files": {file["path"] for file in shapes["files"]}, "purge": set(shapes["purge"])}
+
+
+def test_a_timer_looks_whether_a_node_hangs_unseen() -> None:
+    """It knows what the node's unit says, and goes with celery.target; without a watchdog there is none."""
+    files = {"/usr/local/sbin/fleet-celery-watchdog", *TIMER_UNITS}
+    watched = role(celery_worker_watchdog=90)
+    service = watched.template("celery-watchdog.service.j2")
+    words = "/usr/local/sbin/fleet-celery-watchdog 90 300 /etc/systemd/system/celery-worker@.service"
+    assert f"ExecStart={words} /run/celery/{{}}.started\n" in service
+    assert "WatchdogSec=300\n" in watched.template("celery-worker@.service.j2")
+    assert "PartOf=celery.target\n" in watched.template("celery-watchdog.timer.j2")
+    assert "Wants=celery-watchdog.timer\n" in watched.template("celery.target.j2")
+    assert watched.evaluate("__celery_worker_besides") == ["celery.target", "celery-watchdog.timer"]
+    assert files <= paths(watched)["files"] & paths(watched)["purge"]
+
+    free = role(celery_worker_watchdog=0)
+    assert "Wants" not in free.template("celery.target.j2")
+    assert free.evaluate("__celery_worker_besides") == ["celery.target"]
+    assert not files & paths(free)["files"]
+    assert files <= paths(free)["purge"]
+
+
+def test_a_timer_that_was_not_there_goes_with_the_nodes_that_were_not() -> None:
+    """After a batch that failed, the host has what it had before."""
+    back = {"removed": ["/etc/celery/nodes/io-1.env", "/etc/systemd/system/celery-watchdog.timer"]}
+    new = role(__celery_worker_back=back).evaluate("__celery_worker_new")
+    assert new == ["celery-worker@io-1.service", "celery-watchdog.timer"]
 
 
 def test_a_start_takes_as_long_as_the_app_may_take_to_load() -> None:
