@@ -58,6 +58,7 @@ def test_a_fleet_that_is_well_has_no_problem() -> None:
             {"nodes": [replace(NODE, overdue=2, concurrency=2)]},
             "2 of 2 slots taken .* restart celery-worker@def",
         ),
+        ({"nodes": [replace(NODE, silence=120)]}, "default-1@w has not listened for .* for 120 s"),
         ({"nodes": [replace(NODE, reconnects=5)]}, "lost its connection to Redis 5 times"),
         ({"queues": [QueueState("default", 3, 61, 1)]}, "default-1@w takes nothing .* though it has room"),
     ],
@@ -90,6 +91,7 @@ def test_what_is_wrong_is_said(change: dict[str, Any], said: str) -> None:
         {"nodes": [replace(NODE, reserved=4)], "queues": [QueueState("default", 3, 90, 1)]},
         {"nodes": [replace(NODE, uptime=20)], "queues": [QueueState("default", 3, 90, 1)]},
         {"schedule": Schedule(25, "nightly", "2026", late=4, entries=1)},
+        {"nodes": [replace(NODE, silence=60)]},
         {"dead_lately": 99},
     ],
 )

@@ -289,6 +289,9 @@ def mend_green_pidbox() -> None:
                 return
             except (*c.connection_errors, *c.channel_errors) as error:
                 logger.warning("The mailbox has lost its connection, and makes a new one: %s", error)
+            except Exception:
+                # Else the node would go on to run tasks, and hear no command until it is restarted.
+                logger.exception("The mailbox has failed, and makes a new connection.")
             mine = pidbox._node_shutdown
             time.sleep(PAUSE)
             if pidbox._node_shutdown is not mine or mine.is_set() or not c.connection:

@@ -37,6 +37,7 @@ from fleet_runtime import (
     functions,
     history,
     keys,
+    listening,
     probation,
     reconnect,
     redact,
@@ -312,7 +313,7 @@ class Recovery(bootsteps.StartStopStep):  # type: ignore[misc]  # celery ships n
         self.node = os.environ["FLEET_NODE"]
         self._settings = FleetSettings.from_environment()
         self._consumer = consumer
-        self._started = time.time()
+        self._started, self._began = time.time(), time.monotonic()
         self._held = Held(consumer)
         self._again = False
         self._reconnects: deque[float] = deque(maxlen=100)
@@ -358,6 +359,7 @@ class Recovery(bootsteps.StartStopStep):  # type: ignore[misc]  # celery ships n
             "held": self._held.by_queue(),
             "overdue": sum(self._is_overdue(request) for request in copied(state.active_requests)),
             "reconnects": sum(at > time.time() - LATELY for at in self._reconnects),
+            "silence": listening.silence(consumer, self._began),
             "queues": self._queues(),
             "exchanges": _exchanges(consumer.app),
             "priority_steps": list(

@@ -127,6 +127,14 @@ class SentinelBackend(RedisBackend, stock.SentinelBackend):  # type: ignore[misc
 class StoringRedisBackend(RedisBackend):
     """The same, with one round trip less for each result: a node's, which calls a function of Redis."""
 
+    def on_task_call(self, producer: Any, task_id: Any) -> dict[str, Any]:
+        """Subscribe to no result of a task that another task sends, as a retry does, until it is waited for.
+
+        Celery subscribes at once in pools of threads and greenlets. Nobody reads what comes then, and the
+        subscription ends when the garbage collector finds its AsyncResult, in whatever thread that is.
+        """
+        return {}
+
     def _store_result(
         self,
         task_id: Any,

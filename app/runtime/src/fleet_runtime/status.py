@@ -29,6 +29,7 @@ RETURN = 60  # seconds after a start of Redis in which nodes renew the leases th
 LATELY = 600  # seconds in which falls, reconnects and dead letters are counted
 FLAPPING = 3  # falls in that time; stops by an operator are none
 OFTEN = 5  # reconnects in that time
+SILENT = 120  # seconds; a node that has lost its connection listens again within 60
 WAITING = 60  # seconds that a message may wait beside a node that holds none
 LATE = 60  # seconds after which an entry of the schedule should have been sent
 MANY_DEAD, MOST_DEAD = 100, 1000  # dead letters in that time: from when on it is told, and counted
@@ -49,6 +50,7 @@ class Node:
         unproved: Why it has not.
         overdue: Tasks that run for longer than their time limit, and so keep a slot that nobody frees.
         reconnects: How often it lost its connection to Redis in the last ten minutes.
+        silence: Seconds in which it has not listened for control commands, as of its last sign of life.
         held: Messages that it holds, by queue, as of its last sign of life.
         refused: Queues that it should consume, and that Redis refuses, each with the reason.
     """
@@ -68,6 +70,7 @@ class Node:
     unproved: str = ""
     overdue: int = 0
     reconnects: int = 0
+    silence: float = 0.0
     held: dict[str, int] = field(default_factory=dict)
 
     @property
@@ -207,6 +210,12 @@ class Status:
                 yield (
                     f"{node.name} has lost its connection to Redis {node.reconnects} times in the last "
                     f"{LATELY // 60:g} minutes. {_look(node.name)}"
+                )
+            if node.lives and node.silence >= SILENT:
+                yield (
+                    f"{node.name} has not listened for control commands for {node.silence:.0f} s: inspect "
+                    f"and control do not reach it. {_look(node.name)} To mend it: systemctl restart "
+                    f"{_unit(node.name)}."
                 )
         yield from self._of_missing()
 
@@ -391,6 +400,7 @@ def _node(name: str, lease: float, reserved: int, facts: dict[str, Any]) -> Node
         unproved=facts.get("unproved", ""),
         overdue=facts.get("overdue", 0),
         reconnects=facts.get("reconnects", 0),
+        silence=facts.get("silence", 0.0),
         held=facts.get("held", {}),
         queues=sorted(facts.get("queues", ())),
         refused=facts.get("refused", {}),

@@ -296,6 +296,7 @@ class Channel(stock.Channel):  # type: ignore[misc]  # kombu ships no types
             queue is to get the error.
         refused: Queues that are left out, each with the reason.
         on_refused: Is called when there is another, or one less.
+        listened_at: When it was last polled for what is sent to all nodes, by the monotonic clock.
     """
 
     QoS = QoS
@@ -306,6 +307,7 @@ class Channel(stock.Channel):  # type: ignore[misc]  # kombu ships no types
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         """Begin."""
         self.lane: Lane | None = None
+        self.listened_at: float | None = None
         self.queues: list[str] = []
         self.recorded: set[str] = set()
         self._acks: deque[str] = deque()
@@ -1051,6 +1053,7 @@ class Poller(stock.MultiChannelPoller):  # type: ignore[misc]  # kombu ships no 
 
     def _register_LISTEN(self, channel: Any) -> None:  # noqa: N802 (kombu's name)
         """Watch a channel's connection for what is sent to all nodes, unless it is; kombu asks each time."""
+        channel.listened_at = monotonic()
         client = vars(channel).get("subclient")
         connection = getattr(client, "connection", None)
         is_open = connection is not None and connection._sock is not None
