@@ -5,16 +5,20 @@ from __future__ import annotations
 import json
 import threading
 import time
+from functools import partial
+from itertools import count
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from celery import Celery, states
+from celery.app.task import Context
 from celery.backends import redis as stock
 from celery.exceptions import BackendStoreError
 from celery.result import AsyncResult, ResultSet
 from fleet_runtime import results
 from fleet_runtime.results import RedisBackend, StoringRedisBackend
 from redis.client import PubSub
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -228,6 +232,45 @@ def test_waiting_costs_no_more_commands(broker: Broker, waiting: Any, make: Call
         assert [AsyncResult(one, backend=backend).get(timeout=10) for one in ids] == list(numbers)
         counts.append(admin.info("stats")["total_commands_processed"] - before)
     assert counts[0] <= counts[1]
+
+
+@pytest.mark.parametrize("lost", ["request", "answer"])
+def test_a_part_of_a_chord_counts_though_redis_does_not_answer(
+    broker: Broker, make: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, lost: str
+) -> None:
+    """The body is called once, by whoever ended the last part, also if only the answer to that was lost."""
+    backend, called = make(result_backend_transport_options={"retry_policy": {"interval_start": 0}}), []
+    body = backend.app.signature("body")
+    monkeypatch.setattr(type(body), "delay", lambda _, results: called.append(results))
+    for name in ("_chord_part_return_script", "_chord_claim_extend_script", "_chord_cleanup_script"):
+        monkeypatch.setattr(stock.RedisBackend, name, property(partial(unsure, lost, _script(name))))
+    backend.set_chord_size("group", 2)
+    for index in range(2):
+        request = Context(id=f"part-{index}", group="group", group_index=index, chord=body)
+        backend.on_chord_part_return(request, states.SUCCESS, index)
+    assert called == [[0, 1]]
+    client = broker.client("admin")
+    assert client.get(backend.get_key_for_group("group", ".c")) == "done"
+    client.delete(*client.keys("celery-taskset-meta-group*"))
+
+
+def _script(name: str) -> Any:
+    """Return how Celery makes a script."""
+    return getattr(stock, name.removeprefix("_").removesuffix("_script").upper() + "_LUA")
+
+
+def unsure(lost: str, text: str, backend: Any) -> Any:
+    """Return Celery's script, with a time-out at each first call: before Redis has run it, or after."""
+    script, calls = backend.client.register_script(text), count()
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        is_first = next(calls) % 2 == 0
+        answer = None if is_first and lost == "request" else script(*args, **kwargs)
+        if is_first:
+            raise RedisTimeoutError("Timeout reading from socket")
+        return answer
+
+    return run
 
 
 @pytest.mark.long

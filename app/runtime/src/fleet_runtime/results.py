@@ -12,14 +12,17 @@ other connection first, and store the result between both: then it is neither re
 from __future__ import annotations
 
 import time
-from functools import partial
-from typing import Any
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Any
 
 from celery import states
 from celery.backends import redis as stock
 from kombu.utils.encoding import bytes_to_str, str_to_bytes
 
 from fleet_runtime import functions
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 # Stores a result, unless there is a success, and tells who waits for it. Unlike what moves messages, it is
 # refused by a Redis that is full: a result takes room.
@@ -125,7 +128,44 @@ class SentinelBackend(RedisBackend, stock.SentinelBackend):  # type: ignore[misc
 
 
 class StoringRedisBackend(RedisBackend):
-    """The same, with one round trip less for each result: a node's, which calls a function of Redis."""
+    """The same, with one round trip less for each result, and more patience with chords: a node's.
+
+    A result is stored by a function of Redis, again and again until Redis answers. Celery asks only once for
+    what ends a part of a chord (celery 5.7, backends/redis.py, on_chord_part_return). A part that had
+    succeeded then counted as failed; or, if only the answer was lost, nobody called the chord's body.
+    """
+
+    @cached_property
+    def _chord_part_return_script(self) -> Callable[..., Any]:
+        """The script that counts a part of a chord, and says whether the caller is to call the body."""
+        run = self._patient(super()._chord_part_return_script)
+
+        def count_part(keys: list[str], args: list[Any], client: Any) -> tuple[Any, ...]:
+            ready, added, size, claimed = run(keys, args, client)
+            # Who asked again has the claim from the first time: by its token, which is last, as is its key.
+            if not claimed and size and ready == int(size) + int(added or 0):
+                claimed = self.ensure(client.get, (keys[-1],)) == str_to_bytes(args[-1])
+            return ready, added, size, claimed
+
+        return count_part
+
+    @cached_property
+    def _chord_claim_extend_script(self) -> Callable[..., Any]:
+        """The script that gives more time to who calls the body."""
+        return self._patient(super()._chord_claim_extend_script)
+
+    @cached_property
+    def _chord_cleanup_script(self) -> Callable[..., Any]:
+        """The script that forgets a chord."""
+        return self._patient(super()._chord_cleanup_script)
+
+    def _patient(self, script: Callable[..., Any]) -> Callable[..., Any]:
+        """Return a function that runs a script again and again until Redis answers, as results are stored."""
+
+        def run(keys: list[str], args: list[Any], client: Any) -> Any:
+            return self.ensure(script, (keys, args, client))
+
+        return run
 
     def on_task_call(self, producer: Any, task_id: Any) -> dict[str, Any]:
         """Subscribe to no result of a task that another task sends, as a retry does, until it is waited for.
