@@ -900,6 +900,28 @@ def test_what_goes_back_is_what_is_recorded(
     assert channel.qos.can_consume()
 
 
+def test_what_is_held_for_longer_than_the_visibility_timeout_is_handed_out_if_it_was_forgotten(
+    broker: Broker, producer: Producer, connection: Connection
+) -> None:
+    """A task that waits for an ETA beyond it is known to its node, and runs once."""
+    redis = broker.client("admin")
+    send(producer, 2)
+    channel, got = consume(connection, "default", room=2)
+    receive(connection, got, 2)
+    known, forgotten = (message.delivery_tag for message in got)
+    del channel.qos._delivered[forgotten]
+    long_ago = time.time() - channel.qos.visibility_timeout - 1
+    redis.zadd(channel.unacked_index_key, {known: long_ago, forgotten: long_ago})
+    channel.basic_qos(0, 2, False)
+    for _ in range(2):
+        connection.channel().qos.restore_visible()  # that of another one: all have the node's keys
+    assert redis.hkeys(channel.unacked_key) == [known]
+    assert redis.zscore(channel.unacked_index_key, known) > long_ago + 1
+    assert redis.llen("default") == 1
+    got[0].ack()
+    redis.delete("default")
+
+
 @pytest.mark.parametrize(
     "record",
     ["no JSON", "[1, 2]", '[{"headers": {}, "properties": {"delivery_info": {}}}, "nowhere", "key"]'],

@@ -143,7 +143,7 @@ LAID: dict[str, Rule] = {
 # Laid over an app's transport options, or taken out of them.
 LAID_OPTIONS: dict[str, Rule] = {
     "visibility_timeout": Rule(
-        "What a dead node held comes back by its lease; what takes longer than this runs twice.",
+        "What a dead node held comes back by its lease, so this is a last resort, for what a node forgot.",
         "`FLEET_VISIBILITY_TIMEOUT`",
     ),
     "ack_emulation": Rule(

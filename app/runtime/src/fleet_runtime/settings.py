@@ -90,9 +90,9 @@ class FleetSettings(BaseSettings):
     visibility_timeout: int = Field(
         default=604800,
         gt=0,
-        description="Seconds after which a message that nobody acknowledged is handed out again, whoever has "
-        "it: a last resort, because what a dead node held comes back by its lease. What takes longer, a task "
-        "or the wait for its ETA, runs twice.",
+        description="Seconds after which a message that is held, and that its node does not know, is handed "
+        "out again: a last resort, because what a dead node held comes back by its lease. A task that runs, "
+        "or waits for its ETA, is known to its node for as long as it takes.",
     )
     lease: float = Field(
         default=30,

@@ -21,7 +21,7 @@ from contextlib import contextmanager, suppress
 from functools import cached_property
 from math import inf
 from queue import Empty
-from time import monotonic
+from time import monotonic, time
 from typing import Any, NamedTuple
 from weakref import finalize
 
@@ -263,14 +263,31 @@ class QoS(stock.QoS):  # type: ignore[misc]  # kombu ships no types
     def restore_visible(self, *args: Any, **kwargs: Any) -> None:
         """Hand out again what was held for longer than the visibility timeout, unless Redis is too full.
 
-        kombu asks for it with each connection, and an error there ends the node.
+        What this node knows that it holds is not handed out: it waits for its ETA, or runs, and what a dead
+        node held comes back by its lease. kombu asks for this with each connection, and an error there ends
+        the node.
         """
         try:
+            self._renew()
             super().restore_visible(*args, **{**kwargs, "interval": 1})  # each time: `RESTORE` says how often
         except ResponseError as error:
             if not is_full(error):
                 raise
             logger.debug("What is held for long stays so, since Redis is full: %s", error)
+
+    def _renew(self) -> None:
+        """Count what this node knows that it holds as taken just now, if the visibility timeout is over."""
+        now = time()
+        with self.channel.conn_or_acquire() as client:
+            overdue = client.zrange(self.unacked_index_key, 0, now - self.visibility_timeout, byscore=True)
+            known = {tag: now for tag in overdue if self._knows(bytes_to_str(tag))}
+            if known:
+                client.zadd(self.unacked_index_key, known, xx=True)
+
+    def _knows(self, tag: str) -> bool:
+        """Return whether a message came by this connection, and is not settled."""
+        channels = getattr(self.channel.connection, "channels", None) or [self.channel]
+        return any(tag in channel.qos._delivered for channel in channels)
 
 
 def acknowledge(client: Any, unacked: str, index: str, tags: Iterable[str]) -> None:
