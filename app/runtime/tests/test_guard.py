@@ -6,6 +6,9 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from celery.concurrency.base import BasePool
+from celery.concurrency.prefork import TaskPool
+from celery.concurrency.thread import TaskPool as ThreadPool
 from fleet_runtime import children
 from fleet_runtime.guard import Guard
 
@@ -20,10 +23,22 @@ def _no_changes(lay: Callable[..., Any], web: Any, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(children, "mend", lambda: None)
 
 
+class GreenPool(BasePool):  # type: ignore[misc]  # celery ships no types
+    """A pool of greenlets."""
+
+    is_green = True
+
+
 def worker(time_limit: float | None, **limits: float) -> Any:
     """Return a worker, and tasks with limits of their own."""
-    tasks = {name: SimpleNamespace(time_limit=limit) for name, limit in limits.items()}
-    return SimpleNamespace(time_limit=time_limit, soft_time_limit=None, app=SimpleNamespace(tasks=tasks))
+    tasks = {name: SimpleNamespace(time_limit=limit, soft_time_limit=None) for name, limit in limits.items()}
+    return SimpleNamespace(
+        time_limit=time_limit,
+        soft_time_limit=None,
+        app=SimpleNamespace(tasks=tasks),
+        max_memory_per_child=None,
+        pool_cls=TaskPool,
+    )
 
 
 def test_a_time_limit_that_the_unit_does_not_wait_for_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -49,6 +64,46 @@ def test_without_a_unit_nothing_is_refused(caplog: pytest.LogCaptureFixture) -> 
     """As with a node that somebody starts by hand."""
     Guard(worker(700, longer=5000))
     assert not caplog.text
+
+
+def test_processes_that_begin_with_more_than_they_may_have_are_told_of(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Each would run one task; pools of threads do not care."""
+    node = worker(600)
+    node.max_memory_per_child = 10_000_000
+    Guard(node)
+    assert not caplog.text
+    node.max_memory_per_child = 1000
+    Guard(node)
+    assert "max_memory_per_child (1000 KiB) is not more than a process of this app has" in caplog.text
+    caplog.clear()
+    node.pool_cls = ThreadPool
+    Guard(node)
+    assert not caplog.text
+
+
+@pytest.mark.parametrize(
+    ("pool", "told"),
+    [
+        (TaskPool, []),
+        (GreenPool, ["SoftTimeLimitExceeded"]),
+        (ThreadPool, ["SoftTimeLimitExceeded", "ends no task"]),
+    ],
+)
+def test_limits_that_the_pool_does_not_keep_are_told_of(
+    caplog: pytest.LogCaptureFixture, pool: type, told: list[str]
+) -> None:
+    """With the tasks that have them; Celery ignores them without a word."""
+    node = worker(600, limited=20, free=0)
+    node.app.tasks["limited"].soft_time_limit = 10
+    node.pool_cls = pool
+    Guard(node)
+    lines = caplog.text.splitlines()
+    assert len(lines) == len(told)
+    for line, words in zip(lines, told, strict=True):
+        assert words in line
+        assert line.endswith("for their queues: limited")
 
 
 def test_a_time_limit_that_hands_out_again_what_runs_is_refused() -> None:

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import logging
 import os
+import resource
+from pathlib import Path
 from typing import Any
 
 from celery import bootsteps
+from celery.concurrency.prefork import TaskPool
 
 from fleet_runtime import children, reading, selection, tracing
 from fleet_runtime.errors import FleetError
 from fleet_runtime.settings import FleetSettings
 
 logger = logging.getLogger(__name__)
+
+# Tasks that are not the app's.
+BUILT_IN = ("celery.", "fleet.")
 
 
 class Guard(bootsteps.Step):  # type: ignore[misc]  # celery ships no types
@@ -25,6 +31,8 @@ class Guard(bootsteps.Step):  # type: ignore[misc]  # celery ships no types
             _require_component(settings)
             _limit(parent, settings)
             _require_time_to_stop(parent)
+            _compare_memory(parent)
+            _tell_of_limits(parent)
         except FleetError as error:
             raise SystemExit(f"celery: {error}") from None
         children.mend()
@@ -73,4 +81,41 @@ def _require_time_to_stop(worker: Any) -> None:
         logger.warning(
             "Tasks that may take more than %g s are interrupted as this node stops, and run again: %s",
             granted, ", ".join(longer),
+        )  # fmt: skip
+
+
+def _compare_memory(worker: Any) -> None:
+    """Warn of a worker whose processes are replaced after each task.
+
+    A process begins with what the node has, as far as the kernel counts, and billiard looks at it after each
+    task. What it says then is not in the log, with Celery's own logging neither.
+    """
+    most = worker.max_memory_per_child or 0
+    if not most or not issubclass(worker.pool_cls, TaskPool):
+        return
+    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    has = pages * resource.getpagesize() // 1024
+    if has >= most:
+        logger.warning(
+            "max_memory_per_child (%d KiB) is not more than a process of this app has before its first task "
+            "(%d KiB), so each process is replaced after one task. Raise it, or import less.",
+            most, has,
+        )  # fmt: skip
+
+
+def _tell_of_limits(worker: Any) -> None:
+    """Warn of tasks with time limits that the pool does not keep: only prefork has both of them."""
+    if issubclass(worker.pool_cls, TaskPool):
+        return
+    tasks = {name: task for name, task in worker.app.tasks.items() if not name.startswith(BUILT_IN)}
+    if soft := sorted(name for name, task in tasks.items() if task.soft_time_limit):
+        logger.warning(
+            "This kind of pool raises no SoftTimeLimitExceeded. If it is to run tasks with a soft limit, "
+            "have prefork for their queues: %s", ", ".join(soft),
+        )  # fmt: skip
+    hard = sorted(name for name, task in tasks.items() if task.time_limit)
+    if hard and not worker.pool_cls.is_green:
+        logger.warning(
+            "This kind of pool ends no task at its time limit. If it is to run tasks with one, have prefork "
+            "for their queues: %s", ", ".join(hard),
         )  # fmt: skip
