@@ -90,9 +90,24 @@ def unique(words: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(words))
 
 
+def libraries(texts: Iterable[str]) -> dict[str, str]:
+    """Return the text of each library of functions by its name, which is in its first line."""
+    return {text.partition("\n")[0].removeprefix("#!lua name="): text for text in texts}
+
+
+def library_files(named: Mapping[str, str], folder: str) -> list[dict[str, str]]:
+    """Return the files of libraries in a folder, as fleet_files wants them."""
+    return [{"path": f"{folder}/{name}.lua", "content": text} for name, text in named.items()]
+
+
 class FilterModule:
     """Tells Ansible of the filters."""
 
     def filters(self) -> dict[str, Callable[..., Any]]:
         """Return them by name."""
-        return {"fleet_redis_user_rules": user_rules, "fleet_redis_clashes": clashes}
+        return {
+            "fleet_redis_user_rules": user_rules,
+            "fleet_redis_clashes": clashes,
+            "fleet_redis_libraries": libraries,
+            "fleet_redis_library_files": library_files,
+        }

@@ -9,7 +9,8 @@ module: redis_health
 short_description: Wait until a Redis answers over TLS, has loaded its data, and can write them
 description:
   - Logs in as a user that may only C(PING) and ask for the C(ROLE), then as one that may read C(INFO).
-  - Healthy is a master that answers, is not loading, and whose append-only file took the last write.
+  - Healthy is a master that answers, is not loading, whose append-only file took the last write, and that
+    has the functions which its clients call.
   - It changes nothing. If Redis is not healthy in time, the message ends with the journal of its unit.
 options:
   host: {description: Address that Redis listens on., type: str, required: true}
@@ -26,6 +27,11 @@ options:
     type: dict
     default: {}
   certificate: {description: File of the certificate that Redis must show., type: path, default: ""}
+  libraries:
+    description: Names of the libraries of functions that it must have.
+    type: list
+    elements: str
+    default: []
   unit: {description: The systemd unit., type: str, default: redis-server.service}
   retries: {description: How often an unhealthy Redis is asked again., type: int, default: 30}
   delay: {description: Seconds between two questions., type: int, default: 1}
@@ -116,8 +122,25 @@ class Patient:
             raise UnhealthyError("it is loading its data")
         if not persistence["aof_enabled"]:
             raise UnhealthyError("its append-only file is off")
+        self.refuse_missing_functions()
         self.refuse_other_certificate()
         return role
+
+    def refuse_missing_functions(self) -> None:
+        """Refuse a Redis that lacks a library of functions."""
+        if not self.params["libraries"]:
+            return
+        try:
+            found = self.client("admin").execute_command("FUNCTION LIST")
+        except redis.exceptions.RedisError as error:
+            raise UnhealthyError(str(error)) from None
+        there = {one["library_name"] if isinstance(one, dict) else one[1] for one in found}
+        if missing := [name for name in self.params["libraries"] if name not in there]:
+            raise UnhealthyError(
+                f"it lacks {len(missing)} of the functions that the fleet's processes call, such as "
+                f"{missing[0]}, and tasks fail with NoPermissionError. Load them by `fleet-redis-functions "
+                "load` on its host, or by playbooks/redis.yml"
+            )
 
     def refuse_other_certificate(self) -> None:
         """Refuse a Redis that shows another certificate than it should."""
@@ -181,6 +204,7 @@ def main() -> None:
             "admin_password": {"type": "str", "required": True, "no_log": True},
             "previous_passwords": {"type": "dict", "default": {}, "no_log": True},
             "certificate": {"type": "path", "default": ""},
+            "libraries": {"type": "list", "elements": "str", "default": []},
             "unit": {"type": "str", "default": "redis-server.service"},
             "retries": {"type": "int", "default": 30},
             "delay": {"type": "int", "default": 1},

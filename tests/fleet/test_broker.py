@@ -67,7 +67,7 @@ def test_user_comes_in(fleet: Fleet, user: str) -> None:
 def test_there_is_no_other_user(fleet: Fleet) -> None:
     """The users are those of the fleet, and `default`, which is off."""
     with fleet.broker.connect("admin") as client:
-        assert sorted(client.acl_users()) == sorted([*USERS, "default"])
+        assert sorted(client.acl_users()) == sorted([*USERS, "default", "functions"])
         assert "off" in client.acl_getuser("default")["flags"]
 
 

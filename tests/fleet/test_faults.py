@@ -89,6 +89,28 @@ def test_redis_comes_back(fleet: Fleet, producer: Producer, how: str) -> None:
     assert not fleet.restarted(before) & nodes
 
 
+@pytest.mark.group("redis")
+def test_functions_that_were_lost_are_there_after_a_start(fleet: Fleet, producer: Producer) -> None:
+    """They are in the append-only file, and so is their flush; nodes call them for each message."""
+    host, unit = fleet.group("redis")[0], "redis-server.service"
+    before = fleet.starts()
+    with fleet.broker.connect("admin") as client:
+        functions = len(client.function_list())
+    fleet.broker.keep_denials()
+    with fleet.broker.connect("admin") as client:
+        client.function_flush()
+    host.sh('systemctl restart "$1"', unit)
+
+    eventually(fleet.broker.answers, timeout=60)
+    with fleet.broker.connect("admin") as client:
+        assert len(client.function_list()) == functions > 10
+        client.acl_log_reset()  # nodes called some in between
+    eventually(fleet.is_whole, timeout=60)
+    for sent in [producer.probe(queue) for queue in fleet.queues]:
+        assert producer.result(sent)["node"]
+    assert fleet.restarted(before) == {(host.name, unit)}
+
+
 @pytest.mark.group("flower")
 @pytest.mark.parametrize("unit", ["flower.service", "nginx.service"])
 def test_killed_flower_comes_back(fleet: Fleet, unit: str) -> None:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 # Files that hold a secret: path, owner, group, mode.
 SECRET_FILES = {
     "all": ["{tls}/host.key root fleet-tls 640"],
-    "redis": ["/etc/redis/users.acl root redis 640"],
+    "redis": ["/etc/redis/users.acl root redis 640", "/etc/redis/functions.json root root 600"],
     "workers": [
         "/etc/celery/app.env root root 600",
         "/etc/celery/ops.env root root 600",
@@ -45,6 +45,7 @@ UNREADABLE = [
     "/etc/celery/flower.env",
     "/etc/nginx/flower.htpasswd",
     "/etc/redis/users.acl",
+    "/etc/redis/functions.json",
     "/etc/shadow",
     "/var/lib/redis",
     "/root",

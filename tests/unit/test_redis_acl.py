@@ -256,8 +256,8 @@ def test_plaintext_is_refused(server: Server) -> None:
 def test_nobody_is_in_the_file_in_clear(server: Server) -> None:
     text = (server.directory / "users.acl").read_text()
     assert not any(password in text for password in PASSWORDS.values())
-    assert len(re.findall(r" #[0-9a-f]{64} ", text)) == len(USERS)
-    assert {line.split()[1] for line in text.splitlines()} == {*USERS, "default"}
+    assert len(re.findall(r" #[0-9a-f]{64} ", text)) == len(USERS) + 1
+    assert {line.split()[1] for line in text.splitlines()} == {*USERS, "default", "functions"}
 
 
 def test_two_passwords_are_taken_while_one_is_replaced(tmp_path: Path) -> None:

@@ -109,6 +109,8 @@ def test_systemd_takes_the_drop_in(server: Server, tmp_path: Path) -> None:
     assert "LimitNOFILE=71024" in text
     # else systemd would wait for ever, after ExecStartPost, for a file that Redis does not write
     assert "\nPIDFile=\n" in text
+    # a program that fails must not end a Redis that serves
+    assert "\nExecStartPost=+-/usr/local/sbin/fleet-redis-functions load\n" in text
 
 
 REFUSED: dict[str, dict[str, Any]] = {

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 WELL = {"loading": 0, "aof_enabled": 1, "aof_last_write_status": "ok"}
-UNASKED = {"host": "", "port": 0, "ca_file": "", "timeout": 0, "certificate": ""}
+UNASKED = {"host": "", "port": 0, "ca_file": "", "timeout": 0, "certificate": "", "libraries": []}
 
 
 def patient(server: Server, **given: Any) -> redis_health.Patient:
@@ -30,6 +30,7 @@ def patient(server: Server, **given: Any) -> redis_health.Patient:
         "admin_password": PASSWORDS["admin"],
         "previous_passwords": {},
         "certificate": str(server.directory / "host.crt"),
+        "libraries": [],
     }
     return redis_health.Patient(params | given)
 
@@ -108,6 +109,14 @@ def test_a_server_that_shows_another_certificate(server: Server, tmp_path: Path)
         with pytest.raises(flower_health.UnhealthyError, match=complaint):
             flower_health.refuse_other_certificate(asked)
     flower_health.refuse_other_certificate(asked | {"certificate": str(server.directory / "host.crt")})
+
+
+def test_a_server_that_lacks_functions(server: Server) -> None:
+    admin = server.client("admin")
+    admin.function_load("#!lua name=there\nredis.register_function('there', function() return 1 end)", True)
+    assert redis_health.wait(patient(server, libraries=["there"]), retries=0, delay=0) == "master"
+    with pytest.raises(redis_health.UnhealthyError, match="it lacks 1 of the functions"):
+        redis_health.wait(patient(server, libraries=["there", "missing"]), retries=0, delay=0)
 
 
 def test_it_is_waited_for() -> None:

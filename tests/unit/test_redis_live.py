@@ -160,12 +160,12 @@ def test_the_administrators_password_is_replaced_without_a_restart(server: Serve
         "redis_previous_passwords": {"admin": old},
     }
     told = apply(server, check=True, previous=old, **both)
-    assert told == {"changed": True, "applied": ["user admin"], "restart_required": []}
+    assert told == {"changed": True, "applied": ["user admin", "user functions"], "restart_required": []}
     assert apply(server, previous=old, **both) == told
     assert not apply(server, previous=old, **both)["changed"]
 
     del both["redis_previous_passwords"]
-    assert apply(server, **both)["applied"] == ["user admin"]
+    assert apply(server, **both)["applied"] == ["user admin", "user functions"]
     # as by a run that goes on after one that was interrupted here
     assert apply(server, previous=old, **both) == {"changed": False, "applied": [], "restart_required": []}
     with pytest.raises(redis.exceptions.AuthenticationError):
