@@ -132,6 +132,7 @@ def test_a_node_falls_that_dies_or_ends_soon(broker: Broker, monkeypatch: pytest
 def test_a_node_that_is_wanted_and_went(fleet: Fleet, broker: Broker) -> None:
     """By what the inventory has told Redis, and by when the node was started and stopped last."""
     admin, now = broker.client("admin"), time.time()
+    admin.delete(keys.DEAD)  # those of other tests
     for name, since in (("here-1@w", now - 999), ("gone-1@w", now - 999), ("never-1@w", now - 700)):
         admin.hset(keys.WANTED, name, json.dumps({"queues": ["io"], "since": since}))
     admin.hset(keys.WANTED, keys.IDLE_QUEUES, json.dumps(["rare"]))
@@ -179,6 +180,7 @@ def test_a_node_and_a_queue_that_waits(fleet: Fleet, broker: Broker, web: Any) -
     admin.hset(keys.NODES, "heavy-1@test", json.dumps(facts))
     admin.zadd(keys.LEASES, {"heavy-1@test": time.time() + 25, "gone-1@test": time.time() - 5})
     admin.hset(keys.unacked("gone-1@test"), "tag", "[]")
+    admin.delete(keys.DEAD)  # those of other tests
     admin.zadd(keys.DEAD, {str(number): time.time() for number in range(100)})
     time.sleep(1)
 

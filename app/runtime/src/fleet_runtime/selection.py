@@ -61,6 +61,8 @@ PARAMETERS = {
         "_basic_cancel": "self consumer_tag",
         "_queue_bind": "self exchange routing_key pattern queue",
         "_size": "self queue",
+        "_receive": "self",
+        "_receive_one": "self c",
         "close": "self",
         "_close_clients": "self",
         "_on_connection_disconnect": "self connection",

@@ -882,10 +882,10 @@ class Channel(stock.Channel):  # type: ignore[misc]  # kombu ships no types
         parameters: dict[str, Any] = super()._connparams(asynchronous)
         return {**parameters, "protocol": 3} if asynchronous else parameters
 
-    def _receive_one(self, client: Any) -> Any:
+    def _receive_one(self, c: Any) -> Any:
         """Deliver one message that was sent to all nodes; leave out those queues that Redis refuses."""
         try:
-            return super()._receive_one(client)
+            return super()._receive_one(c)
         except NoPermissionError as error:
             if not self.bears:
                 raise
