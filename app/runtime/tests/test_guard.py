@@ -6,9 +6,11 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from celery import signals
 from celery.concurrency.base import BasePool
 from celery.concurrency.prefork import TaskPool
 from celery.concurrency.thread import TaskPool as ThreadPool
+from celery.utils.dispatch import Signal
 from fleet_runtime import children
 from fleet_runtime.guard import Guard
 
@@ -67,20 +69,20 @@ def test_without_a_unit_nothing_is_refused(caplog: pytest.LogCaptureFixture) -> 
 
 
 def test_processes_that_begin_with_more_than_they_may_have_are_told_of(
-    caplog: pytest.LogCaptureFixture,
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each would run one task; pools of threads do not care."""
+    """Once, as soon as one is made so: each would run one task. Pools of threads do not care."""
+    monkeypatch.setattr(children, "share_memory", lambda: None)
+    made = Signal(name="made")
+    monkeypatch.setattr(signals, "worker_before_create_process", made)
     node = worker(600)
-    node.max_memory_per_child = 10_000_000
-    Guard(node)
-    assert not caplog.text
-    node.max_memory_per_child = 1000
-    Guard(node)
-    assert "max_memory_per_child (1000 KiB) is not more than a process of this app has" in caplog.text
-    caplog.clear()
-    node.pool_cls = ThreadPool
-    Guard(node)
-    assert not caplog.text
+    for most, pool, told in ((10_000_000, TaskPool, 0), (1000, ThreadPool, 0), (1000, TaskPool, 1)):
+        made.receivers = []
+        node.max_memory_per_child, node.pool_cls = most, pool
+        Guard(node)
+        for _ in range(3):
+            made.send(sender=None)
+        assert caplog.text.count("max_memory_per_child (1000 KiB) is not more than a process") == told
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import resource
 from pathlib import Path
 from typing import Any
 
-from celery import bootsteps
+from celery import bootsteps, signals
 from celery.concurrency.prefork import TaskPool
 
 from fleet_runtime import children, reading, selection, tracing
@@ -19,6 +19,7 @@ logger = logging.getLogger(__name__)
 
 # Tasks that are not the app's.
 BUILT_IN = ("celery.", "fleet.")
+MEMORY = "fleet.memory"  # a receiver of a signal
 
 
 class Guard(bootsteps.Step):  # type: ignore[misc]  # celery ships no types
@@ -85,22 +86,28 @@ def _require_time_to_stop(worker: Any) -> None:
 
 
 def _compare_memory(worker: Any) -> None:
-    """Warn of a worker whose processes are replaced after each task.
+    """Warn, once, of a worker whose processes are replaced after each task.
 
-    A process begins with what the node has, as far as the kernel counts, and billiard looks at it after each
-    task. What it says then is not in the log, with Celery's own logging neither.
+    A process begins with what the node has then, as far as the kernel counts, and billiard looks at it after
+    each task. What it says is not in the log, with Celery's own logging neither.
     """
     most = worker.max_memory_per_child or 0
     if not most or not issubclass(worker.pool_cls, TaskPool):
         return
-    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
-    has = pages * resource.getpagesize() // 1024
-    if has >= most:
+
+    def compare(**_: Any) -> None:
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+        has = pages * resource.getpagesize() // 1024
+        if has < most:
+            return
+        signals.worker_before_create_process.disconnect(dispatch_uid=MEMORY)
         logger.warning(
             "max_memory_per_child (%d KiB) is not more than a process of this app has before its first task "
             "(%d KiB), so each process is replaced after one task. Raise it, or import less.",
             most, has,
         )  # fmt: skip
+
+    signals.worker_before_create_process.connect(compare, weak=False, dispatch_uid=MEMORY)
 
 
 def _tell_of_limits(worker: Any) -> None:
