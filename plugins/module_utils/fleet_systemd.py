@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     # argv -> (exit code, standard output, standard error), as AnsibleModule.run_command
     Run = Callable[[list[str]], tuple[int, str, str]]
 
-PROPERTIES = ("LoadState", "ActiveState", "UnitFileState", "NeedDaemonReload", "InvocationID")
+PROPERTIES = ("LoadState", "ActiveState", "SubState", "UnitFileState", "NeedDaemonReload", "InvocationID")
 ENABLED = ("enabled", "static")
 
 
@@ -53,6 +53,11 @@ def stopped_at(run: Run, unit: str) -> float:
 def is_up(state: dict[str, str]) -> bool:
     """Whether a unit runs, or tries to: a crash loop (`activating`) is up, a unit that gave up is not."""
     return state["ActiveState"] not in {"inactive", "failed"}
+
+
+def is_starting(state: dict[str, str]) -> bool:
+    """Whether a start is under way, and not merely due after one that failed."""
+    return state["ActiveState"] == "activating" and not state["SubState"].startswith("auto-restart")
 
 
 def is_settled(state: dict[str, str]) -> bool:

@@ -18,7 +18,9 @@ options:
   units: {description: Full names of the units., type: list, elements: str, required: true}
   state:
     description:
-      - C(started) enables the units and starts those that are not up.
+      - C(started) enables the units and starts those that are not up. A start that is under way is waited
+        for, for as long as the unit lets it take. If it fails, the unit is restarted, since it began before
+        what the run has changed.
       - C(stopped) disables the units and stops those that are up.
       - C(down) stops those that are up, together, and leaves them enabled.
       - C(restarted) restarts each unit when the one before it is ready. It does not enable them.
@@ -36,12 +38,18 @@ options:
     description: Unit -> such a command of its own, in place of I(ready).
     type: dict
     default: {}
+  later:
+    description: Units that C(started) enables only. They run with something old, and are restarted next.
+    type: list
+    elements: str
+    default: []
   keep_going:
     description: With C(restarted), restart all units even if one fails, and fail at the end.
     type: bool
     default: false
   ready_retries:
-    description: How often I(ready) is tried again before the units count as failed.
+    description: How often I(ready) is tried again before the units count as failed. Where a unit is starting,
+      a try begins when that has ended.
     type: int
     default: 10
   ready_delay: {description: Seconds between two tries., type: int, default: 1}
@@ -70,15 +78,32 @@ seconds:
 
 import select
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.fleet_systemd import ENABLED, SystemdError, call, is_up, show, stopped_at
+from ansible.module_utils.fleet_systemd import (
+    ENABLED,
+    SystemdError,
+    call,
+    is_starting,
+    is_up,
+    show,
+    stopped_at,
+)
 
 if TYPE_CHECKING:
     from typing import Any
 
     from ansible.module_utils.fleet_systemd import Run
+
+
+# How many starts that systemd begins meanwhile are waited for: with an app that imports for long and then
+# dies, there would be as many as there are tries.
+JOINED = 2
+
+
+DOWN = ("inactive", "failed", "deactivating")
 
 
 class ServiceError(Exception):
@@ -126,14 +151,29 @@ class Services:
         """Enable the units, and start together those that are not up."""
         enabled = self.where("UnitFileState", *ENABLED)
         enable = [unit for unit in self.states if unit not in enabled]
-        start = self.where("ActiveState", "inactive", "failed", "deactivating")
-        # in a crash loop, or in a start that hangs; a start would only join the one under way
-        stuck = self.where("ActiveState", "activating")
+        now = {unit: state for unit, state in self.states.items() if unit not in self.params["later"]}
+        start = [unit for unit, state in now.items() if state["ActiveState"] in DOWN]
+        activating = [unit for unit, state in now.items() if state["ActiveState"] == "activating"]
+        joined = [unit for unit in activating if is_starting(now[unit])]
+        stuck = [unit for unit in activating if unit not in joined]  # between two starts of a crash loop
         if not self.check:
             self.call_for("enable", enable)
         self.bring_up("start", start)
+        stuck += self.join(joined)
+        self.bring_up("start", [unit for unit in joined if unit not in stuck])
         self.bring_up("restart", stuck)
         return sorted({*enable, *start, *stuck})
+
+    def join(self, units: list[str]) -> list[str]:
+        """Wait until the starts of units that are under way have ended, and return those that failed.
+
+        To restart such a unit would end a start that takes long, again with each run.
+        """
+        if not units or self.check:
+            return []
+        with suppress(SystemdError):  # seen below, and of each unit
+            self.call_for("start", units)
+        return [unit for unit, state in show(self.run, units).items() if state["ActiveState"] != "active"]
 
     def stop(self) -> list[str]:
         """Disable the units, and stop together those that are up."""
@@ -209,7 +249,12 @@ class Services:
         Raises:
             SystemdError: They never were.
         """
+        joins = JOINED
         for last in (*[False] * self.params["ready_retries"], True):
+            starting = [unit for unit, state in show(self.run, units).items() if is_starting(state)]
+            if starting and joins:
+                joins -= 1
+                self.join(starting)
             problem = self.problem(units)
             if not problem:
                 return
@@ -266,6 +311,7 @@ def main() -> None:
             },
             "ready": {"type": "list", "elements": "str", "default": []},
             "ready_of": {"type": "dict", "default": {}},
+            "later": {"type": "list", "elements": "str", "default": []},
             "keep_going": {"type": "bool", "default": False},
             "ready_retries": {"type": "int", "default": 10},
             "ready_delay": {"type": "int", "default": 1},

@@ -130,11 +130,13 @@ def compare(params: dict[str, Any], run: Run, unit_dir: Path = UNIT_DIR, proc: P
     family = params["family"]
     surplus = family_members(run, family, unit_dir) - set(stamps) if family else set()
     up = [unit for unit in stamps if is_up(states[unit])]
+    # One that waits for its turn to start has read nothing yet.
+    begun = [unit for unit in up if states[unit]["SubState"] != "start-pre"]
     watched = {item["unit"] for item in params["units"] if item.get("program")}
     replaced = [unit for unit in up if unit in watched and is_replaced(run, unit, proc)]
     return {
         "changed": False,
-        "stale": [u for u in up if u in replaced or is_stale(stamps[u], params["pending"])],
+        "stale": [u for u in begun if u in replaced or is_stale(stamps[u], params["pending"])],
         "down": [unit for unit, state in states.items() if not is_settled(state)],
         "replaced": replaced,
         "surplus": sorted(surplus),

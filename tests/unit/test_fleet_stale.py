@@ -27,6 +27,7 @@ class Systemd:
         self.reload = "no"
         self.enabled = "enabled"
         self.main_pid = 0
+        self.sub = "running"
 
     def __call__(self, argv: list[str]) -> tuple[int, str, str]:
         """Answer as systemctl would."""
@@ -39,6 +40,7 @@ class Systemd:
             return 0, f"{self.main_pid}\n", ""
         blocks = [
             f"LoadState=loaded\nActiveState={self.active.get(unit, 'inactive')}\n"
+            f"SubState={self.sub}\n"
             f"UnitFileState={self.enabled}\nNeedDaemonReload={self.reload}\n"
             for unit in rest
         ]
@@ -93,6 +95,17 @@ def test_a_unit_with_other_files_is_stale(
         case "empty stamp":
             stamp.write_text("")
     assert compare(shaped, Systemd(a_1=state))["stale"] == [UNIT]
+
+
+@pytest.mark.parametrize(("sub", "stale"), [("start-pre", []), ("start", [UNIT]), ("start-post", [UNIT])])
+def test_a_unit_that_has_read_nothing_yet_is_not_stale(
+    shaped: dict[str, Any], tmp_path: Path, sub: str, stale: list[str]
+) -> None:
+    """As one that waits for its turn after a boot: a restart would only put it behind the others."""
+    (tmp_path / "a-1.started").unlink()
+    systemd = Systemd(a_1="activating")
+    systemd.sub = sub
+    assert compare(shaped, systemd)["stale"] == stale
 
 
 @pytest.mark.parametrize("state", ["inactive", "failed"])
