@@ -99,6 +99,22 @@ def test_tls_versions(fleet: Fleet, version: str, accepted: bool) -> None:
     assert handshake(context, fleet.broker.open()) == accepted
 
 
+@pytest.mark.parametrize(
+    ("cipher", "accepted"),
+    [
+        ("ECDHE-ECDSA-AES128-GCM-SHA256", True),
+        ("ECDHE-ECDSA-AES128-SHA256", False),
+        ("ECDHE-ECDSA-AES256-SHA", False),
+    ],
+)
+def test_tls_ciphers(fleet: Fleet, cipher: str, accepted: bool) -> None:
+    """Of TLS 1.2, only what authenticates the encrypted data itself is spoken, and no CBC."""
+    context = ssl.create_default_context(cafile=str(fleet.ca_file))
+    context.set_ciphers(f"{cipher}:@SECLEVEL=0")
+    context.maximum_version = ssl.TLSVersion.TLSv1_2
+    assert handshake(context, fleet.broker.open()) == accepted
+
+
 def handshake(context: ssl.SSLContext, port: int) -> bool:
     """Whether the other side agrees to a TLS connection."""
     with socket.create_connection(("127.0.0.1", port), timeout=10) as plain:
