@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tests.fleet.support.hosts import eventually
@@ -21,11 +22,13 @@ if TYPE_CHECKING:
 
 TASK = "demo.tasks.record"
 FILE = "/var/lib/demo/ledger.jsonl"
-# The sandbox of a node lets it write nowhere; this is the way that systemd has for it.
+# The sandbox of a node lets it write nowhere else. What the users of the pools share belongs to their group.
 DROPIN = "/etc/systemd/system/celery-worker@.service.d/ledger.conf"
 # Prints when the host was started, in seconds since the epoch by its clock as it is now.
 BOOT = "python3 -c 'import time; print(time.time() - time.monotonic())'"
-DROPIN_TEXT = f"[Service]\nStateDirectory=demo\nEnvironment=DEMO_LEDGER={FILE}\n"
+DROPIN_TEXT = f"[Service]\nReadWritePaths=-{Path(FILE).parent}\nEnvironment=DEMO_LEDGER={FILE}\n"
+# A host that is not of the fleet yet has no such group.
+MAKE_FOLDER = 'getent group celery || groupadd -r celery; install -d -g celery -m 2770 "$(dirname "$1")"'
 
 
 @dataclass
@@ -56,6 +59,7 @@ class Ledger:
     def lay(self) -> None:
         """Let nodes write that are started from here on."""
         for host in self._hosts:
+            host.sh(MAKE_FOLDER, FILE)
             host.sh('mkdir -p "$(dirname "$1")" && cat >"$1"', DROPIN, text=DROPIN_TEXT)
 
     def remove(self) -> None:
@@ -64,7 +68,7 @@ class Ledger:
         self._restart()
 
     def take_back(self) -> None:
-        """Remove its files, and restart nothing."""
+        """Remove its files, and restart nothing; the folder stays, for nodes that run have it mounted."""
         for host in self._hosts:
             host.sh('rm -rf "$1" "$(dirname "$2")"', DROPIN, FILE)
             host.sh('d=$(dirname "$1"); [ ! -e "$d" ] || rmdir --ignore-fail-on-non-empty "$d"', DROPIN)

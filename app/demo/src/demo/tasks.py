@@ -105,7 +105,7 @@ def note(task: Task, name: str, event: str) -> None:
         "delivery": request.properties["delivery_tag"],
         "redelivered": bool(request.delivery_info["redelivered"]),
     }
-    file = os.open(settings.ledger, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_DSYNC, 0o600)
+    file = os.open(settings.ledger, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_DSYNC, 0o660)
     try:
         os.write(file, f"{json.dumps(line)}\n".encode())
     finally:
