@@ -396,6 +396,62 @@ def test_a_process_that_says_what_cannot_be_read_is_ended(
     assert child(pool) != before
 
 
+class Unreadable:
+    """What can be pickled, and not be unpickled."""
+
+    def __reduce__(self) -> Any:
+        """Become the number of a word."""
+        return int, ("no number",)
+
+
+def unreadable() -> Unreadable:
+    """Return it, as a task may."""
+    return Unreadable()
+
+
+def test_a_process_whose_message_cannot_be_unpickled_is_ended(
+    hub: Hub, make: Callable[..., pipes.Pool]
+) -> None:
+    """Its task is lost to it, which the node is told; the node goes on, and so do the tasks of others."""
+    pool, ends = make(), Ends()
+    before = child(pool)
+    ends.of(pool, unreadable)
+    turn(hub, lambda: ends)
+    assert isinstance(error(ends[0]), WorkerLostError)
+    ends.of(pool, pow, 2, 3)
+    turn(hub, lambda: len(ends) == 2)
+    assert ends[1] == 8
+    assert child(pool) != before
+    assert not pool._cache
+
+
+def test_what_stands_before_a_message_that_cannot_be_unpickled_is_heard() -> None:
+    """It is out of the pipe by then."""
+    heard: list[Any] = []
+    bodies = [*map(pickle.dumps, MESSAGES[:2]), b"no pickle"]
+    stream = b"".join(pipes.LENGTH.pack(len(body)) + body for body in bodies)
+    with pytest.raises(pipes.UnreadableError, match="cannot be unpickled"):
+        pipes.take_messages(stream, heard.append, [])
+    assert heard == MESSAGES[:2]
+
+
+def test_what_cannot_be_unpickled_holds_up_no_process_that_ended_and_no_stop(
+    make: Callable[..., pipes.Pool],
+) -> None:
+    """Then its pipe is read in another way, which is billiard's."""
+    pool, heard, removed = make(), list[Any](), list[Any]()
+    (process,) = pool._pool
+    body = pickle.dumps(Unreadable())
+    hear(pool, heard)
+    os.write(process.outq._writer.fileno(), pipes.LENGTH.pack(len(body)) + body)
+    pool.process_flush_queues(process)
+    os.write(process.outq._writer.fileno(), pipes.LENGTH.pack(len(body)) + body)
+    results, fileno = pool._result_handler, process.outqR_fd
+    results._flush_outqueue(fileno, removed.append, {fileno: process}, heard.append)
+    assert removed == [fileno]
+    assert heard == []
+
+
 @pytest.mark.parametrize("size", [1, MEGABYTE])
 def test_a_task_that_was_just_written_goes_on_when_a_connection_is_lost(
     hub: Hub, make: Callable[..., pipes.Pool], tmp_path: Path, size: int

@@ -141,9 +141,9 @@ class Results(asynpool.ResultHandler):  # type: ignore[misc]  # celery ships no 
             except BlockingIOError:
                 if isinstance(data, bytearray):
                     parts[fileno] = data
-            except MisframedError:
+            except UnreadableError as error:
                 hub.remove_reader(fileno)
-                end_process(pipes[fileno], "says what cannot be read")
+                end_process(pipes[fileno], f"says what cannot be read ({error})")
             except OSError:
                 hub.remove_reader(fileno)
             if errors:
@@ -165,8 +165,8 @@ class Results(asynpool.ResultHandler):  # type: ignore[misc]  # celery ships no 
         return False
 
 
-class MisframedError(OSError):
-    """What a process says has no beginning that makes sense."""
+class UnreadableError(OSError):
+    """What a process says has no beginning that makes sense, or cannot be unpickled."""
 
 
 def take_messages(data: bytes | bytearray, take: Callable[[Any], None], errors: list[BaseException]) -> int:
@@ -178,14 +178,17 @@ def take_messages(data: bytes | bytearray, take: Callable[[Any], None], errors: 
         errors: Gets what that raises: the others are out of the pipe by then, and are taken, too.
 
     Raises:
-        MisframedError: A length is none.
+        UnreadableError: A length is none, or a message cannot be read. Those before it were taken.
     """
     begin = 0
     with memoryview(data) as view:
         while (end := end_of(data, begin)) <= len(data):
             try:
-                if message := pickle.loads(view[begin + LENGTH.size : end]):  # noqa: S301 (our own process)
+                message = unpickled(view[begin + LENGTH.size : end])
+                if message:
                     take(message)
+            except UnreadableError:
+                raise
             except BaseException as error:
                 errors.append(error)
             begin = end
@@ -196,15 +199,36 @@ def end_of(data: bytes | bytearray, begin: int) -> int:
     """Return where the message ends that begins somewhere, or where its length does if that is not there.
 
     Raises:
-        MisframedError: That is no length.
+        UnreadableError: That is no length.
     """
     end = begin + LENGTH.size
     if end > len(data):
         return end
     (size,) = LENGTH.unpack_from(data, begin)
     if size <= 0:
-        raise MisframedError(f"a message of {size} bytes")
+        raise UnreadableError(f"a message of {size} bytes")
     return int(end + size)
+
+
+def receive(reader: Any) -> Any:
+    """Return the next message of a process that has ended, or of a node that stops; billiard reads it so.
+
+    Raises:
+        UnreadableError: It cannot be read. To billiard that is the end of the pipe.
+    """
+    return unpickled(reader.recv_bytes())
+
+
+def unpickled(body: memoryview | bytes) -> Any:
+    """Return a message.
+
+    Raises:
+        UnreadableError: It cannot be read. What of an exception can be pickled need not be what unpickles.
+    """
+    try:
+        return pickle.loads(body)  # noqa: S301 (our own process)
+    except Exception as error:
+        raise UnreadableError(f"a message that cannot be unpickled: {error!r:.1000}") from error
 
 
 def end_process(process: Any, why: str) -> None:
@@ -350,6 +374,13 @@ class Pool(AsynPool):  # type: ignore[misc]  # celery ships no types
         if self._state == RUN:
             self._finish_writing(monotonic() + WRITTEN_WITHIN)
         super().close()
+
+    def create_process_queues(self) -> Any:
+        """Make the pipes of a process."""
+        queues = super().create_process_queues()
+        reader = queues[1]._reader
+        reader.recv = partial(receive, reader)
+        return queues
 
     def process_flush_queues(self, proc: Any) -> None:
         """Take what a process has said that is gone; a message that it did not finish goes with it."""
