@@ -14,8 +14,12 @@ from celery.utils.dispatch import Signal
 from fleet_runtime import children
 from fleet_runtime.guard import Guard
 
+from app.runtime.tests.conftest import shop
+
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from app.tests.broker import Broker
 
 
 @pytest.fixture(autouse=True)
@@ -119,3 +123,11 @@ def test_a_process_of_another_kind_runs_no_task(lay: Callable[..., Any], web: An
     lay(web, "web")
     with pytest.raises(SystemExit, match="only a process with FLEET_COMPONENT=worker may run tasks"):
         Guard(worker(600))
+
+
+def test_the_steps_of_a_worker_are_drawn_for_the_operator(broker: Broker) -> None:
+    """`celery graph bootsteps` makes a worker, and runs none."""
+    result = shop(broker).run("ops", "graph", "bootsteps")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "digraph" in result.stdout
+    assert "Recovery" in result.stdout

@@ -8,7 +8,9 @@ import resource
 from pathlib import Path
 from typing import Any
 
+import click
 from celery import bootsteps, signals
+from celery.bin import graph
 from celery.concurrency.prefork import TaskPool
 
 from fleet_runtime import children, reading, selection, tracing
@@ -27,6 +29,8 @@ class Guard(bootsteps.Step):  # type: ignore[misc]  # celery ships no types
 
     def __init__(self, parent: Any, **kwargs: Any) -> None:
         """Look at the worker, all options of which are known by now."""
+        if is_drawn():
+            return
         try:
             settings = FleetSettings.from_environment()
             _require_component(settings)
@@ -42,6 +46,12 @@ class Guard(bootsteps.Step):  # type: ignore[misc]  # celery ships no types
             tracing.mend()
             reading.read_json_faster()
         children.share_memory()
+
+
+def is_drawn() -> bool:
+    """Return whether the worker is made for `celery graph bootsteps`, which starts none."""
+    context = click.get_current_context(silent=True)
+    return context is not None and context.command is graph.bootsteps
 
 
 def _require_component(settings: FleetSettings) -> None:

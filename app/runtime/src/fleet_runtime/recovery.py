@@ -47,6 +47,7 @@ from fleet_runtime import (
 from fleet_runtime.dead_letters import End, Reason
 from fleet_runtime.errors import FleetError
 from fleet_runtime.give_back import GiveBack, forget
+from fleet_runtime.guard import is_drawn
 from fleet_runtime.reconnect import Held, copied
 from fleet_runtime.request import bury_postponed, postponed
 from fleet_runtime.settings import FleetSettings
@@ -287,6 +288,8 @@ class Ownership(bootsteps.Step):  # type: ignore[misc]  # celery ships no types
     def __init__(self, worker: Any, **kwargs: Any) -> None:
         """Look at the worker, before it connects."""
         node = os.environ.setdefault("FLEET_NODE", worker.hostname)
+        if is_drawn():
+            return
         options = worker.app.conf.broker_transport_options
         options.update(own_keys(node))
         if issubclass(worker.pool_cls, solo.TaskPool):
