@@ -35,6 +35,7 @@ KEYS = {
     "prefix": "defaultx",
     "direct": "default-1@worker1.dq2",
     "broadcast": f"news.{UUID}",
+    "unnamed broadcast": f"bcast.{UUID}",
     "binding": "_kombu.binding.default",
     "binding of control": "_kombu.binding.celery.pidbox",
     "binding of replies": "_kombu.binding.reply.celery.pidbox",

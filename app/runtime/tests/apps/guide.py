@@ -3,9 +3,14 @@
 # Celery ships no types.
 # mypy: disable-error-code="untyped-decorator"
 
+import os
 from typing import Any
 
 from celery import Celery
+from celery.schedules import schedule
+from kombu import Queue
+from kombu.common import Broadcast
+from redbeat import RedBeatSchedulerEntry
 
 app = Celery("guide", broker="redis://localhost:1/7", backend="redis://localhost:1/7")
 app.conf.task_default_queue = "default"
@@ -29,3 +34,36 @@ def grow(self: Any) -> int:
     """Add another task to the chord that this one is of."""
     self.add_to_chord(add.s(5, 5))
     return 1
+
+
+if os.environ.get("GUIDE_BROADCAST"):
+    app.conf.task_queues = [Queue("default"), Broadcast(os.environ["GUIDE_BROADCAST"])]
+app.conf.worker_direct = bool(os.environ.get("GUIDE_DIRECT"))
+app.conf.beat_enable_remote_control = bool(os.environ.get("GUIDE_BEAT"))
+
+
+@app.task(bind=True)
+def hear(self: Any) -> None:
+    """Note which node ran this, under a key of the app's own."""
+    app.backend.client.sadd("qo_heard", self.request.hostname)
+
+
+@app.task(bind=True)
+def where(self: Any) -> str:
+    """Say which node runs this."""
+    return str(self.request.hostname)
+
+
+@app.task
+def lock() -> bool:
+    """Take a lock of the app's own, and release it."""
+    with app.backend.client.lock("qo_task", timeout=10) as taken:
+        return bool(taken.owned())
+
+
+@app.task
+def schedule_entry(name: str) -> str:
+    """Have Beat send a task each second."""
+    entry = RedBeatSchedulerEntry(name, "guide.hear", schedule(1), options={"queue": "default"}, app=app)
+    entry.save()
+    return str(entry.key)
