@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from celery import chord
-from celery.exceptions import ChordError
+from celery.exceptions import ChordError, InvalidTaskError
 from fleet_runtime import dead_letters
 from fleet_runtime.dead_letters import End, Filter, Letter, Reason
 
@@ -174,6 +174,29 @@ def test_a_body_that_cannot_be_decoded_leaves_a_letter(broker: Broker, web: Any,
         letter = letter_of(broker, sent)
         assert letter["reason"] == "undecodable", name
         assert letter["record"][0] == message
+        broker.client("admin").delete("fleet:dead", "fleet:dead:letters")
+
+
+@QUEUES
+@pytest.mark.usefixtures("nodes")
+@pytest.mark.parametrize(
+    ("part", "value"), [("content-type", "application/x-python-serialize"), ("body", "bm8="), ("headers", {})]
+)
+def test_whoever_waits_for_a_message_that_cannot_be_read_is_told(
+    broker: Broker, web: Any, queue: str, part: str, value: Any
+) -> None:
+    """The result is a failure that says so; unless nobody wants one, or the task is not known by its id."""
+    for wanted in (False, True):
+        message = caught(web, broker, "mortuary.fail", ignore_result=not wanted)
+        name = message["headers"]["id"]
+        message[part] = message["headers"] | {"task": 5} if part == "headers" else value
+        letter_of(broker, put(broker, queue, message))
+        result = web.AsyncResult(name)
+        if wanted:
+            with pytest.raises(InvalidTaskError, match="The node could not read the message"):
+                result.get(timeout=PATIENCE)
+        else:
+            assert broker.client("admin").get(f"celery-task-meta-{name}") is None
         broker.client("admin").delete("fleet:dead", "fleet:dead:letters")
 
 
