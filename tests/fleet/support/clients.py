@@ -1,6 +1,7 @@
 """The two who use the fleet from outside: an application that sends tasks, an operator who asks the nodes.
 
-Both are plain Celery, configured as its documentation says, with a password of their own.
+Both are plain Celery, configured as its documentation says, with a password of their own. Who waits for answers
+of nodes needs kombu's scripts, which Redis has as functions: so the operator calls them by the runtime.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from celery import Celery, states
+from fleet_runtime import functions
 
 from tests.fleet.support.hosts import eventually
 
@@ -60,6 +62,7 @@ class Operator:
 
     def __init__(self, broker: Broker) -> None:
         """Configure Celery, so that it does not give out again what nodes have reserved."""
+        functions.adopt()
         self._broker = broker
         self._app = Celery("operator", broker=broker.url("ops"))
         self._app.conf.broker_transport_options = {"ack_emulation": False}
