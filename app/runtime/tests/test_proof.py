@@ -109,7 +109,7 @@ def test_a_node_that_stops_soon_after_its_proof_does_not_begin_again(
     for _ in range(5):
         web.send_task("sick.wait", (LOOK + 2,), queue="default", ignore_result=True)
     with sick.worker("one", "--queues=default", *FLAGS[1:], "--concurrency=1") as node:
-        node.wait_for("Task sick.wait")
+        node.wait_for("It waits.")  # from then on the node finishes it
         node.process.terminate()
         node.process.wait(PATIENCE)
         assert len(node.lines(PROVED)) == 1

@@ -636,7 +636,7 @@ def test_what_came_while_a_node_stood_still_goes_back(looping: Looping) -> None:
         looping.channel.advance(lambda _: None)
     time.sleep(2 * transport.BACK)
     looping.channel._ahead.clear()  # which is old in any case
-    looping.channel.lane.read(1)
+    wait_until(lambda: looping.channel.lane.read(1) or looping.channel._ahead)
     assert looping.channel._ahead
     looping.channel.advance(lambda _: None)
     assert not looping.channel._ahead

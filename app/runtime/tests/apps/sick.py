@@ -55,5 +55,6 @@ def never_consume(sender: Any, **_: Any) -> None:
 
 @app.task
 def wait(seconds: float) -> None:
-    """Take time."""
+    """Take time, and say when that begins."""
+    print("It waits.")
     time.sleep(seconds)
