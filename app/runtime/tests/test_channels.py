@@ -29,12 +29,20 @@ FLAGS = ("--concurrency=2", "--without-mingle", "--heartbeat-interval=2")
 CONTROL, EVENTS = "/0.celery.pidbox", "/0.celeryev/worker.heartbeat"
 
 
-@pytest.fixture(scope="module")
-def nodes(redis_server: Broker) -> Iterator[dict[str, Daemon]]:
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param([queue for queue, pool in POOLS.items() if pool != "gevent"], id="loops"),
+        # A gevent node whose mailbox has lost its connection sometimes does not stop, on a busy machine.
+        pytest.param(["email"], id="gevent", marks=pytest.mark.long),
+    ],
+)
+def nodes(request: pytest.FixtureRequest, redis_server: Broker) -> Iterator[dict[str, Daemon]]:
     """Yield a node for each queue."""
     started = {
         queue: shop(redis_server).worker(f"hears-{pool}", f"--queues={queue}", f"--pool={pool}", *FLAGS)
         for queue, pool in POOLS.items()
+        if queue in request.param
     }
     with together(started) as nodes:
         yield nodes
@@ -54,9 +62,9 @@ def test_what_is_no_message_ends_no_node(
 ) -> None:
     """Each node goes on, keeps its connection, and runs what comes next."""
     client = broker.client("admin")
-    wait_until(lambda: client.publish(channel, b"5") >= len(POOLS))  # a mailbox in a greenlet begins late
+    wait_until(lambda: client.publish(channel, b"5") >= len(nodes))  # a mailbox in a greenlet begins late
     for what, item in published.items():
-        assert client.publish(channel, item) >= len(POOLS), f"a node does not listen before: {what}"
+        assert client.publish(channel, item) >= len(nodes), f"a node does not listen before: {what}"
     for queue, node in nodes.items():
         try:
             assert web.send_task("shop.add", (1, 2), queue=queue).get(timeout=PATIENCE) == 3
@@ -66,14 +74,13 @@ def test_what_is_no_message_ends_no_node(
         assert node.process.poll() is None
         assert not node.lines("Connection to broker lost"), node.lines("")[-20:]
         assert not node.lines("Unrecoverable error")
-    wait_until(lambda: client.publish(channel, b"5") >= len(POOLS))
+    wait_until(lambda: client.publish(channel, b"5") >= len(nodes))
 
 
 def test_a_flood_of_commands_leaves_time_for_tasks(
     broker: Broker, web: Any, nodes: dict[str, Daemon]
 ) -> None:
     """While more commands are sent than a node can handle, it runs tasks, and its loop turns."""
-    del nodes
     flood = json.dumps(items.message({"method": "query_task", "arguments": {"ids": ["x"] * 5000}}))
     is_over = threading.Event()
 
@@ -89,7 +96,7 @@ def test_a_flood_of_commands_leaves_time_for_tasks(
     sender.start()
     try:
         time.sleep(2)
-        for queue in POOLS:
+        for queue in nodes:
             assert web.send_task("shop.add", (1, 2), queue=queue).get(timeout=PATIENCE) == 3
     finally:
         is_over.set()
