@@ -50,7 +50,7 @@ class Dropped:
     """
 
     def __init__(self) -> None:
-        """Begin."""
+        """Count nothing yet."""
         self.counts: Counter[str] = Counter()
         self._said_at: dict[str, float] = {}
         self._one_at_a_time = threading.Lock()
