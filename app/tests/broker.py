@@ -8,21 +8,26 @@ import os
 import shutil
 import socket
 import subprocess
+import threading
 import time
+from collections import Counter
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlencode
 
+import pytest
 import redis
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
+from redis.connection import AbstractConnection
 
 from tests.unit.rendering import Role, rules_without
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
 HOST = "127.0.0.1"
 QUEUES = ["default", "email", "heavy", "io"]
@@ -147,6 +152,43 @@ class Broker:
             __redis_has_client_setinfo=tuple(int(part) for part in number.split(".")[:2]) >= (7, 2),
             **self.variables,
         ).template("users.acl.j2")
+
+
+@contextmanager
+def counted() -> Iterator[Counter[str]]:
+    """Count the requests and the commands that this thread sends to Redis.
+
+    The server's own counters have those of every client, as of a thread that another test left behind.
+    """
+    sent: Counter[str] = Counter()
+    thread = threading.get_ident()
+    send_packed, send, pack_many = (
+        AbstractConnection.send_packed_command,
+        AbstractConnection.send_command,
+        AbstractConnection.pack_commands,
+    )
+
+    def count(what: str, number: int) -> None:
+        if threading.get_ident() == thread:
+            sent[what] += number
+
+    def send_packed_command(self: Any, *args: Any, **options: Any) -> Any:
+        count("requests", 1)
+        return send_packed(self, *args, **options)
+
+    def send_command(self: Any, *args: Any, **options: Any) -> Any:
+        count("commands", 1)
+        return send(self, *args, **options)
+
+    def pack_commands(self: Any, commands: Any) -> Any:
+        commands = list(commands)
+        count("commands", len(commands))
+        return pack_many(self, commands)
+
+    with pytest.MonkeyPatch.context() as patch:
+        for function in (send_packed_command, send_command, pack_commands):
+            patch.setattr(AbstractConnection, function.__name__, function)
+        yield sent
 
 
 def free_port() -> int:
