@@ -114,7 +114,7 @@ def test_a_node_that_stops_soon_after_its_proof_does_not_begin_again(
         node.process.wait(PATIENCE)
         assert len(node.lines(PROVED)) == 1
         assert not node.lines("Traceback")
-    assert redis.llen("default") == 4
+    assert redis.llen("default") == 4, node.lines("")
     redis.delete("default")
 
 

@@ -8,6 +8,7 @@ import signal
 import threading
 import time
 from contextlib import contextmanager
+from functools import partial
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +27,7 @@ from app.tests.commands import PATIENCE, wait_until
 from bench import kills
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from app.tests.broker import Broker
@@ -341,14 +342,21 @@ def test_who_looks_in_vain_looks_later(
     monkeypatch.setattr(transport.Channel, "nodes", nodes)
     monkeypatch.setattr("random.uniform", lambda least, most: most)
     channel, got = consume(connection, "default")
-    drain(connection)
     waits: list[float] = []
     monkeypatch.setattr(channel, "_sit_out", waits.append)
-    for _ in range(12):
-        channel._on_told()
-        count, until = len(waits), time.monotonic() + PATIENCE
-        while len(waits) == count and time.monotonic() < until:
+
+    def drain_until(happened: Callable[[], bool]) -> None:
+        until = time.monotonic() + PATIENCE
+        while not happened() and time.monotonic() < until:
             drain(connection, 0.05)
+
+    def has_waited(times: int) -> bool:
+        return len(waits) == times
+
+    for number in range(12):
+        drain_until(lambda: channel._watched and not channel._look and channel.lane.is_idle)
+        channel._on_told()
+        drain_until(partial(has_waited, number + 1))
     assert waits == pytest.approx([0.001 * min(most, 2 * 2**number) for number in range(12)])
     assert channel._in_vain == transport.DOUBLED, "in the end it would be no number that a float can be"
     send(producer, 1)
