@@ -32,7 +32,7 @@ from ansible.module_utils.app_release_lock import (
     render,
 )
 from ansible.module_utils.app_release_sandbox import PATH as SANDBOX_PATH
-from ansible.module_utils.app_release_sandbox import Sandbox, own_file
+from ansible.module_utils.app_release_sandbox import PYTHON, Sandbox, own_file
 from ansible.module_utils.app_release_source import (
     Directory,
     Pinned,
@@ -43,6 +43,7 @@ from ansible.module_utils.app_release_source import (
     run,
 )
 from ansible.module_utils.app_release_tree import TRUST, explained, inherited
+from ansible.module_utils.index_gate import open_gate
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name, parse_sdist_filename, parse_wheel_filename
@@ -54,8 +55,6 @@ if TYPE_CHECKING:
 
 LAYOUT = 1  # raise it when what is in the archive, or how hosts install it, changes
 EPOCH = "315532800"  # 1980-01-01, the first date that a wheel can carry: a rebuild gives the same bytes
-# The interpreter that builds, and what it needs besides /usr: not the environment that Ansible is in.
-PYTHON = [Path(sys.executable).resolve(), Path(sys.base_prefix)]
 RESOLVED_FOR = "# resolved for Python "
 PYTHONS = [f"3.{minor}" for minor in range(8, 40)]
 
@@ -77,8 +76,17 @@ class Distribution:
 class Uv:
     """The uv of the controller's own environment. What it runs of others' code runs in the sandbox."""
 
-    def __init__(self, index_url: str = "", sandbox: Sandbox | None = None) -> None:
-        """Find uv beside this Python."""
+    def __init__(
+        self, index_url: str = "", sandbox: Sandbox | None = None, index_hosts: Iterable[str] = ()
+    ) -> None:
+        """Find uv beside this Python.
+
+        Args:
+            index_url: Of the package index; empty means the controller's own configuration.
+            sandbox: Where others' code runs.
+            index_hosts: From which the index gives its files, where these are others than its own.
+        """
+        self.index_hosts = tuple(index_hosts)
         self.path = Path(sys.executable).parent / "uv"
         self.sandbox = sandbox or Sandbox()
         # uv obeys the operator's own environment and configuration; only these are the fleet's.
@@ -109,7 +117,7 @@ class Uv:
             work: The only directory that it, and what it runs, may write to.
             cwd: Where to run it; `work` if it is not said.
             readable: What it must see otherwise.
-            network: Whether it may ask the index, which shows it the credentials for that.
+            network: Whether it, and what it runs, may ask the index, with the credentials for that.
         """
         own = {"UV_CACHE_DIR": str(work / ".uv-cache"), "SOURCE_DATE_EPOCH": EPOCH}
         env = {**(inherited(self.env) if network else {}), "UV_PYTHON_DOWNLOADS": "never", **own}
@@ -121,10 +129,13 @@ class Uv:
         readable = [*readable, *(path for path in trusted if path.exists())]
         command = [str(self.path), *([] if network else ["--offline", "--no-config"]), *map(str, arguments)]
         shown = [self.path, *PYTHON, *readable]
-        said: str = self.sandbox.run(
-            command, failure, env=env, cwd=cwd or work, work=work, readable=shown, network=network
+        call = functools.partial(
+            self.sandbox.run, command, failure, env=env, cwd=cwd or work, work=work, readable=shown
         )
-        return said
+        if not network:
+            return str(call())
+        with open_gate(env, self.index_hosts) as gate:
+            return str(call(gate=gate))
 
     def build(self, project: Path, work: Path, name: str) -> Distribution:
         """Build a project's wheel, or its sdist if the wheel would be for the controller's platform only.

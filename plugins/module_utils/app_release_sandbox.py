@@ -1,15 +1,17 @@
 """A sandbox on the controller for code that belongs to an app: its build hooks, and what it is built with.
 
 Such code must not see what the controller holds: the inventory, the vault's password, SSH keys, the fleet's
-authority. It gets a file system of its own, made of the few paths that it needs; no network, unless it is
-asked for; no privileges; and processes, of which none outlives it. Linux's namespaces do that, for root and,
-where the kernel lets them, for every user. `unshare`, `mount`, `pivot_root` and `setpriv` are util-linux's.
+authority. It gets a file system of its own, made of the few paths that it needs; no network, but for a gate
+to the package index where it is given one; no privileges; and processes, of which none outlives it. Linux's
+namespaces do that, for root and, where the kernel lets them, for every user. `unshare`, `mount`, `pivot_root`
+and `setpriv` are util-linux's.
 """
 
 from __future__ import annotations
 
 import os
 import subprocess
+import sys
 import tempfile
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +22,10 @@ from ansible.module_utils.app_release_source import ReleaseError, run
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
+    from ansible.module_utils.index_gate import IndexGate
+
+# The interpreter that builds, and what it needs besides /usr: not the environment that Ansible is in.
+PYTHON = [Path(sys.executable).resolve(), Path(sys.base_prefix)]
 NOBODY = 65534
 PATH = "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"
 TOP = ("/bin", "/lib", "/lib32", "/lib64", "/libx32", "/sbin")
@@ -29,12 +35,17 @@ ETC = (
     "ld.so.conf.d", "localtime", "mime.types", "nsswitch.conf", "passwd", "pki/tls/certs", "ssl/certs",
     "ssl/openssl.cnf",
 )  # fmt: skip
-NETWORK = ("resolv.conf", "uv")
+# Brings the loopback of a new network up: an ioctl, since a controller may lack `ip`.
+LOOPBACK = (
+    "import fcntl, socket, struct;"
+    "fcntl.ioctl(socket.socket(), 0x8914, struct.pack('16sh', b'lo', 1))"  # SIOCSIFFLAGS, IFF_UP
+)
 
 # Makes the new root, and leaves the old one behind for good: a mount that only hid it could be taken away.
 SCRIPT = """
 set -eu
-root=$1 drop=$2; shift 2
+root=$1 drop=$2 python=$3 loopback=$4; shift 4
+[ -z "$python" ] || "$python" -I -S -c "$loopback"
 mount -t tmpfs -o mode=0755 sandbox "$root"
 show() {
   if [ -d "$1" ]; then mkdir -p "$root$1"; else mkdir -p "$root${1%/*}"; : >"$root$1"; fi
@@ -84,7 +95,7 @@ class Sandbox:
         cwd: Path,
         work: Path,
         readable: Iterable[Path] = (),
-        network: bool = False,
+        gate: IndexGate | None = None,
     ) -> str:
         """Run a command and return what it prints.
 
@@ -95,7 +106,7 @@ class Sandbox:
             cwd: Where to run it.
             work: A directory of the caller's, the only one that the command may write to, besides a /tmp.
             readable: What it must see otherwise.
-            network: Whether it has the network.
+            gate: Where it has to reach the package index.
 
         Raises:
             ReleaseError: It failed, or there can be no sandbox here.
@@ -114,7 +125,9 @@ class Sandbox:
             )
         self._give(work)
         try:
-            output = run(self._wrap(argv, cwd, work, readable, network=network), failure, env=clean)
+            output = run(self._wrap(argv, cwd, work, readable, gate), failure, env=clean)
+        except ReleaseError as error:
+            raise ReleaseError(f"{error}{gate.advice if gate else ''}") from error
         finally:
             self._take_back(work)
         return output
@@ -125,7 +138,7 @@ class Sandbox:
         with tempfile.TemporaryDirectory(prefix="celery-release-") as work:
             path = Path(work, "work")
             path.mkdir()
-            argv = self._wrap(["true"], path, path, [], network=False)
+            argv = self._wrap(["true"], path, path, [], None)
             try:
                 done = subprocess.run(
                     argv,
@@ -140,27 +153,30 @@ class Sandbox:
         return (done.stderr.strip() or f"exit status {done.returncode}") if done.returncode else ""
 
     def _wrap(
-        self, argv: list[str], cwd: Path, work: Path, readable: Iterable[Path], *, network: bool
+        self, argv: list[str], cwd: Path, work: Path, readable: Iterable[Path], gate: IndexGate | None
     ) -> list[str]:
         """Return the command that runs another one in the sandbox."""
         user = [] if self.root else ["--user", "--map-current-user", "--keep-caps"]
-        apart = ["--mount", "--ipc", "--uts", "--pid", "--fork", "--kill-child=KILL"]
-        apart += [] if network else ["--net"]
+        apart = ["--mount", "--net", "--ipc", "--uts", "--pid", "--fork", "--kill-child=KILL"]
         drop = f"--reuid={NOBODY} --regid={NOBODY} --clear-groups" if self.root else ""
         root = work.parent / f".{work.name}.root"
         root.mkdir(exist_ok=True)
         shown = [("link" if Path(path).is_symlink() else "read", path) for path in TOP if Path(path).exists()]
-        names = [*ETC, *(NETWORK if network else ())]
+        names = [*ETC, *(["uv"] if gate else [])]
         shown += [
             ("read", path) for path in ("/usr", *(f"/etc/{name}" for name in names)) if Path(path).exists()
         ]
         shown += [("device", f"/dev/{name}") for name in ("null", "zero", "full", "random", "urandom")]
+        if gate:
+            readable = [*readable, *PYTHON, gate.socket.parent]
+            argv = gate.command(PYTHON[0], argv)
         for path in readable:
             if not any(path.is_relative_to(place) for _, place in shown):
                 shown.append(("read", str(path)))
         shown += [("write", str(work))]
         plan = [word for pair in shown for word in pair]
-        command = ["sh", "-c", SCRIPT, "sandbox", str(root), drop, *plan, "--", str(cwd), *argv]
+        loopback = [str(PYTHON[0]) if gate else "", LOOPBACK]
+        command = ["sh", "-c", SCRIPT, "sandbox", str(root), drop, *loopback, *plan, "--", str(cwd), *argv]
         return ["unshare", *user, *apart, *command]
 
     def _give(self, work: Path) -> None:

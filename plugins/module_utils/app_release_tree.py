@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ansible.module_utils.fleet_kept import everyones
+from ansible.module_utils.index_gate import open_gate
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from ansible.module_utils.confined import Confined
 
 MARKER = "release.json"
+RUN = "/run"  # where a sandbox sees sockets
 # Passwords are in these, or were; no package has any business there.
 HIDDEN = ("/etc/celery", "/etc/redis", "/var/lib/redis", "/var/lib/fleet")
 # uv trusts what the machine trusts, as pip and apt do there: its own list lacks the authority of a company.
@@ -66,6 +68,7 @@ class Installer:
         self.run = run
         self.env = env
         self.build: tuple[str, ...] = ()  # packages that may be built from their source
+        self.index_hosts: tuple[str, ...] = ()  # others than its own, from which the index gives files
         self.uid, self.gid = user_ids(run.user)
 
     def give(self, path: Path) -> None:
@@ -102,7 +105,7 @@ class Installer:
         self._call(path, [self.python, "-I", "-S", "-c", script, path / "lib"], {})
 
     def _uv(self, path: Path, *arguments: str | Path, cwd: Path | None = None, network: bool = False) -> None:
-        """Run uv."""
+        """Run uv. Where it may build a package, which runs code of that, it reaches the index only."""
         own = {
             "UV_CACHE_DIR": str(self.cache),
             "UV_LINK_MODE": "copy",
@@ -110,10 +113,18 @@ class Installer:
             "UV_PYTHON_DOWNLOADS": "never",
         }
         env = {**TRUST, **inherited(os.environ), **self.env, **own}
-        try:
-            self._call(path, [self.uv, *arguments], env, cwd=cwd, network=network)
-        except TreeError as error:
-            raise TreeError(explained(str(error))) from error
+        argv = [self.uv, *arguments]
+        if not (network and self.build):
+            try:
+                self._call(path, argv, env, cwd=cwd, network=network)
+            except TreeError as error:
+                raise TreeError(explained(str(error))) from error
+            return
+        with open_gate(env, self.index_hosts, RUN) as gate:
+            try:
+                self._call(path, gate.command(self.python, argv), env, cwd=cwd)
+            except TreeError as error:
+                raise TreeError(f"{explained(str(error))}{gate.advice}") from error
 
     def _call(
         self,

@@ -75,6 +75,11 @@ options:
     description: Package index to build and resolve with; empty means the controller's own configuration.
     type: str
     default: ""
+  index_hosts:
+    description: Hosts from which the index gives its files, if these are others than its own.
+    type: list
+    elements: str
+    default: []
 attributes:
   check_mode:
     support: full
@@ -136,6 +141,7 @@ def main() -> None:
             "build_packages": {"type": "list", "elements": "str", "default": []},
             "unconfined": {"type": "bool", "default": False},
             "index_url": {"type": "str", "default": "", "no_log": True},
+            "index_hosts": {"type": "list", "elements": "str", "default": []},
         },
         supports_check_mode=True,
     )
@@ -154,7 +160,7 @@ def main() -> None:
             cache,
             python=given["python"],
             lock=given["lock"],
-            uv=Uv(given["index_url"], Sandbox(unconfined=given["unconfined"])),
+            uv=Uv(given["index_url"], Sandbox(unconfined=given["unconfined"]), given["index_hosts"]),
             extras=extras,
             pythons=set(given["pythons"]),
             build=given["build_packages"],

@@ -48,6 +48,11 @@ options:
     description: Environment variables of uv, such as proxies and certificates.
     type: dict
     default: {}
+  index_hosts:
+    description: Hosts from which the index gives its files, if these are others than its own.
+    type: list
+    elements: str
+    default: []
   environment:
     description: Text of the environment file that the app is checked with.
     type: str
@@ -141,6 +146,7 @@ def present(module: AnsibleModule, tree: ReleaseTree) -> bool:
                     )
                 installer = Installer(uv, python, tree.cache, confined(module, given["user"]), env)
                 installer.build = tuple(given["build_packages"])
+                installer.index_hosts = tuple(given["index_hosts"])
                 tree.install(given["id"], archive, installer)
         except (TreeError, StillHeldError) as error:
             raise TreeError(f"Release {given['id']} cannot be installed.\n{error}") from error
@@ -262,6 +268,7 @@ def main() -> None:
             "python": {"type": "path"},
             "uv": {"type": "path"},
             "index_url": {"type": "str", "default": "", "no_log": True},
+            "index_hosts": {"type": "list", "elements": "str", "default": []},
             "index_environment": {"type": "dict", "default": {}, "no_log": True},
             "environment": {"type": "str", "no_log": True},
             "secrets": {"type": "list", "elements": "str", "default": [], "no_log": True},
