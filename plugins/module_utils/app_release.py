@@ -43,7 +43,7 @@ from ansible.module_utils.app_release_source import (
     run,
 )
 from ansible.module_utils.app_release_tree import TRUST, explained, inherited
-from ansible.module_utils.index_gate import open_gate
+from ansible.module_utils.index_gate import open_gate, without_proxies
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name, parse_sdist_filename, parse_wheel_filename
@@ -130,12 +130,12 @@ class Uv:
         command = [str(self.path), *([] if network else ["--offline", "--no-config"]), *map(str, arguments)]
         shown = [self.path, *PYTHON, *readable]
         call = functools.partial(
-            self.sandbox.run, command, failure, env=env, cwd=cwd or work, work=work, readable=shown
+            self.sandbox.run, command, failure, cwd=cwd or work, work=work, readable=shown
         )
-        if not network:
-            return str(call())
-        with open_gate(env, self.index_hosts) as gate:
-            return str(call(gate=gate))
+        if not network or self.sandbox.unconfined:
+            return str(call(env=env))
+        with open_gate(env, self.index_hosts, group=self.sandbox.group) as gate:
+            return str(call(env=without_proxies(env), gate=gate))
 
     def build(self, project: Path, work: Path, name: str) -> Distribution:
         """Build a project's wheel, or its sdist if the wheel would be for the controller's platform only.

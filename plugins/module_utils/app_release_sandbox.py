@@ -85,6 +85,8 @@ class Sandbox:
         """Take whether the operator accepts that there is none."""
         self.unconfined = unconfined
         self.root = os.getuid() == 0
+        # As whom the command runs, if that is another than this process's own user.
+        self.group = NOBODY if self.root else None
 
     def run(
         self,

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ansible.module_utils.fleet_kept import everyones
-from ansible.module_utils.index_gate import open_gate
+from ansible.module_utils.index_gate import open_gate, without_proxies
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 MARKER = "release.json"
 RUN = "/run"  # where a sandbox sees sockets
+# Services that look up names: what a package runs could tell something by the names that it asks for.
+RESOLVERS = ("/run/systemd/resolve", "/run/nscd", "/run/dbus", "/run/avahi-daemon")
 # Passwords are in these, or were; no package has any business there.
 HIDDEN = ("/etc/celery", "/etc/redis", "/var/lib/redis", "/var/lib/fleet")
 # uv trusts what the machine trusts, as pip and apt do there: its own list lacks the authority of a company.
@@ -120,9 +122,9 @@ class Installer:
             except TreeError as error:
                 raise TreeError(explained(str(error))) from error
             return
-        with open_gate(env, self.index_hosts, RUN) as gate:
+        with open_gate(env, self.index_hosts, within=RUN, group=self.gid) as gate:
             try:
-                self._call(path, gate.command(self.python, argv), env, cwd=cwd)
+                self._call(path, gate.command(self.python, argv), without_proxies(env), cwd=cwd, names=False)
             except TreeError as error:
                 raise TreeError(f"{explained(str(error))}{gate.advice}") from error
 
@@ -134,8 +136,17 @@ class Installer:
         *,
         cwd: Path | None = None,
         network: bool = False,
+        names: bool = True,
     ) -> None:
         """Run a command that may write to the release and to the cache.
+
+        Args:
+            path: The release.
+            argv: The command.
+            env: Its environment.
+            cwd: Where to run it.
+            network: Whether it has the host's network.
+            names: Whether it sees the host's services, of which some look up names for whoever asks.
 
         Raises:
             TreeError: It failed; the message is its own.
@@ -147,7 +158,10 @@ class Installer:
             cwd=cwd,
             writable=[path, self.cache],
             network=network,
-            properties=["UMask=0022", *(f"InaccessiblePaths=-{hidden}" for hidden in HIDDEN)],
+            properties=[
+                "UMask=0022",
+                *(f"InaccessiblePaths=-{hidden}" for hidden in (*HIDDEN, *(() if names else RESOLVERS))),
+            ],
         )
         if result.returncode:
             raise TreeError(result.stderr.strip() or f"{argv[0]}: exit status {result.returncode}")

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from ansible.module_utils import pki_names
 from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
+from ansible.module_utils.index_gate import Place
 from ansible.module_utils.parsing.convert_bool import boolean
 from ansible.module_utils.systemd_env import env_fault
 
@@ -349,6 +350,18 @@ def environments(inventory: Inventory, host: str) -> Iterator[Finding]:
                 yield Finding(f"{name}.{variable}", f"{fault[0].upper()}{fault[1:]}.", remedy)
 
 
+def index_hosts(inventory: Inventory, host: str) -> Iterator[Finding]:
+    """Find hosts of the package index that are none."""
+    listed = inventory.hosts[host].get("celery_app_index_hosts")
+    for entry in listed if isinstance(listed, list) else []:
+        if "/" in str(entry) or Place.of(str(entry)) is None:
+            yield Finding(
+                "celery_app_index_hosts",
+                f"{entry} is no host.",
+                "Write a name, or a name and a port: cdn.example.com:8443.",
+            )
+
+
 def ports(inventory: Inventory, host: str) -> Iterator[Finding]:
     """Find ports that cannot be, and two services on one."""
     used: dict[int, str] = {}
@@ -600,7 +613,7 @@ def consumers(inventory: Inventory) -> Iterator[Finding]:
 
 
 HOST_CHECKS = (
-    unreadable, unknown, hidden, missing_or_wrong, secrets, pools, environments, ports, addresses, reach,
-    certificates, certified, permitted, numbers,
+    unreadable, unknown, hidden, missing_or_wrong, secrets, pools, environments, index_hosts, ports,
+    addresses, reach, certificates, certified, permitted, numbers,
 )  # fmt: skip
 FLEET_CHECKS = (trust, topology, consumers)

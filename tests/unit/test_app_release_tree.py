@@ -141,6 +141,23 @@ def test_what_an_installation_may_reach(tree: ReleaseTree) -> None:
     assert [argv[2] for argv, asked in ASKED if asked["network"]] == ["install"]
 
 
+def test_what_may_build_has_no_network(tree: ReleaseTree, monkeypatch: pytest.MonkeyPatch) -> None:
+    """But a gate to the index, which has the proxies' passwords; and no service that looks up names."""
+    monkeypatch.setenv("https_proxy", "http://me:CANARY@proxy")
+    one = installer(tree)
+    one.build = ("dep",)
+    ASKED.clear()
+    line = f"missing==1.0 --hash=sha256:{'0' * 64}\n"
+    with pytest.raises(TreeError, match="missing"):
+        tree.install("one", archive(tree.releases / "one.tar", line), one)
+    argv, asked = ASKED[-1]
+    assert argv[0] == str(PYTHON)
+    assert argv[argv.index(str(UV)) + 1 : argv.index(str(UV)) + 3] == ["pip", "install"]
+    assert not asked["network"]
+    assert "CANARY" not in str(asked["environment"])
+    assert "InaccessiblePaths=-/run/systemd/resolve" in asked["properties"]
+
+
 def test_uv_reaches_the_index_as_the_host_does(tree: ReleaseTree, monkeypatch: pytest.MonkeyPatch) -> None:
     """It has the host's proxies, but nothing else of root's environment, and no other cache than its own."""
     for name, value in {"https_proxy": "http://proxy", "SECRET": "CANARY", "UV_CACHE_DIR": "/root/x"}.items():

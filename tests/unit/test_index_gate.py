@@ -8,6 +8,7 @@ import json
 import os
 import socket
 import socketserver
+import ssl
 import subprocess
 import tempfile
 import threading
@@ -18,7 +19,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import pytest
 from ansible.module_utils.app_release_sandbox import Sandbox
 from ansible.module_utils.app_release_source import ReleaseError
-from ansible.module_utils.index_gate import Place, open_gate, places
+from ansible.module_utils.index_gate import Indexes, Place, open_gate, without_proxies
+
+from app.tests.broker import make_certificates
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -101,8 +104,10 @@ def ask(environment: dict[str, str], *words: str, others: tuple[str, ...] = (), 
         work = Path(top, "work")
         work.mkdir()
         argv = [PYTHON, "-c", ASK, str(status), *words]
-        with open_gate(environment, others) as gate:
-            said = Sandbox().run(argv, "it failed", env={}, cwd=work, work=work, gate=gate)
+        sandbox = Sandbox()
+        with open_gate(environment, others, group=sandbox.group) as gate:
+            env = without_proxies(environment)
+            said = sandbox.run(argv, "it failed", env=env, cwd=work, work=work, gate=gate)
         assert not gate.socket.parent.exists()
     answers: list[str] = json.loads(said)
     return answers
@@ -142,15 +147,28 @@ def test_a_connection_is_for_one_request(index: int, other: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "words", ["", "GET", "PUT http://127.0.0.1:1/ HTTP/1.1", "GET file:///etc/passwd HTTP/1.1"]
+    "words",
+    [
+        "",
+        "GET",
+        "PUT http://pypi.org/ HTTP/1.1",
+        "GET file:///etc/passwd HTTP/1.1",
+        "GET http://pypi.org#@evil.example.com/ HTTP/1.1",
+        "GET http://pypi.org\\@evil.example.com/ HTTP/1.1",
+        "GET http://evil@pypi.org/ HTTP/1.1",
+        "CONNECT pypi.org:999999 HTTP/1.1",
+        "CONNECT pypi.org:443\nCONNECT evil.example.com:443 HTTP/1.1",
+        "GET http://pypi.org:443/ HTTP/1.1\r\nA: b\n\nGET http://evil.example.com/ HTTP/1.1",
+    ],
 )
 def test_what_is_no_request_is_refused(words: str) -> None:
-    """In words, or by the end of the connection."""
-    with open_gate({}) as gate, socket.socket(socket.AF_UNIX) as client:
+    """A proxy that reads it otherwise than the gate would go where the gate does not."""
+    with open_gate({"HTTP_PROXY": "http://127.0.0.1:9"}) as gate, socket.socket(socket.AF_UNIX) as client:
         client.connect(str(gate.socket))
         client.settimeout(20)
         client.sendall(f"{words}\r\n\r\n".encode())
-        assert client.recv(4096).split(b" ")[1] in {b"400", b"405"}
+        assert client.recv(4096).split(b" ")[1] == b"400"
+    assert gate.advice == ""
 
 
 class Proxy(socketserver.StreamRequestHandler):
@@ -164,7 +182,9 @@ class Proxy(socketserver.StreamRequestHandler):
         self.seen.append(lines[0])
         if "Proxy-Authorization: Basic bWU6c2VjcmV0IQ==" not in lines:  # me:secret!
             self.wfile.write(b"HTTP/1.1 407 Proxy Authentication Required\r\n\r\n")
-        elif lines[0].startswith("CONNECT"):
+        elif lines[0].startswith("GET"):
+            self.wfile.write(b"HTTP/1.0 200 OK\r\n\r\nby the proxy")
+        else:
             self.wfile.write(b"HTTP/1.1 200 OK\r\n\r\n")
             self.head()
             self.wfile.write(b"HTTP/1.0 200 OK\r\n\r\nby the proxy")
@@ -174,32 +194,61 @@ class Proxy(socketserver.StreamRequestHandler):
         return list(iter(lambda: self.rfile.readline().decode().strip(), ""))
 
 
-@pytest.mark.parametrize("password", ["secret%21", "wrong"])
-def test_the_index_is_reached_by_the_proxy_of_the_host(password: str) -> None:
-    """Whose password the sandbox does not see."""
+@contextmanager
+def proxying(folder: Path | None = None) -> Iterator[str]:
+    """Run a proxy, over TLS if there is a folder for its certificate, and return its host and port."""
     Proxy.seen.clear()
     with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Proxy) as server:
+        if folder:
+            make_certificates(folder)
+            context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+            context.load_cert_chain(folder / "host.crt", folder / "host.key")
+            server.socket = context.wrap_socket(server.socket, server_side=True)
         threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+
+
+@pytest.mark.parametrize("tls", [False, True])
+def test_the_index_is_reached_by_the_proxy_of_the_host(tmp_path: Path, tls: bool) -> None:
+    """Plain files, and tunnels; the proxy sees what it needs and nothing of the sandbox's making."""
+    with proxying(tmp_path if tls else None) as place:
+        proxy = f"{'https' if tls else 'http'}://me:secret%21@{place}"
         environment = {
             "UV_DEFAULT_INDEX": "https://index.example.com/simple",
-            "HTTPS_PROXY": f"http://me:{password}@127.0.0.1:{server.server_address[1]}",
+            "UV_INDEX": "http://plain.example.com/simple",
+            "SSL_CERT_FILE": str(tmp_path / "ca.crt"),
+            "HTTPS_PROXY": proxy,
+            "http_proxy": proxy,
         }
-        (answer,) = ask(environment, "index.example.com:443")
-        server.shutdown()
-    assert Proxy.seen == ["CONNECT index.example.com:443 HTTP/1.1"]
-    assert ("by the proxy" in answer) == (password == "secret%21")
-    assert ("502" in answer) == (password == "wrong")
+        answers = ask(environment, "index.example.com:443", "http://plain.example.com/a?b=c")
+    assert answers == ["by the proxy"] * 2
+    assert Proxy.seen == [
+        "CONNECT index.example.com:443 HTTP/1.1",
+        "GET http://plain.example.com:80/a?b=c HTTP/1.1",
+    ]
+
+
+def test_a_proxy_that_refuses_is_named(tmp_path: Path) -> None:
+    """With its answer, and without its password; one that is named by uv's own file as well."""
+    file = tmp_path / "uv.toml"
+    with proxying() as place:
+        file.write_text(f'https-proxy = "http://me:wrong@{place}"\n')
+        with pytest.raises(ReleaseError) as raised:
+            ask({"UV_CONFIG_FILE": str(file)}, "pypi.org:443", status=3)
+    assert f"pypi.org:443 cannot be reached: the proxy {place} answers 407." in str(raised.value)
+    assert "wrong" not in str(raised.value)
 
 
 def test_where_uv_may_go(tmp_path: Path) -> None:
     """Its variables say, its file, and the inventory; PyPI's files are where PyPI's files are."""
     empty = {"UV_CONFIG_FILE": str(tmp_path / "none")}
     pypi = {Place("pypi.org", 443), Place("files.pythonhosted.org", 443)}
-    assert places(empty) == pypi
+    assert Indexes(empty).places == pypi
     own = {**empty, "UV_DEFAULT_INDEX": "https://user:secret@index.example.com/simple"}
-    assert places(own) == {Place("index.example.com", 443)}
+    assert Indexes(own).places == {Place("index.example.com", 443)}
     more = {**own, "UV_INDEX": "gpu=http://gpu.example.com:8080/whl https://test.pypi.org/simple"}
-    assert places(more, ["cdn.example.com", "cdn.example.com:8443"]) == {
+    assert Indexes(more, ["cdn.example.com", "cdn.example.com:8443"]).places == {
         Place("index.example.com", 443), Place("gpu.example.com", 8080),
         Place("test.pypi.org", 443), Place("test-files.pythonhosted.org", 443),
         Place("cdn.example.com", 443), Place("cdn.example.com", 8443),
@@ -210,13 +259,21 @@ def test_where_uv_may_go(tmp_path: Path) -> None:
         '[pip]\nextra-index-url = ["https://b.example.com/simple"]\nfind-links = ["/srv/wheels"]\n'
     )
     listed = {Place(f"{name}.example.com", 443) for name in "ab"}
-    assert places({"UV_CONFIG_FILE": str(file)}) == pypi | listed
+    assert Indexes({"UV_CONFIG_FILE": str(file)}).places == pypi | listed
+    file.write_text(f"{file.read_text()}index-url = 'https://c.example.com/simple'\n")
+    assert Indexes({"UV_CONFIG_FILE": str(file)}).places == listed | {Place("c.example.com", 443)}
+
+
+@pytest.mark.parametrize("url", ["https://me:pa/ss@index.example.com", "https://me:p#w@index.example.com:x"])
+def test_a_url_that_cannot_be_read_is_left_to_uv(url: str) -> None:
+    """Which says so; nothing of its password is in an error of the gate."""
+    assert Place.of(url) is None or Place.of(url) == Place("me", 443)
+    assert Indexes({"UV_DEFAULT_INDEX": url}, [url]).places <= {Place("me", 443)}
 
 
 def test_the_environment_of_the_command(index: int) -> None:
     """Its proxies are the gate's alone; all else is left."""
-    with tempfile.TemporaryDirectory(prefix="gate-") as top, open_gate({}, within=top) as gate:
-        Path(top).chmod(0o755)
+    with open_gate({}) as gate:
         env = {**os.environ, "NO_PROXY": "*", "HTTPS_PROXY": "http://me:secret@proxy", "KEPT": "1"}
 
         words = [PYTHON, "-c", "import json, os; print(json.dumps(dict(os.environ)))"]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 import pytest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
     from pathlib import Path
 
     from tests.fleet.support.fleet import Fleet
@@ -24,7 +24,7 @@ ROOT = "/opt/celery/attack"
 # Tries what an attacker would, and tells of all that succeeds. It runs as part of a build hook, of each start
 # of the release's interpreter, and of the app.
 ATTACK = """
-import glob, json, os
+import glob, json, os, socket, urllib.request
 def tried(action):
     try:
         action()
@@ -40,8 +40,12 @@ def attack():
     targets = [t for t in targets if not t.startswith(mine)]
     wrote = [t for t in targets if tried(lambda: open(t + "/attacked", "w").close())]
     read = [s for s in secrets if tried(lambda: os.listdir(s) if os.path.isdir(s) else open(s).read())]
+    net = {"port": lambda: socket.create_connection(("127.0.0.1", 22), 5),
+           "name": lambda: socket.getaddrinfo("deb.debian.org", 80),
+           "proxy": lambda: urllib.request.urlopen("http://127.0.0.1:8009/", timeout=5)}
+    net = [name for name, action in net.items() if "GATED" in os.environ and tried(action)]
     others = [p for p in glob.glob("/proc/[0-9]*") if os.stat(p).st_uid != os.getuid()]
-    return {"uid": os.getuid(), "wrote": wrote, "read": read, "others": others}
+    return {"uid": os.getuid(), "wrote": wrote, "read": read, "others": others, "net": net}
 """
 
 HOOK = """
@@ -80,8 +84,12 @@ def tarball(contents: dict[str, bytes], mode: Literal["w:", "w:gz"]) -> bytes:
     return buffer.getvalue()
 
 
-def evil_release() -> bytes:
-    """Return the archive of a release with a trap in a wheel, and another one in an sdist."""
+def evil_release(index: Path | None = None) -> bytes:
+    """Return the archive of a release with a trap in a wheel, and another one in an sdist.
+
+    Args:
+        index: Where the sdist is put as into a package index, in place of the archive.
+    """
     wheel = io.BytesIO()
     with zipfile.ZipFile(wheel, "w") as file:
         about = "evil-1.0.dist-info"
@@ -95,7 +103,15 @@ def evil_release() -> bytes:
     source = {"hook.py": HOOK, "attack.py": ATTACK, "pyproject.toml": toml}
     sdist = tarball({f"hooked-1.0/{name}": text.encode() for name, text in source.items()}, "w:gz")
     files = {"evil-1.0-py3-none-any.whl": wheel.getvalue(), "hooked-1.0.tar.gz": sdist}
-    lines = [f"./{name} --hash=sha256:{hashlib.sha256(data).hexdigest()}\n" for name, data in files.items()]
+    digests = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
+    lines = [f"./{name} --hash=sha256:{digest}\n" for name, digest in digests.items()]
+    if index:
+        name = "hooked-1.0.tar.gz"
+        folder = index / "simple" / "hooked"
+        folder.mkdir(parents=True)
+        (folder / name).write_bytes(files.pop(name))
+        (folder / "index.html").write_text(f'<a href="{name}#sha256={digests[name]}">{name}</a>\n')
+        lines[-1] = f"hooked==1.0 --hash=sha256:{digests[name]}\n"
     files["requirements.txt"] = "".join(lines).encode()
     files["release.json"] = b'{"id": "evil"}'
     return tarball(files, "w:")
@@ -110,16 +126,36 @@ def victim(fleet: Fleet) -> Iterator[Host]:
     host.sh('rm -rf "$1"', ROOT)
 
 
-def install(plays: Plays, host: Host, scratch: Path, build: list[str], tasks: list[object]) -> Run:
-    """Install the release as the role does, then run more tasks."""
+def install(
+    plays: Plays,
+    host: Host,
+    scratch: Path,
+    build: list[str],
+    tasks: list[object],
+    index: Path | None = None,
+    before: Iterable[object] = (),
+) -> Run:
+    """Install the release as the role does.
+
+    Args:
+        plays: What runs playbooks.
+        host: Where it is installed.
+        scratch: A directory for the play and the archive.
+        build: Packages that may be built from their source.
+        tasks: What runs afterwards.
+        index: A folder for the package to build, which the host serves as its package index on port 8008.
+        before: What runs first.
+    """
     archive = scratch / "evil.tar"
-    archive.write_bytes(evil_release())
+    archive.write_bytes(evil_release(index))
+    variables = {"MINE": f"{ROOT}/releases/evil", **({"GATED": "1"} if index else {})}
     play = {
         "hosts": host.name,
         "become": True,
         "gather_facts": False,
         "tasks": [
             {"ansible.builtin.file": {"path": f"{ROOT}/releases", "state": "directory", "mode": "0755"}},
+            *before,
             {"ansible.builtin.copy": {"src": str(archive), "dest": f"{ROOT}/releases/", "mode": "0600"}},
             {
                 "celery_release": {
@@ -132,7 +168,11 @@ def install(plays: Plays, host: Host, scratch: Path, build: list[str], tasks: li
                     "user": "celery-build",
                     "sandbox": "{{ [] | fleet_sandbox(jit=true) }}",
                     "build_packages": build,
-                    "index_environment": {"MINE": f"{ROOT}/releases/evil"},
+                    "index_url": "http://127.0.0.1:8008/simple" if index else "",
+                    "index_environment": {
+                        "MINE": f"{ROOT}/releases/evil",
+                        **({"GATED": "1"} if index else {}),
+                    },
                 }
             },
             *tasks,
@@ -166,11 +206,37 @@ def test_a_release_is_installed_without_rights(plays: Plays, victim: Host, tmp_p
     hook = json.loads(victim.sh('cat "$1"/releases/evil/lib/python3*/site-packages/hook.json', ROOT))
     uids = {app.pop("uid"), hook.pop("uid")}
     assert 0 not in uids
-    assert app == hook == {"wrote": [], "read": [], "others": []}
+    assert app == hook == {"wrote": [], "read": [], "others": [], "net": []}
     assert attacked(victim) == []
     whose = 'find "$1"/releases/evil ! -type l \\( ! -user root -o -perm /022 -o -perm /7000 \\) -print'
     assert victim.sh(whose, ROOT) == ""
     assert victim.sh('ls -A "$1"/releases/evil/lib/python3*/site-packages/__pycache__', ROOT)
+
+
+def test_what_is_built_reaches_the_index_only(plays: Plays, victim: Host, tmp_path: Path) -> None:
+    """No port of the host, no name service, and nothing by the proxy; the package comes from the index."""
+    index = tmp_path / "index"
+    served = f"{ROOT}/index"
+    serve = {
+        "ansible.builtin.shell": (
+            "for port in 8008 8009; do systemctl stop attack-$port 2>/dev/null; "
+            "systemd-run --quiet --collect --unit=attack-$port "
+            f"python3 -m http.server $port --bind 127.0.0.1 --directory {served}; done; "
+            "until python3 -c 'import urllib.request; "
+            'urllib.request.urlopen("http://127.0.0.1:8009/simple/hooked/")\' 2>/dev/null; do sleep 0.2; done'
+        )
+    }
+    copy = {"ansible.builtin.copy": {"src": f"{index}/", "dest": served, "mode": "preserve"}}
+    try:
+        run = install(plays, victim, tmp_path, ["hooked"], [], index, before=[copy, serve])
+        run.expect_success()
+        hook = json.loads(victim.sh('cat "$1"/releases/evil/lib/python3*/site-packages/hook.json', ROOT))
+        assert hook["net"] == []
+        asked = victim.sh("journalctl -u attack-8008 -o cat")
+        assert "hooked-1.0.tar.gz" in asked
+        assert "GET" not in victim.sh("journalctl -u attack-8009 -o cat | grep -v simple/hooked || true")
+    finally:
+        victim.sh("systemctl stop attack-8008 attack-8009")
 
 
 @pytest.mark.long
