@@ -353,11 +353,11 @@ def environments(inventory: Inventory, host: str) -> Iterator[Finding]:
 def index_hosts(inventory: Inventory, host: str) -> Iterator[Finding]:
     """Find hosts of the package index that are none."""
     listed = inventory.hosts[host].get("celery_app_index_hosts")
-    for entry in listed if isinstance(listed, list) else []:
-        if "/" in str(entry) or Place.of(str(entry)) is None:
+    for number, entry in enumerate(listed if isinstance(listed, list) else []):
+        if "/" in str(entry) or "@" in str(entry) or Place.of(str(entry)) is None:  # it may have a password
             yield Finding(
-                "celery_app_index_hosts",
-                f"{entry} is no host.",
+                f"celery_app_index_hosts[{number}]",
+                "It is no host.",
                 "Write a name, or a name and a port: cdn.example.com:8443.",
             )
 

@@ -143,8 +143,8 @@ BROKEN: dict[str, tuple[Callable[[Any, Any], None], str]] = {
     "empty": (set_all(fleet_name=""), "fleet_name: It is empty"),
     "wrong type": (set_on("beat1", celery_beat_max_interval="soon"), "celery_beat_max_interval: argument"),
     "no host of the package index": (
-        set_on("worker1", celery_app_index_hosts=["https://cdn.example.com/simple"]),
-        "celery_app_index_hosts: https://cdn.example.com/simple is no host. Write a name, or a name and a port",
+        set_on("worker1", celery_app_index_hosts=["cdn.example.com", "https://me:CANARY@cdn.example.com"]),
+        "celery_app_index_hosts[1]: It is no host",
     ),
     "no variable of an environment": (
         set_on("worker1", celery_app_environment={"MY-KEY": "x"}),

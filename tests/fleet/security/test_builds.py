@@ -169,10 +169,7 @@ def install(
                     "sandbox": "{{ [] | fleet_sandbox(jit=true) }}",
                     "build_packages": build,
                     "index_url": "http://127.0.0.1:8008/simple" if index else "",
-                    "index_environment": {
-                        "MINE": f"{ROOT}/releases/evil",
-                        **({"GATED": "1"} if index else {}),
-                    },
+                    "index_environment": variables,
                 }
             },
             *tasks,
