@@ -131,7 +131,7 @@ REFUSED: dict[str, dict[str, Any]] = {
     "redis_exchanges with remote control": {"redis_exchanges": ["celery.pidbox"]},
     "redis_expiring_queues": {"redis_expiring_queues": ["other"]},
     "redis_broadcasts": {"redis_broadcasts": {"news": "*"}},
-    "redis_broadcasts with a queue": {"redis_broadcasts": {"default": "celery"}},
+    "redis_broadcasts with a key of kombu": {"redis_broadcasts": {"unacked": "default"}},
     "redis_app_key_prefixes of beat": {"redis_app_key_prefixes": {"beat": ["qo_"]}},
     "redis_app_key_prefixes of everything": {"redis_app_key_prefixes": {"web": ["*"]}},
     "redis_app_key_prefixes too short": {"redis_app_key_prefixes": {"web": ["c"]}},
@@ -169,7 +169,7 @@ def test_refuses(server: Server, case: str) -> None:
 
 
 def test_refuses_nothing_else(server: Server) -> None:
-    names = ["default", "Mail-2", "a.b_c:d"]
+    names = ["default", "Mail-2", "a.b_c:d", "news"]
     more = {
         "redis_exchanges": ["shop.orders"],
         "redis_expiring_queues": ["Mail-2"],

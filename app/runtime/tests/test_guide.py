@@ -13,7 +13,7 @@ from kombu.common import Broadcast
 from redbeat import RedBeatSchedulerEntry
 
 from app.runtime.tests.conftest import APPS
-from app.tests.broker import Broker
+from app.tests.broker import QUEUES, Broker
 from app.tests.commands import FLAGS, PATIENCE, Fleet, together, wait_until
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ ALLOWS: dict[str, Any] = {
 @pytest.fixture(scope="module")
 def wide(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
     """Yield a Redis of an inventory that allows an app all that it can, and hold it to that at the end."""
-    broker = Broker(tmp_path_factory.mktemp("wide"), **ALLOWS)
+    broker = Broker(tmp_path_factory.mktemp("wide"), [*QUEUES, "news"], **ALLOWS)
     yield broker
     denied = broker.denied()
     broker.stop()
@@ -108,6 +108,11 @@ def test_broadcast(wide: Broker, connect: Callable[[Broker], Any], pool: str) ->
     flags = ("--queues=default,news", f"--pool={pool}", *FLAGS)
     with together({name: fleet.worker(name, *flags) for name in ("one", "two")}):
         wait_until(lambda: subscriptions(admin) == 4)
+        proved = fleet.run("ops", "fleet", "prove", "one@test", "default", "news", f"--timeout={PATIENCE}")
+        assert "one@test consumes default, news, has run a task" in proved.stdout, proved.stderr
+        probed = fleet.run("ops", "fleet", "probe", "--queue=news", f"--timeout={PATIENCE}")
+        assert probed.returncode == 0, probed.stdout + probed.stderr
+        assert "the queue news" not in fleet.run("ops", "fleet", "status").stdout
         app.send_task("guide.hear", queue="news", declare=[app.amqp.queues["news"].exchange])
         wait_until(heard("one", "two"))
         assert app.send_task("guide.add", args=(1, 2), queue="default").get(timeout=PATIENCE) == 3
@@ -125,6 +130,8 @@ def test_a_queue_for_each_node(wide: Broker, connect: Callable[[Broker], Any], p
     app = connect(wide)
     flags = ("--queues=default", f"--pool={pool}", *FLAGS)
     with together({name: fleet.worker(name, *flags) for name in ("one", "two")}):
+        proved = fleet.run("ops", "fleet", "prove", "one@test", "default", f"--timeout={PATIENCE}")
+        assert "one@test consumes default, has run a task" in proved.stdout, proved.stderr
         for name in ("one", "two"):
             sent = app.send_task("guide.where", queue=worker_direct(f"{name}@test"))
             assert sent.get(timeout=PATIENCE) == f"{name}@test"

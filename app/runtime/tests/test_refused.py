@@ -10,6 +10,7 @@ from fleet_runtime import transport
 from fleet_runtime.recovery import own_keys
 from fleet_runtime.transport import Transport
 from kombu import Connection, Consumer, Exchange, Queue
+from kombu.common import Broadcast
 
 from app.runtime.tests.conftest import APPS, shop
 from app.tests.commands import FLAGS, Daemon, Fleet, together, wait_until
@@ -96,6 +97,39 @@ def test_a_broadcast_queue_is_refused_by_its_name(redis_server: Broker, sender: 
         (line,) = node.lines("(a queue of the exchange announcements, whose messages go to every node)")
         assert "no permissions" in line
         assert not node.lines("Connection to broker lost")
+        proved = fleet.run("ops", "fleet", "prove", "loud@test", "heavy", "announcements", "--timeout=1")
+        assert "loud@test cannot consume what Redis refuses: announcements (" in proved.stderr
+
+
+def test_a_broadcast_queue_is_heard_when_redis_allows_it(
+    redis_server: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its node subscribes then; nobody has to start it anew."""
+    monkeypatch.setattr(transport, "AGAIN", 0.3)
+    admin = redis_server.client("admin")
+    rules = admin.execute_command("ACL", "LIST")
+    (worker,) = [rule.split()[2:] for rule in rules if rule.startswith("user worker ")]
+    got: list[Any] = []
+    queue = Broadcast("announcements", unique=True)
+    with consuming(redis_server, "heavy") as (connection, _):
+        channel = connection.default_channel
+        with Consumer(channel, [queue], on_message=got.append):
+            drain(connection, lambda: list(channel.refused) == [queue.name])
+            drain(connection, lambda: "PSUBSCRIBE" in channel.refused[queue.name])  # it was asked for again
+            assert "a queue of the exchange announcements" in channel.refused[queue.name]
+            admin.execute_command("ACL", "SETUSER", "worker", "allkeys", "allchannels", "+psubscribe")
+            try:
+                drain(connection, lambda: channel.refused == {})
+                with Connection(redis_server.url("admin")) as sender:
+                    publisher = sender.Producer(exchange=queue.exchange)
+
+                    def heard() -> bool:
+                        publisher.publish(1, declare=[queue.exchange])
+                        return bool(got)
+
+                    drain(connection, heard)
+            finally:
+                admin.execute_command("ACL", "SETUSER", "worker", "reset", *worker)
 
 
 def test_a_queue_is_consumed_again_when_redis_allows_it(

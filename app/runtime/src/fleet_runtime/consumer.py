@@ -20,6 +20,7 @@ from redis.exceptions import ResponseError
 from fleet_runtime import channels, probation, reading, reconnect, transport
 from fleet_runtime.dead_letters import End, Reason
 from fleet_runtime.logs import about
+from fleet_runtime.queues import consumed
 from fleet_runtime.request import Burial, Mortal, adopt, bury
 
 if TYPE_CHECKING:
@@ -66,7 +67,11 @@ class FleetConsumer(Consumer):  # type: ignore[misc]  # celery ships no types
     def refused(self) -> dict[str, str]:
         """The queues that this node should consume, and that Redis refuses, each with the reason."""
         channel = getattr(self.task_consumer, "channel", None)
-        return dict(getattr(channel, "refused", {}))
+        refused = getattr(channel, "refused", {})
+        if not refused:
+            return {}
+        names = consumed(self.app, self.hostname)  # that of a Broadcast queue is none that anybody knows
+        return {names.get(queue, queue): reason for queue, reason in refused.items()}
 
     def _tell(self) -> None:
         """Tell the others how this node is, if it is connected."""

@@ -15,6 +15,7 @@ from kombu import Exchange, Queue
 from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
+from fleet_runtime import queues
 from fleet_runtime.errors import FleetError
 
 if TYPE_CHECKING:
@@ -50,12 +51,12 @@ def register(app: Celery, release: str) -> None:
         return {"node": request.hostname, "queue": request.delivery_info["routing_key"], "release": release}
 
 
-def ask(app: Celery, queues: Iterable[str], timeout: float) -> dict[str, Answer]:
+def ask(app: Celery, names: Iterable[str], timeout: float) -> dict[str, Answer]:
     """Send a probe into each queue and wait for all of them together.
 
     Args:
         app: The app.
-        queues: Their names. The app need not know them.
+        names: Of the queues. The app need not know them.
         timeout: Seconds to wait at most. A probe that is in its queue for longer is dropped by who gets it.
 
     Raises:
@@ -63,12 +64,12 @@ def ask(app: Celery, queues: Iterable[str], timeout: float) -> dict[str, Answer]
     """
     with _blaming_the_broker("The broker cannot be reached"), app.connection_for_write() as connection:
         connection.connect()
-    answers = {queue: Answer() for queue in queues}
+    answers = {queue: Answer() for queue in names}
     waiting: dict[str, tuple[str, float]] = {}
     for queue in answers:
         with _blaming_the_broker(f"A probe cannot be sent to the queue {queue}"):
             started = time.monotonic()
-            result = app.send_task(NAME, queue=direct(queue), expires=timeout, ignore_result=False)
+            result = app.send_task(NAME, expires=timeout, ignore_result=False, **_way(app, queue))
             waiting[result.id] = (queue, started)
     with _blaming_the_broker("The answers cannot be read"):
         for task_id, meta in _results(app, list(waiting), timeout):
@@ -80,6 +81,13 @@ def ask(app: Celery, queues: Iterable[str], timeout: float) -> dict[str, Answer]
             else:
                 answers[queue] = Answer(seconds=elapsed, error=f"{type(said).__name__}: {said}")
     return answers
+
+
+def _way(app: Celery, name: str) -> dict[str, Any]:
+    """Return the options by which a message gets to a node that consumes a queue."""
+    if to_all := queues.broadcast(app).get(name):
+        return {"queue": to_all, "declare": [to_all.exchange]}
+    return {"queue": direct(name)}
 
 
 def direct(name: str, **options: Any) -> Queue:

@@ -13,6 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from celery.utils.nodenames import worker_direct
 from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
@@ -122,7 +123,7 @@ def _look(app: Celery, nodes: Sequence[str], timeout: float) -> dict[str, Seen]:
         for text, ends in zip(found, leases, strict=True)
     ]
     return {
-        node: Seen(known if _lives(known) else {}, _names(said[node]) if node in said else None)
+        node: Seen(known if _lives(known) else {}, _names(node, said[node]) if node in said else None)
         for node, known in zip(nodes, facts, strict=True)
     }
 
@@ -156,7 +157,13 @@ def _problem(node: str, seen: Seen, wanted: list[str], timeout: float) -> str:
     return ""
 
 
-def _names(said: Sequence[dict[str, str]]) -> list[str]:
-    """Return the names of queues in a node's answer, without the one for its proof."""
-    names = (queue["name"] for queue in said)
-    return sorted(name for name in names if not name.startswith(keys.PROOFS_PREFIX))
+def _names(node: str, said: Sequence[dict[str, str]]) -> list[str]:
+    """Return the queues in a node's answer by the inventory's names, without those that it has for itself.
+
+    These are the one for its proof, and that of `worker_direct`.
+    """
+    own = worker_direct(node).name
+    others = [
+        queue for queue in said if queue["name"] != own and not queue["name"].startswith(keys.PROOFS_PREFIX)
+    ]
+    return sorted(queue.get("alias") or queue["name"] for queue in others)

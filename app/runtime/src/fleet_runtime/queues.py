@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from celery.exceptions import QueueNotFound
+from celery.utils.nodenames import worker_direct
 
 from fleet_runtime.errors import FleetError
 
@@ -42,7 +43,7 @@ def _configured(app: Celery) -> Found:
     """Yield the default queue, and those that the app declares."""
     yield app.conf.task_default_queue, "task_default_queue"
     if app.conf.task_queues:
-        yield from ((_name(queue), "task_queues") for queue in app.amqp.queues.values())
+        yield from ((name_of(queue), "task_queues") for queue in app.amqp.queues.values())
 
 
 def _routes(app: Celery) -> Found:
@@ -52,7 +53,7 @@ def _routes(app: Celery) -> Found:
         for pattern, options in filter(_is_pair, pairs):
             queue = options if isinstance(options, str) else dict(options or {}).get("queue")
             if queue:
-                yield _name(queue), f"task_routes for {getattr(pattern, 'pattern', pattern)}"
+                yield name_of(queue), f"task_routes for {getattr(pattern, 'pattern', pattern)}"
 
 
 def _tasks(app: Celery) -> Found:
@@ -83,7 +84,7 @@ def _routed(
     except Exception:  # of a function of the app's, which wants arguments to decide
         return
     if route.get("queue"):
-        yield _name(route["queue"])
+        yield name_of(route["queue"])
 
 
 def _listed(value: Any) -> list[Any]:
@@ -98,13 +99,22 @@ def _is_pair(value: Any) -> bool:
     return isinstance(value, (list, tuple)) and len(value) == 2
 
 
-def broadcast(app: Celery) -> set[str]:
-    """Return the queues of an app each message of which goes to all nodes that consume them."""
+def broadcast(app: Celery) -> dict[str, Any]:
+    """Return the queues of an app by their names, whose messages go to all nodes."""
     queues = app.amqp.queues.values() if app.conf.task_queues else ()
-    return {_name(queue) for queue in queues if getattr(queue.exchange, "type", "") == "fanout"}
+    return {name_of(queue): queue for queue in queues if getattr(queue.exchange, "type", "") == "fanout"}
 
 
-def _name(queue: Any) -> str:
+def consumed(app: Celery, node: str) -> dict[str, str]:
+    """Return the queues of the inventory that a node consumes, by the names that Redis and kombu know.
+
+    Not among them is the queue that a node has for itself, with `worker_direct`.
+    """
+    own = worker_direct(node).name
+    return {name: name_of(queue) for name, queue in app.amqp.queues.consume_from.items() if name != own}
+
+
+def name_of(queue: Any) -> str:
     """Return the name of a queue, given as such or by its name.
 
     That of a Broadcast queue is another one in each process; its alias is what an app and an inventory say.

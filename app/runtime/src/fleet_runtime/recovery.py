@@ -48,6 +48,7 @@ from fleet_runtime.dead_letters import End, Reason
 from fleet_runtime.errors import FleetError
 from fleet_runtime.give_back import GiveBack, forget
 from fleet_runtime.guard import is_drawn
+from fleet_runtime.queues import consumed
 from fleet_runtime.reconnect import Held, copied
 from fleet_runtime.request import bury_postponed, postponed
 from fleet_runtime.settings import FleetSettings
@@ -384,8 +385,10 @@ class Recovery(bootsteps.StartStopStep):  # type: ignore[misc]  # celery ships n
 
     def _queues(self) -> list[str]:
         """Return what this node consumes, and will again on its next connection."""
-        queues = self._consumer.app.amqp.queues.consume_from.keys() - self._consumer.refused.keys()
-        return sorted(queues) if probation.own.at is not None else []
+        if probation.own.at is None:
+            return []
+        queues = consumed(self._consumer.app, self._consumer.hostname).values()
+        return sorted(queues - self._consumer.refused.keys())
 
     def _announce(self) -> None:
         """Say at once how this node is."""

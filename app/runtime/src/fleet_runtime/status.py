@@ -197,7 +197,8 @@ class Status:
             for queue, reason in node.refused.items():
                 yield (
                     f"{node.name} cannot consume the queue {queue}, which Redis refuses: {reason}. "
-                    "To have it, name it in the queues of a pool, and run site.yml."
+                    "To have it, name it in the queues of a pool, and a Broadcast queue in redis_broadcasts "
+                    "as well, and run site.yml."
                 )
             if node.overdue:
                 of = f" of {node.concurrency}" if node.concurrency else ""

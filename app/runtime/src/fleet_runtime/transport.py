@@ -332,6 +332,7 @@ class Channel(stock.Channel):  # type: ignore[misc]  # kombu ships no types
         self._no_ack: set[str] = set()
         self._keys: dict[str, list[str]] = {}
         self.bears, self.refused = False, dict[str, str]()
+        self._refused_fanout: dict[str, tuple[str, str]] = {}
         self.on_refused: Callable[[], object] = lambda: None
         self._refused_until = inf
         # What the script was told of its queues last, and for which it was.
@@ -419,8 +420,10 @@ class Channel(stock.Channel):  # type: ignore[misc]  # kombu ships no types
 
     def _refuse(self, queue: str, reason: str) -> None:
         """Leave a queue out until Redis allows it."""
-        exchange, _ = self._fanout_queues.pop(queue, (None, None))
-        if exchange:  # the name of a Broadcast queue is another one in each node
+        if queue in self._fanout_queues:
+            self._refused_fanout[queue] = self._fanout_queues.pop(queue)
+        if queue in self._refused_fanout:  # its name is another one in each node
+            exchange, _ = self._refused_fanout[queue]
             reason = f"{reason} (a queue of the exchange {exchange}, whose messages go to every node)"
         if self.refused.get(queue) != reason:
             logger.error(
@@ -448,13 +451,20 @@ class Channel(stock.Channel):  # type: ignore[misc]  # kombu ships no types
         """Consume again what Redis allows now."""
         self._refused_until = monotonic() + AGAIN
         for queue in tuple(self.refused):
+            to_all = self._refused_fanout.get(queue)
             if queue not in self._active_queues:  # it was cancelled
                 del self.refused[queue]
-            elif reason := self.refusal(queue):
+                self._refused_fanout.pop(queue, None)
+            elif reason := self._refusal_of_fanout(*to_all) if to_all else self.refusal(queue):
                 self._refuse(queue, reason)
             else:
                 logger.warning("Redis allows the queue %s now, and this node consumes it.", queue)
                 del self.refused[queue]
+                if to_all:
+                    self._fanout_queues[queue] = self._refused_fanout.pop(queue)
+                    self._fanout_to_queue[to_all[0]] = queue
+                    self.active_fanout_queues.add(queue)
+                    self._in_listen = None  # so that it is subscribed to
         if not self.refused:
             self._refused_until = inf
         self._on_queues_changed()
@@ -890,7 +900,7 @@ class Channel(stock.Channel):  # type: ignore[misc]  # kombu ships no types
             if not self.bears:
                 raise
             for queue in tuple(self.active_fanout_queues):
-                if refusal := self._refusal_of_fanout(queue):
+                if refusal := self._refusal_of_fanout(*self._fanout_queues[queue]):
                     self._refuse(queue, refusal)
             if not self.refused:
                 raise
@@ -898,11 +908,11 @@ class Channel(stock.Channel):  # type: ignore[misc]  # kombu ships no types
             self._in_listen = None  # so that the others are subscribed to again
             return None
 
-    def _refusal_of_fanout(self, queue: str) -> str:
+    def _refusal_of_fanout(self, exchange: str, routing_key: str) -> str:
         """Return what Redis refuses, and why, if this node may not hear what is sent to all; else nothing."""
         with self.conn_or_acquire() as client, client.pubsub() as listener:
             try:
-                for topic in self._get_subscribe_topics(queue):
+                for topic in self._get_publish_topics(exchange, routing_key):
                     listener.execute_command("PSUBSCRIBE", topic)
                     listener.parse_response()
             except NoPermissionError as error:
