@@ -225,6 +225,15 @@ def test_the_command_says_it(lay: Callable[..., Any], monkeypatch: pytest.Monkey
     assert refused.stderr.startswith("The app's beat_scheduler is django_celery_beat.schedulers:Database")
     told = CliRunner().invoke(commands, ["check", "--json"], obj=obj)
     assert told.exit_code == 1
+    direct = shop(worker_direct=True)
+    lay(direct, "ops")
+    monkeypatch.setenv("CHECK_REDIS", '{"redis_worker_direct": true}')
+    assert (
+        "worker_direct" not in CliRunner().invoke(commands, ["check"], obj=SimpleNamespace(app=direct)).output
+    )
+    monkeypatch.setenv("CHECK_REDIS", "{}")
+    refused = CliRunner().invoke(commands, ["check"], obj=SimpleNamespace(app=direct))
+    assert "Have redis_worker_direct: true in the inventory" in refused.stderr
     assert {name: len(sentences) for name, sentences in json.loads(told.stdout).items()} == {
         "faults": 1, "overridden": 1, "costs": 0
     }  # fmt: skip

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from kombu.serialization import prepare_accept_content, registry
 
@@ -11,7 +11,7 @@ from fleet_runtime.loading import blaming
 from fleet_runtime.settings import unknown_variables
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Mapping
 
     from celery import Celery
 
@@ -34,13 +34,17 @@ def import_tasks(app: Celery) -> None:
         app.finalize()
 
 
-def findings(app: Celery, consumed: Collection[str], beat_scheduler: str = "") -> list[str]:
+def findings(
+    app: Celery, consumed: Collection[str], beat_scheduler: str = "", allowed: Mapping[str, Any] | None = None
+) -> list[str]:
     """Return what is wrong, a sentence each.
 
     Args:
         app: The app, with its tasks imported.
         consumed: The queues that some node consumes; nothing if that is not known.
         beat_scheduler: What the fleet's Beat runs: redbeat or persistent; nothing if there is none.
+        allowed: What the inventory allows the app in Redis, by variables of the role redis; None if that is
+            not known.
     """
     refused = [one.sentence for one in overrides.find(app, beat_scheduler) if one.refuses]
     return [
@@ -49,27 +53,33 @@ def findings(app: Celery, consumed: Collection[str], beat_scheduler: str = "") -
         *_unconsumed(app, consumed),
         *_repeated(app),
         *_unreadable(app),
+        *([] if allowed is None else _not_allowed(app, consumed, allowed)),
     ]
 
 
-def overridden(app: Celery, beat_scheduler: str = "") -> list[str]:
+def overridden(app: Celery, beat_scheduler: str = "", allowed: Mapping[str, Any] | None = None) -> list[str]:
     """Return what the app sets and does not get, a sentence each, but for what refuses a release.
 
     Args:
         app: The app, with its tasks imported.
         beat_scheduler: What the fleet's Beat runs: redbeat or persistent; nothing if there is none.
+        allowed: As for `findings`.
     """
-    told = [one.sentence for one in overrides.find(app, beat_scheduler) if not one.refuses]
+    held = {name for name, variable in overrides.NEEDING.items() if (allowed or {}).get(variable)}
+    found = overrides.find(app, beat_scheduler)
+    told = [one.sentence for one in found if not one.refuses and one.name not in held]
     return [*told, *_batches(app)]
 
 
-def costs(app: Celery) -> list[str]:
+def costs(app: Celery, allowed: Mapping[str, Any] | None = None) -> list[str]:
     """Return what works, but costs much, a sentence each, of what the fleet leaves to the app.
 
     Args:
         app: The app, with its tasks imported.
+        allowed: As for `findings`.
     """
-    return [*_connections(app), *_tracked(app), *_short_lived(app), *_direct(app)]
+    direct = _direct(app) if allowed is None else []
+    return [*_connections(app), *_tracked(app), *_short_lived(app), *direct]
 
 
 def _batches(app: Celery) -> list[str]:
@@ -135,6 +145,32 @@ def _unreadable(app: Celery) -> list[str]:
         for name, task in sorted(app.tasks.items())
         if task.serializer and registry.name_to_type.get(task.serializer, task.serializer) not in accepted
     ]
+
+
+def _not_allowed(app: Celery, consumed: Collection[str], allowed: Mapping[str, Any]) -> list[str]:
+    """Return the queues that the fleet's nodes should consume, and that Redis would refuse them."""
+    broadcasts = allowed.get("redis_broadcasts") or {}
+    exchanges = {"", *consumed, *broadcasts, *(allowed.get("redis_exchanges") or ())}
+    to_all = queues.broadcast(app)
+    sentences = [
+        f"The app has the Broadcast queue {name}, and Redis would let no node hear it. Have "
+        f"redis_broadcasts: {{{queue.exchange.name}: {queue.routing_key}}} in the inventory."
+        for name, queue in to_all.items()
+        if name in consumed and broadcasts.get(queue.exchange.name) != queue.routing_key
+    ]
+    others = app.amqp.queues.values() if app.conf.task_queues else ()
+    sentences += [
+        f"The queue {queue.name} has the exchange {queue.exchange.name}, which Redis's access rules do not "
+        "name. Have it among redis_exchanges in the inventory."
+        for queue in others
+        if queue.name in consumed and getattr(queue.exchange, "name", "") not in exchanges
+    ]
+    if app.conf.worker_direct and not allowed.get("redis_worker_direct"):
+        sentences.append(
+            "With worker_direct each node has a queue of its own, and Redis would refuse it. Have "
+            "redis_worker_direct: true in the inventory."
+        )
+    return sentences
 
 
 def _direct(app: Celery) -> list[str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from contextlib import contextmanager
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -72,10 +72,19 @@ def probe(ctx: click.Context, names: tuple[str, ...], timeout: float, as_json: b
     help="What the fleet's Beat runs: redbeat or persistent. Default: there is no Beat.",
 )
 @click.option(
+    "--redis",
+    "allowed",
+    envvar="CHECK_REDIS",  # as above
+    metavar="JSON",
+    type=json.loads,
+    help="What the inventory allows the app in Redis, by variables such as redis_broadcasts. Default: that "
+    "is not known.",
+)
+@click.option(
     "--json", "as_json", is_flag=True, help="Print {faults, overridden, costs}, lists of sentences."
 )
 @click.pass_context
-def check(ctx: click.Context, text: str, beat: str, as_json: bool) -> None:
+def check(ctx: click.Context, text: str, beat: str, allowed: dict[str, Any] | None, as_json: bool) -> None:
     """Import the app with all its tasks, and look for what would go wrong, has no effect, or costs much.
 
     Fails, with a line for each thing that would go wrong. Asks no broker.
@@ -85,8 +94,8 @@ def check(ctx: click.Context, text: str, beat: str, as_json: bool) -> None:
     app = ctx.obj.app
     with sentences():
         import_tasks(app)
-        found = findings(app, [name for name in text.split(",") if name], beat)
-    told, dear = overridden(app, beat), costs(app)
+        found = findings(app, [name for name in text.split(",") if name], beat, allowed)
+    told, dear = overridden(app, beat, allowed), costs(app, allowed)
     if as_json:
         click.echo(json.dumps({"faults": found, "overridden": told, "costs": dear}))
         ctx.exit(1 if found else 0)
