@@ -17,7 +17,7 @@ from fleet_runtime import laying, overrides
 from fleet_runtime.errors import FleetError
 from fleet_runtime.overrides import LAID, LAID_OPTIONS, UNUSED, WHERE_SILENT, Rule
 from fleet_runtime.settings import FleetSettings
-from kombu.transport.redis import Channel, SentinelChannel
+from kombu.transport.redis import SentinelChannel
 
 PAGE = Path(__file__).parents[3] / "docs" / "your-app.md"
 URL = "rediss://worker:pw@redis:6379/0?ssl_cert_reqs=required&ssl_ca_certs=/etc/ca.crt"
@@ -253,7 +253,7 @@ def tables() -> dict[str, list[str]]:
     found = settings()
     kept = [row for row in found if row.outcome == "the app's"]
     rest = [row for row in found if row.outcome != "the app's"]
-    options = [option(name) for name in sorted({*Channel.from_transport_options})]
+    options = [option(name) for name in sorted({*SentinelChannel.from_transport_options})]
     stay = [row.name.removeprefix("… ") for row in options if row.outcome == "the app's"]
     return {
         "settings": [*HEAD, *map(line, rest)],

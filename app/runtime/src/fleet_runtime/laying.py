@@ -33,9 +33,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Transport options that name or shape the keys of Redis. Its ACL knows those of the defaults.
+# Transport options that name or shape the keys and channels of Redis. Its ACL knows those of the defaults.
 KEY_OPTIONS = frozenset(
-    {"global_keyprefix", "sep", "fanout_prefix", "fanout_patterns"}
+    {"global_keyprefix", "sep", "fanout_prefix", "fanout_patterns", "sentinel_fanout_compat"}
     | {"unacked_key", "unacked_index_key", "unacked_mutex_key"}
 )
 

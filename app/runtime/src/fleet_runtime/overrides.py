@@ -158,6 +158,11 @@ LAID_OPTIONS: dict[str, Rule] = {
         ("global_keyprefix", "sep", "fanout_prefix", "fanout_patterns"),
         Rule(_KEYS, "kombu's default"),
     ),
+    "sentinel_fanout_compat": Rule(
+        "It is for nodes with a kombu before 5.4, of which a fleet has none: Redis's access rules refuse "
+        "their channels.",
+        "kombu's default",
+    ),
     "priority_steps": Rule(
         "Redis's access rules name the lists of the steps 0 to 9: who sends with another, and not by the "
         "fleet's environment, puts messages where no node looks. Let the steps be among these.",
