@@ -173,7 +173,7 @@ def test_refuses_nothing_else(server: Server) -> None:
     more = {
         "redis_exchanges": ["shop.orders"],
         "redis_expiring_queues": ["Mail-2"],
-        "redis_broadcasts": {"news": "default"},
+        "redis_broadcasts": {"news": "default", "alerts": ""},
         "redis_app_key_prefixes": {"worker": ["qo_"], "web": ["qo_", "shop:lock:"]},
     }
     assert refusals(server, redis_queues=names, redis_extra_config={"hz": 5}, **more) == []

@@ -79,6 +79,7 @@ CHANNELS = {
     "channel of a group": "celery-taskset-meta-1",
     "channel of another db": "/1.celery.pidbox",
     "channel of a broadcast": "/0.news/default",
+    "channel of a broadcast without a key": "/0.alerts",
     "channel": "other",
     "all channels": "*",
 }
@@ -91,7 +92,7 @@ EVERYBODYS = {"auth", "hello", "quit", "reset"}
 FEATURES: dict[str, Any] = {
     "redis_exchanges": ["other"],
     "redis_expiring_queues": ["default"],
-    "redis_broadcasts": {"news": "default"},
+    "redis_broadcasts": {"news": "default", "alerts": ""},
     "redis_worker_direct": True,
     "redis_beat_remote_control": True,
     "redis_web_may_control": True,
