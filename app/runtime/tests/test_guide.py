@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from celery import chord
+from celery import chord, group
+from celery.result import GroupResult
 from celery.schedules import schedule
 from celery.utils.nodenames import worker_direct
 from kombu import Exchange, Queue
@@ -51,6 +52,20 @@ def test_chords(web: Any) -> None:
     assert unordered.get(timeout=PATIENCE) == 6
     grown = chord([task("grow"), task("add", 1, 1)])(task("total"))
     assert grown.get(timeout=PATIENCE) == 13
+
+
+@pytest.mark.usefixtures("_node")
+def test_groups_that_are_kept(web: Any) -> None:
+    """An application and a task keep the result of a group (`GroupResult.save`), to read it by its id."""
+    add = web.signature("guide.add", args=(1, 1), queue="default")
+    sent = group([add, add.clone()]).apply_async()
+    sent.save()
+    kept = GroupResult.restore(sent.id, app=web)
+    assert kept.get(timeout=PATIENCE) == [2, 2]
+    kept.delete()
+    assert GroupResult.restore(sent.id, app=web) is None
+    task = web.send_task("guide.keep_group", queue="default")
+    assert len(task.get(timeout=PATIENCE)) == 2
 
 
 def test_what_an_inventory_may_allow(allowing: Broker, connect: Callable[[Broker], Any]) -> None:

@@ -6,7 +6,8 @@
 import os
 from typing import Any
 
-from celery import Celery
+from celery import Celery, group
+from celery.result import GroupResult
 from celery.schedules import schedule
 from kombu import Queue
 from kombu.common import Broadcast
@@ -27,6 +28,15 @@ def add(x: int, y: int) -> int:
 def total(numbers: list[int]) -> int:
     """Add them all."""
     return sum(numbers)
+
+
+@app.task
+def keep_group() -> list[str]:
+    """Send a group, keep its result, and return the ids of what is kept."""
+    sent = group(add.s(number, 1) for number in range(2)).apply_async()
+    sent.save()
+    kept = GroupResult.restore(sent.id, app=app)
+    return [result.id for result in kept.results]
 
 
 @app.task(bind=True)
