@@ -76,7 +76,7 @@ def fetch(package: str) -> Path:
         if done.returncode:
             raise UnavailableError(
                 f"{name}'s tests are not in {CACHE.relative_to(ROOT)}, and pip cannot fetch its sdist. With "
-                f"an index in reach, `make upstream` fetches it once.\n{done.stderr.strip()}"
+                f"an index in reach, `make upstream` fetches it once.\n{done.stderr.strip().splitlines()[-1]}"
             )
         with tarfile.open(Path(directory, f"{name}.tar.gz")) as archive:
             tests = [member for member in archive if member.name.startswith(f"{name}/t/")]

@@ -202,6 +202,24 @@ def test_a_result_is_read_again_if_its_subscription_takes_too_long_to_be_confirm
     assert sent.get(timeout=10) == 8
 
 
+def test_who_waits_gets_the_failure_of_a_parent(
+    waiting: Any, make: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And not what became of the child by it, though both are stored before the subscription is confirmed."""
+    storing, original = make(), results.ResultConsumer.on_wait_for_pending
+    sent = AsyncResult("body", app=waiting, parent=waiting.AsyncResult("header"))
+
+    def on_wait_for_pending(consumer: Any, *args: Any, **options: Any) -> None:
+        """Store both, after Celery has looked at the parent."""
+        storing.store_result("header", KeyError("why"), states.FAILURE)
+        storing.store_result("body", ValueError("the header failed"), states.FAILURE)
+        original(consumer, *args, **options)
+
+    monkeypatch.setattr(results.ResultConsumer, "on_wait_for_pending", on_wait_for_pending)
+    with pytest.raises(KeyError, match="why"):
+        sent.get(timeout=10)
+
+
 def test_results_are_read_again_when_the_connection_was_lost(
     broker: Broker, waiting: Any, make: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

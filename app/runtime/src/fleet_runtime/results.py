@@ -79,6 +79,16 @@ class ResultConsumer(stock.ResultConsumer):  # type: ignore[misc]  # celery ship
             self._read_early |= self._unconfirmed
         super().on_wait_for_pending(result, timeout=timeout, **kwargs)
 
+    def drain_events_until(self, p: Any, timeout: float | None = None, on_interval: Any = None) -> Any:
+        """Wait for a result.
+
+        Celery raises what a parent has failed with at each interval, and so as the result comes, but not if
+        the result was there before. With the wait for the subscription, that is no rare case.
+        """
+        if p.ready and on_interval:
+            on_interval()
+        return super().drain_events_until(p, timeout=timeout, on_interval=on_interval)
+
     def _consume_from(self, task_id: Any) -> None:
         """Subscribe to a result, and remember that this is not confirmed."""
         key = self._get_key_for_task(task_id)
