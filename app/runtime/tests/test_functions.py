@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import threading
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from fleet_runtime import functions
 from fleet_runtime.once import END
+from redis.backoff import ConstantBackoff
 from redis.exceptions import NoPermissionError
 from redis.lock import Lock
+from redis.retry import Retry
 
-from app.runtime.tests.conftest import shop
+from app.runtime.tests.conftest import APPS, shop
+from app.runtime.tests.test_recovery import noted
 from app.tests.broker import Broker
-from app.tests.commands import FLAGS, wait_until
+from app.tests.commands import FLAGS, PATIENCE, Fleet, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -81,11 +85,68 @@ def test_a_lock_of_redis_is_a_function(own: Broker) -> None:
 def test_a_function_that_is_missing_is_named(own: Broker) -> None:
     """And found again, once it is there."""
     own.client("admin").function_flush()
-    with pytest.raises(NoPermissionError, match=functions.PREFIX + functions.sha(END)) as caught:
+    expected = functions.PREFIX + functions.sha(END)
+    with pytest.raises(functions.FunctionMissingError, match=expected) as caught:
         functions.run(own.client("worker"), END, ["fleet:once:key"], ["mine", "", "0"])
     assert "playbooks/redis.yml" in str(caught.value)
     own.load_functions()
     functions.run(own.client("worker"), END, ["fleet:once:key"], ["mine", "", "0"])
+
+
+def test_a_function_that_is_missing_for_a_moment_is_waited_for(own: Broker) -> None:
+    """As long as a Redis that is away: a moment after its start, it is there."""
+    client = own.client("worker")
+    client.set_retry(Retry(ConstantBackoff(1), PATIENCE))
+    own.client("admin").function_flush()
+    later = threading.Timer(2, own.load_functions)
+    later.start()
+    functions.run(client, END, ["fleet:once:key"], ["mine", "", "0"])
+    later.join()
+
+
+def test_beat_waits_for_a_function_that_is_missing_for_a_moment(own: Broker) -> None:
+    """It renews its lock by one, with each look at its schedule."""
+    admin = own.client("admin")
+    fleet = Fleet(own, "scheduled:app", PYTHONPATH=APPS, FLEET_BEAT_MAX_INTERVAL="1")
+
+    def renewals() -> int:
+        return int(admin.info("commandstats").get("cmdstat_fcall", {}).get("calls", 0))
+
+    with fleet.beat() as beat:
+        wait_until(lambda: renewals() > 2)
+        admin.function_flush()
+        refused = refusals(own)
+        wait_until(lambda: refusals(own) > refused)  # Beat has asked for what is not there
+        own.load_functions()
+        before = renewals()
+        wait_until(lambda: renewals() > before + 2)
+        assert beat.process.poll() is None, beat.lines("")
+        assert admin.get("redbeat::lock")
+
+
+def refusals(broker: Broker) -> int:
+    """Return how often Beat called a function that Redis does not have, so that it tried to run a script."""
+    entries = broker.client("admin").acl_log()
+    return sum(
+        int(one["count"]) for one in entries if one["username"] == "beat" and one["object"] == "evalsha"
+    )
+
+
+def test_a_result_waits_for_a_function_that_is_missing_for_a_moment(
+    own: Broker, connect: Callable[[Broker], Any], tmp_path: Path
+) -> None:
+    """A task that ends meanwhile has succeeded, and its result is there later."""
+    app, gate = connect(own), tmp_path / "gate"
+    gate.touch()
+    with shop(own).worker("one", "--queues=default", "--pool=threads", *FLAGS) as node:
+        sent = app.send_task("shop.note", (str(tmp_path / "notes"), "one", str(gate)), queue="default")
+        wait_until(lambda: noted(tmp_path, "starts"))
+        own.client("admin").function_flush()
+        gate.unlink()
+        node.wait_for("Redis does not have the function")
+        own.load_functions()
+        sent.get(timeout=PATIENCE)
+        assert not node.lines("Traceback"), "\n".join(node.lines(""))
 
 
 def test_a_node_without_functions_does_not_start(own: Broker) -> None:

@@ -17,7 +17,7 @@ from celery.worker.control import control_command
 from kombu.exceptions import ContentDisallowed
 from redis.exceptions import ResponseError
 
-from fleet_runtime import channels, probation, reading, reconnect, transport
+from fleet_runtime import channels, functions, probation, reading, reconnect, transport
 from fleet_runtime.dead_letters import End, Reason
 from fleet_runtime.logs import about
 from fleet_runtime.queues import consumed
@@ -287,11 +287,11 @@ def _as_commanded(do: Callable[..., Any], *args: Any, **options: Any) -> None:
 
 
 def _pause_if_refused(error: Exception) -> None:
-    """Wait, if Redis has refused something: it would refuse it again.
+    """Wait, if Redis has refused something, or lacks a function: it would answer the same again.
 
     A master that has become a replica does so until it is a master once more.
     """
-    if isinstance(error, ResponseError):
+    if isinstance(error, (ResponseError, functions.FunctionMissingError)):
         time.sleep(PAUSE)
 
 

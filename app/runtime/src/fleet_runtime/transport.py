@@ -880,11 +880,14 @@ class Channel(stock.Channel):  # type: ignore[misc]  # kombu ships no types
         return sum(answers)
 
     def maybe_refresh_binding_expiry(self) -> None:
-        """Keep queues that expire alive, unless Redis is full: kombu would log a traceback each second."""
+        """Keep queues that expire alive, unless Redis is full or lacks the function.
+
+        kombu would log a traceback each second, and tries again in any case.
+        """
         try:
             super().maybe_refresh_binding_expiry()
-        except ResponseError as error:
-            if not is_full(error):
+        except (ResponseError, functions.FunctionMissingError) as error:
+            if not (is_full(error) or functions.is_missing(error)):
                 raise
 
     def _connparams(self, asynchronous: bool = False) -> dict[str, Any]:
