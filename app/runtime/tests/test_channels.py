@@ -17,6 +17,7 @@ from redis.exceptions import DataError
 from app.runtime.tests import items
 from app.runtime.tests.conftest import shop
 from app.tests.commands import PATIENCE, Daemon, together, wait_until
+from app.tests.relay import Relay
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -33,8 +34,7 @@ CONTROL, EVENTS = "/0.celery.pidbox", "/0.celeryev/worker.heartbeat"
     scope="module",
     params=[
         pytest.param([queue for queue, pool in POOLS.items() if pool != "gevent"], id="loops"),
-        # A gevent node whose mailbox has lost its connection sometimes does not stop, on a busy machine.
-        pytest.param(["email"], id="gevent", marks=pytest.mark.long),
+        pytest.param(["email"], id="gevent"),
     ],
 )
 def nodes(request: pytest.FixtureRequest, redis_server: Broker) -> Iterator[dict[str, Daemon]]:
@@ -101,6 +101,25 @@ def test_a_flood_of_commands_leaves_time_for_tasks(
     finally:
         is_over.set()
         sender.join()
+
+
+@pytest.mark.parametrize(
+    "pool",
+    ["prefork", "gevent", *(pytest.param(pool, marks=pytest.mark.long) for pool in ("solo", "threads"))],
+)
+def test_half_a_command_holds_nothing_up(broker: Broker, web: Any, pool: str) -> None:
+    """A node to which the rest of it never comes, as from a network that fails, runs tasks, and stops."""
+    command = json.dumps(items.message({"method": "query_task", "arguments": {"ids": ["x"] * 5000}}))
+    with Relay(broker) as relay:
+        url = relay.url("worker")
+        urls = {"CELERY_BROKER_URL": url, "CELERY_RESULT_BACKEND": url}
+        node = shop(broker).worker(f"half-{pool}", "--queues=default", f"--pool={pool}", *FLAGS, **urls)
+        with node:
+            relay.most = 8192
+            wait_until(lambda: broker.client("admin").publish(CONTROL, command) and relay.stalled)
+            sent = [web.send_task("shop.add", (1, 2), queue="default") for _ in range(10)]
+            assert [one.get(timeout=PATIENCE) for one in sent] == [3] * len(sent)
+    assert node.process.returncode == 0, node.lines("")[-20:]
 
 
 def test_what_is_no_result_ends_no_wait(broker: Broker, web: Any) -> None:

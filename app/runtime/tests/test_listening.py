@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -61,20 +62,58 @@ def test_a_mailbox_that_fails_is_made_anew(
 
     def loop(self: Any, c: Any) -> None:
         """Fail twice, and then go on to the end."""
-        self._node_shutdown = SimpleNamespace(is_set=lambda: False)
         begun.append(c)
         if len(begun) < 3:
             raise [RuntimeError("of a greenlet"), ConnectionError("of Redis")][len(begun) - 1]
 
-    loop.__annotations__ = {}  # as Celery's, which is changed only as it is known
-    monkeypatch.setattr(gPidbox, "loop", loop)
+    mend(monkeypatch, loop)
     monkeypatch.setattr(reconnect, "PAUSE", 0)
-    reconnect.mend_green_pidbox()
     consumer = SimpleNamespace(connection_errors=(ConnectionError,), channel_errors=(), connection=object())
     gPidbox.loop(SimpleNamespace(), consumer)
     assert len(begun) == 3
     assert "The mailbox has failed, and makes a new connection." in caplog.text
     assert "The mailbox has lost its connection, and makes a new one: of Redis" in caplog.text
+
+
+def test_a_mailbox_that_does_not_end_is_left_behind(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A node that stops, or connects anew, does not wait for it; and should it go on later, it ends."""
+    begun, answers = threading.Event(), threading.Event()
+
+    def loop(self: Any, c: Any) -> None:
+        """Wait for an answer, and find the connection lost."""
+        assert not begun.is_set(), "it has begun again"
+        self._node_shutdown, self._node_stopped = threading.Event(), threading.Event()
+        begun.set()
+        answers.wait()
+        raise ConnectionError("of Redis")
+
+    mend(monkeypatch, loop)
+    monkeypatch.setattr(reconnect, "PAUSE", 0)
+    monkeypatch.setattr(reconnect, "MAILBOX_ENDS", 0.1)
+    pidbox = SimpleNamespace()
+    consumer = SimpleNamespace(connection_errors=(ConnectionError,), channel_errors=(), connection=object())
+    mailbox = threading.Thread(target=gPidbox.loop, args=(pidbox, consumer), daemon=True)
+    mailbox.start()
+    begun.wait()
+    stop = threading.Thread(target=gPidbox.on_stop, args=(pidbox,), daemon=True)
+    stop.start()
+    stop.join(PATIENCE)
+    assert not stop.is_alive()
+    assert "The mailbox does not end within 0.1 s, and is left behind." in caplog.text
+    pidbox._node_shutdown = threading.Event()  # the next mailbox has begun
+    answers.set()
+    mailbox.join(PATIENCE)
+    assert not mailbox.is_alive()
+
+
+def mend(monkeypatch: pytest.MonkeyPatch, loop: Any) -> None:
+    """Let the runtime mend a mailbox that does this, until the end of a test."""
+    loop.__annotations__ = {}  # as Celery's, which is changed only as it is known
+    monkeypatch.setattr(gPidbox, "loop", loop)
+    monkeypatch.setattr(gPidbox, "on_stop", gPidbox.on_stop)
+    reconnect.mend_green_pidbox()
 
 
 def consumer_of(channel: Any, pool: object = None, **step: Any) -> Any:

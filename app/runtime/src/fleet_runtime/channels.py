@@ -27,6 +27,7 @@ from kombu.utils.encoding import bytes_to_str
 from kombu.utils.json import loads
 from redis.exceptions import DataError, RedisError, ResponseError
 
+from fleet_runtime import subscription
 from fleet_runtime.tested import may_change
 
 logger = logging.getLogger(__name__)
@@ -109,7 +110,7 @@ def guard_fanout() -> None:
     @wraps(original)
     def _receive_one(channel: Any, client: Any) -> Any:
         try:
-            response = client.parse_response()
+            response = subscription.read(client)
         except channel.connection_errors:
             channel._in_listen = None
             raise

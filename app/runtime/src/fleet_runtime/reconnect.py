@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 PAUSE = 1.0  # seconds between two attempts
+# Seconds that a node which stops waits for its mailbox, which may handle a command.
+MAILBOX_ENDS = 10.0
 OTHERWISE = "This node may not survive the loss of Redis."
 
 
@@ -276,13 +278,30 @@ def mend_green_pidbox() -> None:
     a new one is started only if the node's other connection is found to be lost as well. It is not while the
     node runs as much as it can, and so waits for no message. (celery/celery#9191 was of the same kind: there,
     the node did not consume either.)
+
+    A node that stops, or that has lost its other connection, waits for that greenlet, without a time limit.
+    Here it leaves the greenlet behind if that does not end in time.
     """
-    original = gPidbox.loop
-    if not may_change(original, "(self, c)", celery, OTHERWISE):
+    original, on_stop = gPidbox.loop, gPidbox.on_stop
+    if not (
+        may_change(original, "(self, c)", celery, OTHERWISE)
+        and may_change(on_stop, "(self)", celery, OTHERWISE)
+    ):
         return
+
+    @wraps(on_stop)
+    def stop_in_time(pidbox: Any) -> None:
+        pidbox.stops = _stops(pidbox) + 1
+        shutdown, stopped = pidbox._node_shutdown, pidbox._node_stopped
+        if stopped:
+            shutdown.set()
+            if not stopped.wait(MAILBOX_ENDS):
+                logger.warning("The mailbox does not end within %g s, and is left behind.", MAILBOX_ENDS)
+            pidbox._node_shutdown = pidbox._node_stopped = None
 
     @wraps(original)
     def loop(pidbox: Any, c: Any) -> None:
+        stops = _stops(pidbox)
         while True:
             try:
                 original(pidbox, c)
@@ -292,9 +311,13 @@ def mend_green_pidbox() -> None:
             except Exception:
                 # Else the node would go on to run tasks, and hear no command until it is restarted.
                 logger.exception("The mailbox has failed, and makes a new connection.")
-            mine = pidbox._node_shutdown
             time.sleep(PAUSE)
-            if pidbox._node_shutdown is not mine or mine.is_set() or not c.connection:
+            if _stops(pidbox) != stops or not c.connection:
                 return  # stopped, and perhaps started anew
 
-    gPidbox.loop = loop
+    gPidbox.loop, gPidbox.on_stop = loop, stop_in_time
+
+
+def _stops(pidbox: Any) -> int:
+    """Return how often a mailbox was stopped so far."""
+    return int(getattr(pidbox, "stops", 0))

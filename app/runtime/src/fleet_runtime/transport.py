@@ -38,6 +38,7 @@ from fleet_runtime.dead_letters import Held
 from fleet_runtime.fullness import is_full
 from fleet_runtime.lane import TRACK_NEXT, Asked, Lane
 from fleet_runtime.selection import without_prefix
+from fleet_runtime.subscription import NotYet
 
 logger = logging.getLogger(__name__)
 
@@ -917,7 +918,8 @@ class Channel(stock.Channel):  # type: ignore[misc]  # kombu ships no types
             try:
                 for topic in self._get_publish_topics(exchange, routing_key):
                     listener.execute_command("PSUBSCRIBE", topic)
-                    listener.parse_response()
+                    if listener.parse_response(block=False, timeout=LAST) is None:
+                        raise NoConnectionError("Redis does not answer to a PSUBSCRIBE.")
             except NoPermissionError as error:
                 return f"PSUBSCRIBE: {error}"
         return ""
@@ -928,14 +930,18 @@ class Channel(stock.Channel):  # type: ignore[misc]  # kombu ships no types
         kombu goes on while there is more, so that a flood of it keeps a node from all else.
         """
         client, until = self.subclient, monotonic() + TURN_OF_FANOUT
-        with suppress(Empty):
-            self._receive_one(client)
-        while client.connection is not None and client.connection.can_read(timeout=0):
+        while True:
+            try:
+                self._receive_one(client)
+            except NotYet:
+                break
+            except Empty:
+                pass
+            if client.connection is None or not client.connection.can_read(timeout=0):
+                break
             if monotonic() > until:
                 self.connection.cycle.go_on_with(self)
                 break
-            with suppress(Empty):
-                self._receive_one(client)
         return True
 
     def _close_clients(self) -> None:
@@ -983,7 +989,7 @@ class Poller(stock.MultiChannelPoller):  # type: ignore[misc]  # kombu ships no 
         self.delivered = False
         self._alarm: int | None = None
         self._nudge: int | None = None
-        self._restored_at = -inf
+        self._restored_at, self._checked_at = -inf, -inf
         self._unheard: set[Any] = set()  # channels that have read what they have not delivered
 
     def wake(self) -> None:
@@ -1025,7 +1031,7 @@ class Poller(stock.MultiChannelPoller):  # type: ignore[misc]  # kombu ships no 
         if channel.connection is None or not channel._in_listen:
             return
         connection = channel.subclient.connection
-        if connection is not None and connection.can_read(timeout=0):  # else it would wait for the next
+        if connection is not None and connection.can_read(timeout=0):
             channel._receive()
 
     def wake_in(self, seconds: float) -> None:
@@ -1039,8 +1045,17 @@ class Poller(stock.MultiChannelPoller):  # type: ignore[misc]  # kombu ships no 
             self._alarm = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
             finalize(self, os.close, self._alarm)
             self.poller.register(self._alarm, stock.READ)
+        self._check_subscriptions()
         waits = [channel.due() for channel in self._channels if channel.queues]
         return super().get(callback, min(waits if timeout is None else [*waits, timeout], default=WAIT))
+
+    def _check_subscriptions(self) -> None:
+        """Ask now and then whether connections that have subscribed live; kombu does so only with a loop."""
+        now = monotonic()
+        seconds = min((channel.health_check_interval or inf for channel in self._channels), default=inf)
+        if now > self._checked_at + seconds:
+            self._checked_at = now
+            self.maybe_check_subclient_health()
 
     @property
     def fds(self) -> Any:
