@@ -15,18 +15,18 @@ MOST = 500  # events that are sent at once
 
 
 class Together(bootsteps.StartStopStep):  # type: ignore[misc]  # celery ships no types
-    """Lets events wait for others to go with."""
+    """Collects the events of a node's tasks, and sends them after EVERY seconds, or when there are MOST."""
 
     requires = ("celery.worker.consumer.events:Events",)
 
     def __init__(self, consumer: Any, **options: Any) -> None:
-        """Prepare."""
+        """Remember the consumer, whose dispatcher is made anew with each connection."""
         super().__init__(consumer, **options)
         self._consumer = consumer
         self._waits = False
 
     def start(self, consumer: Any) -> None:
-        """Change how the node's events are sent, on each new connection."""
+        """Let the dispatcher of a new connection collect events; where events are off, there is none."""
         self._waits = False  # what waited may have gone with the connection
         events = consumer.event_dispatcher
         if events is None:  # there are none, and no heartbeats
@@ -35,7 +35,7 @@ class Together(bootsteps.StartStopStep):  # type: ignore[misc]  # celery ships n
         events.on_send_buffered = self._on_event
 
     def _on_event(self) -> None:
-        """Send it soon; whatever thread this is, the loop is to begin."""
+        """Ask for one sending of what is collected; called with each event, by any thread."""
         if not self._waits:
             self._waits = True
             hub = self._consumer.hub
@@ -45,11 +45,11 @@ class Together(bootsteps.StartStopStep):  # type: ignore[misc]  # celery ships n
                 hub.call_soon(self._begin)
 
     def _begin(self) -> None:
-        """Begin to wait."""
+        """Set the timer, in the thread of the node's loop."""
         self._consumer.timer.call_after(EVERY, self._send)
 
     def _send(self) -> None:
-        """Send what there is."""
+        """Send what is collected, in one message."""
         self._waits = False
         events = self._consumer.event_dispatcher
         if events is not None:

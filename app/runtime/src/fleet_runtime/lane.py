@@ -56,7 +56,7 @@ class Lane(Hashable):
     """
 
     def __init__(self, client: Any, told: Callable[[], object]) -> None:
-        """Prepare.
+        """Make no connection yet.
 
         Args:
             client: Of Redis; it is this lane's alone.
@@ -99,12 +99,12 @@ class Lane(Hashable):
         return bool(self._asked) and any(one.takes for one in self._asked)
 
     def begin(self) -> None:
-        """Prepare a new connection."""
+        """Let Redis tell of changes, on a connection that was just made."""
         self.connection._parser.set_invalidation_push_handler(self._on_push)
         self.ask(Asked(TRACK))
 
     def ask(self, *asked: Asked) -> None:
-        """Send commands."""
+        """Send commands in one write, and return before they are answered."""
         packed = self.connection.pack_commands([one.command for one in asked])
         if not self._asked:
             self._asked_at = monotonic()
@@ -171,7 +171,7 @@ class Lane(Hashable):
             self.connection.disconnect()
 
     def close(self) -> None:
-        """End."""
+        """Close the connection, and forget it, so that no answer on it is read any more."""
         self.drop()
         self.client.connection = None
 
@@ -208,12 +208,16 @@ class Lane(Hashable):
             return True  # as is found next
 
     def _on_push(self, push: Any) -> object:
-        """Hear what Redis tells."""
+        """Take what Redis tells by itself, and pass it on; return the mark that it is no answer."""
         self._told()
         return PUSH
 
     def _refuse(self, error: ResponseError) -> None:
-        """Handle an answer that is an error."""
+        """Ask whoever sent the command whether the connection can be of use.
+
+        Raises:
+            NoConnectionError: It cannot; it is closed now.
+        """
         asked = self._asked[0]
         try:
             usable = asked.refused(error)
