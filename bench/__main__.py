@@ -11,7 +11,7 @@ from functools import partial
 from subprocess import CalledProcessError
 from typing import TYPE_CHECKING, Any
 
-from bench import drain, idle, latency, machine, memory, peers, publish, report, variants
+from bench import bars, drain, idle, latency, machine, memory, peers, publish, report, variants
 from bench.servers import servers
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ class Measure:
 
 
 def main() -> None:
-    """Run every variant once in each round, and tell what each costs."""
+    """Run every variant once in each round, tell what each costs, and fail if a run or a bar has failed."""
     options = parse()
     # Who stops this stops the nodes as well. They have sessions of their own, and would go on.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))
@@ -53,7 +53,7 @@ def main() -> None:
                 in_order(results["runs"][name], measure)
             text = report.write(results)
     print(text, end="")
-    if failures:
+    if failures := [*failures, *bars.unmet(report.of_measures(results), measures)]:
         sys.exit("\n".join(failures))
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from bench import peers, variants
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
     from bench.variants import Celery
 
@@ -57,12 +57,18 @@ class Bar:
 
     def row(self, medians: Medians) -> list[str]:
         """Return what it is, what it must be, and whether it is."""
-        found = self.measured(medians)
+        found, met = self.measured(medians), self.is_met(medians)
         bar = f"{'>=' if self.at_least else '<='} {self.bar:g}"
         if found is None:
             return [self.what, "-", bar, "not measured"]
-        met = found >= self.bar if self.at_least else found <= self.bar
         return [self.what, f"{found:.3g}", bar, "yes" if met else "NO"]
+
+    def is_met(self, medians: Medians) -> bool | None:
+        """Return whether it is what it must be, if all of it was measured."""
+        found = self.measured(medians)
+        if found is None:
+            return None
+        return found >= self.bar if self.at_least else found <= self.bar
 
 
 HEAD = ["what", "measured", "bar", "met"]
@@ -139,3 +145,12 @@ BARS = (
         Figure("idle", f"{FLEET.name} x 1", "start"),
     ),
 )
+
+
+def unmet(medians: Medians, measures: Collection[str]) -> list[str]:
+    """Return a line for each bar of these measures that is not met."""
+    return [
+        "{} is {}, and must be {}".format(*bar.row(medians))
+        for bar in BARS
+        if bar.figure.measure in measures and bar.is_met(medians) is False
+    ]

@@ -108,7 +108,7 @@ def write(results: Mapping[str, Any]) -> str:
     """
     FOLDER.mkdir(parents=True, exist_ok=True)
     (FOLDER / FILE).write_text(json.dumps(results, indent=1))
-    found = {measure: medians(rows) for measure, rows in results["runs"].items()}
+    found = of_measures(results)
     parts = [
         "# Benchmark",
         f"Rounds: {rounds(results['runs'])}. The figures are medians.",
@@ -123,6 +123,11 @@ def write(results: Mapping[str, Any]) -> str:
     (FOLDER / "results.md").write_text(text)
     plots.draw(found, results["runs"], results["machine"], FOLDER)
     return text
+
+
+def of_measures(results: Mapping[str, Any]) -> dict[str, dict[str, dict[str, float]]]:
+    """Return the medians of each measure."""
+    return {measure: medians(rows) for measure, rows in results["runs"].items()}
 
 
 def medians(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:

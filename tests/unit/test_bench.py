@@ -8,13 +8,29 @@ import os
 import platform
 import re
 import sys
+from contextlib import nullcontext
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from filter import celery_worker as filters
 
+from bench import (
+    ROOT,
+    against,
+    bars,
+    drain,
+    idle,
+    latency,
+    machine,
+    memory,
+    peers,
+    plots,
+    report,
+    usage,
+    variants,
+)
 from bench import __main__ as command
-from bench import bars, drain, idle, latency, machine, peers, plots, report, usage, variants
 from bench.bars import Bar, Figure
 
 if TYPE_CHECKING:
@@ -158,6 +174,57 @@ def test_a_process_finds_itself() -> None:
 )
 def test_bars(bar: Bar, row: list[str]) -> None:
     assert bar.row(MEDIANS) == row
+
+
+def test_a_bar_that_is_not_met_fails_the_run(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By its name; one of a measure of an earlier session does not."""
+    monkeypatch.setattr(report, "FOLDER", tmp_path)
+    monkeypatch.setattr(sys, "argv", ["bench", "--only=memory", "--rounds=1"])
+    monkeypatch.setattr(
+        command, "servers", lambda: nullcontext({"plain": SimpleNamespace(client=lambda _: FakeRedis())})
+    )
+    idle_row = {"variant": "the fleet x 20", "sent": 9.0, "connections": 99.0}
+    costs = {"the fleet": 300.0, variants.STOCK.name: 400.0}
+    monkeypatch.setattr(
+        report, "begin", lambda _, names: {"machine": {}, "runs": {"memory": [], "idle": [idle_row]}}
+    )
+    monkeypatch.setattr(report, "write", lambda _: "the tables\n")
+    monkeypatch.setattr(memory, "run", lambda _, one: memory.Memory(one.name, costs[one.name], 1, 1))
+    with pytest.raises(SystemExit, match=r"^memory of a node .* is 0.75, and must be <= 0.45$"):
+        command.main()
+    assert capsys.readouterr().out == "the tables\n"
+    costs["the fleet"] = 100
+    command.main()
+
+
+def test_a_task_may_cost_little_more_than_at_a_commit() -> None:
+    """What counts is the median of the rounds' ratios, of variants that both trees have."""
+    before = {"RUNTIME": [100.0, 200.0, 100.0], "EVENTS": [100.0] * 3, "OLD": [1.0] * 3}
+    now = {"RUNTIME": [104.0, 208.0, 300.0], "EVENTS": [106.0, 106.0, 10.0], "RUNTIME_TLS": [1.0] * 3}
+    assert against.compared(before, now) == [
+        ["RUNTIME", "100", "208", "1.040", "<= 1.05", "yes"],
+        ["EVENTS", "100", "106", "1.060", "<= 1.05", "NO"],
+    ]
+
+
+def test_who_costs_more_than_at_a_commit_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both trees are measured in each round, in turns; the other one is gone afterwards."""
+    asked: list[Path] = []
+
+    def measured(root: Path, tasks: int) -> list[dict[str, Any]]:
+        """Let this tree be dearer."""
+        assert (root / "bench" / "drain.py").is_file()
+        asked.append(root)
+        return [{"variant": "EVENTS", "cpu": 200.0 if root == ROOT else 100.0}]
+
+    monkeypatch.setattr(against, "measured", measured)
+    monkeypatch.setattr(sys, "argv", ["against", "HEAD", "--rounds=4"])
+    with pytest.raises(SystemExit, match=r"^A task costs more than 1.05 of what it did at HEAD: EVENTS$"):
+        against.main()
+    assert [root == ROOT for root in asked] == [False, True, True, False] * 2
+    assert not asked[0].exists()
 
 
 def test_each_bar_is_about_something_that_is_measured() -> None:
