@@ -74,7 +74,7 @@ functions: ## Write the scripts of the runtime and its libraries as functions of
 docs: ## Write the tables of the docs: the roles' variables, and what becomes of each setting of Celery
 	@lab/bootstrap tools
 	@python3 tools/role_docs.py
-	@python3 -m app.runtime.tests.settings_table
+	@PYTHONPATH=plugins python3 -m app.runtime.tests.settings_table
 
 lock: ## Pin the Python packages; UPGRADE=1 takes their newest versions
 	@lab/bootstrap tools

@@ -1,22 +1,32 @@
 """Sets each setting of Celery's on an app, and writes into docs/your-app.md what becomes of it on the fleet.
 
-Usage: python -m app.runtime.tests.settings_table     (`make docs` does it)
+Usage: PYTHONPATH=plugins python -m app.runtime.tests.settings_table     (`make docs` does it)
 """
 
 from __future__ import annotations
 
+import inspect
 import os
+import re
 from datetime import timedelta
+from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 from celery import Celery
+from celery.app import autoretry
 from celery.app.defaults import DEFAULTS
-from celery.app.task import Task
+from celery.app.task import Task, extract_exec_options
+from celery.bin.base import CLIContext
+from celery.bin.worker import worker
+from celery.worker import WorkController
+from filter import celery_worker
 from fleet_runtime import laying, overrides
 from fleet_runtime.errors import FleetError
-from fleet_runtime.overrides import LAID, LAID_OPTIONS, UNUSED, WHERE_SILENT, Rule
+from fleet_runtime.overrides import LAID, LAID_OPTIONS, POOL_LAST, UNUSED, WHERE_SILENT, Rule
 from fleet_runtime.settings import FleetSettings
+from kombu import Exchange, Producer, Queue
 from kombu.transport.redis import SentinelChannel
 
 PAGE = Path(__file__).parents[3] / "docs" / "your-app.md"
@@ -71,11 +81,21 @@ OPTION_SAMPLES: dict[str, Any] = {
     "socket_keepalive": False,
     "retry_on_timeout": True,
 }
-# Sent by a task or its caller in each message; a test compares messages with stock Celery's.
+TOPICS = Exchange("topics", "topic")
+# Said together in place of a queue: each alone does nothing.
+TO_TOPICS: dict[str, Any] = {
+    "exchange": TOPICS,
+    "exchange_type": "topic",
+    "routing_key": "io.eu",
+    "declare": [Queue("io", TOPICS, "io.#")],
+}
+# A value of each option that is said when a task is sent; a test compares messages with stock Celery's.
 CALL_OPTIONS: dict[str, Any] = {
+    **TO_TOPICS,
     "countdown": 60,
     "eta": None,
     "expires": 600,
+    "expiration": 600,
     "queue": "io",
     "priority": 3,
     "serializer": "json",
@@ -89,14 +109,32 @@ CALL_OPTIONS: dict[str, Any] = {
     "root_id": "4f1e",
     "parent_id": "4f1f",
     "group_id": "4f20",
+    "group_index": 3,
     "reply_to": "4f21",
     "delivery_mode": 1,
+    "mandatory": True,
+    "immediate": True,
     "retry": False,
+    "retries": 2,
     "retry_policy": {"max_retries": 1},
+    "timeout": 5,
+    "confirm_timeout": 5,
     "add_to_parent": False,
     "link": [],
     "link_error": [],
+    "chain": [{"task": "shop.next"}],
+    "chord": {"task": "shop.all"},
+    "replaced_task_nesting": 1,
+    "argsrepr": "(7,)",
+    "kwargsrepr": "{}",
     "stamped_headers": ["tenant"],
+}
+# Parameters of these functions that are no options of a task: what is sent, by what, and what Celery works
+# out and hands from one function to the next.
+NO_OPTIONS = {
+    *("args", "kwargs", "producer", "publisher", "connection", "router", "result_cls", "route_name"),
+    *("task_type", "callbacks", "errbacks", "create_sent_event", "now", "timezone", "origin"),
+    *("event_dispatcher", "content_type", "content_encoding"),
 }
 
 
@@ -159,12 +197,54 @@ def observed(name: str, value: Any) -> Row:
         assert conf[name].items() >= value.items(), name
         why = WHERE_SILENT.get(name, Rule("See the next table.")).why
         return Row(f"`{name}`", "the app's, with the fleet's besides", why)
+    always, sometimes = on_command_line()
+    if option := sometimes.get(name):
+        why = "The node's command line comes before settings."
+        return Row(f"`{name}`", f"the app's, unless a pool says `{option}`", why)
+    if name in always:
+        why = "A task copies it for itself, and what a task says comes before what its node does."
+        return Row(f"`{name}`", f"the app's; `{POOL_LAST[name]}` of the pool if it is silent", why)
     if conf.get(name, value) != value:
         raise AssertionError(f"{name} = {value!r} becomes {conf.get(name)!r}, and nothing is said")
     if rule := WHERE_SILENT.get(name):
         silent = rule.value or f"`{laid_on()[0][name]}`"
         return Row(f"`{name}`", f"the app's; {silent} if it is silent", rule.why)
     return Row(f"`{name}`", "the app's", "")
+
+
+@cache
+def on_command_line() -> tuple[set[str], dict[str, str]]:
+    """Return the settings over which each node has an option, and those over which one has that a pool names.
+
+    The latter with that option of the pool.
+    """
+    optional = {**dict.fromkeys(celery_worker.FLAGS, 1), "disable_prefetch": True}
+    always = settled()
+    found = {name: option for option, value in optional.items() for name in settled(**{option: value})}
+    return always, {name: option for name, option in found.items() if name not in always}
+
+
+def settled(**options: Any) -> set[str]:
+    """Return the settings that the command line of a node decides, of a pool with these options."""
+    app, found = Celery("shop", set_as_current=False), set()
+
+    def either(name: str, *values: Any) -> Any:
+        """Note a setting of which the command line has a value, as Celery asks for it."""
+        given = [value for value in values if value is not None]
+        found.update([name] if given else [])
+        return next(iter(given), app.conf[name])
+
+    def start(**given: Any) -> Any:
+        """Ask what a node asks, and start none."""
+        WorkController.setup_defaults(SimpleNamespace(app=SimpleNamespace(either=either)), **given)
+        return SimpleNamespace(start=lambda: None, exitcode=0)
+
+    app.Worker = start
+    before = {name: app.conf[name] for name in DEFAULTS}
+    pool = celery_worker.complete({"default": {"queues": ["default"], **options}})["default"]
+    words = celery_worker.arguments(pool, "INFO", task_events=False)
+    worker.main(words, "celery", obj=CLIContext(app, no_color=True, workdir=None), standalone_mode=False)
+    return found | {name for name, value in before.items() if app.conf[name] != value}
 
 
 def laying_for_all(name: str) -> Any:
@@ -199,8 +279,17 @@ def option(name: str) -> Row:
 
 def task_attribute(name: str) -> Row:
     """Return what becomes of what a task says of itself."""
-    value = {"serializer": "json", "throws": (KeyError,), "rate_limit": "5/m"}.get(name, 77)
-    switches = ("acks", "reject", "retry", "track", "store")
+    value: Any = {
+        "serializer": "json",
+        "throws": (KeyError,),
+        "autoretry_for": (KeyError,),
+        "dont_autoretry_for": (KeyError,),
+        "retry_kwargs": {"countdown": 1},
+        "rate_limit": "5/m",
+        "Request": "celery.worker.request:Request",
+        "Strategy": "celery.worker.strategy:default",
+    }.get(name, 77)
+    switches = ("acks", "reject", "retry_on", "track", "store")
     if isinstance(getattr(Task, name, None), bool) or name.startswith(switches):
         value = not bool(DEFAULTS.get(f"task_{name}", False))
     os.environ.update(ENVIRONMENT)
@@ -239,13 +328,33 @@ def settings() -> list[Row]:
     return rows
 
 
-TASK_ATTRIBUTES = (
-    *("acks_late", "acks_on_failure", "acks_on_failure_or_timeout", "acks_on_timeout", "default_retry_delay"),
-    *("expires", "ignore_result", "max_retries", "priority", "rate_limit", "reject_on_worker_lost"),
-    *("resultrepr_maxsize", "retry_on_worker_lost", "send_events", "serializer", "soft_time_limit"),
-    *("store_eager_result", "store_errors_even_if_ignored", "throws", "time_limit", "track_started"),
-    *("trail", "typing"),
-)
+def task_attributes() -> list[str]:
+    """Return what a task may say of itself, by Celery's own lists and what its class has."""
+    sent = extract_exec_options(SimpleNamespace()).keys()
+    retried = re.findall(r"options\.get\(\s*'(\w+)'", inspect.getsource(autoretry))
+    copied = (name for name, _ in Task.from_config)
+    # Not `app`: who asks the class itself for its app binds it to one.
+    stated = [name for name in vars(Task) if name[0] != "_" and name not in NO_ATTRIBUTES]
+    own = (name for name in stated if not callable(getattr(Task, name)))
+    return sorted({*sent, *retried, *copied, *own})
+
+
+# Of its class: what it is, and not what it says.
+NO_ATTRIBUTES = {"abstract", "app", "from_config", "name", "request", "request_stack"}
+
+
+def call_options() -> list[str]:
+    """Return what may be said as a task is sent, by the functions through which it goes."""
+    app = Celery(set_as_current=False)
+    senders = (
+        Task.apply_async,
+        Celery.send_task,
+        app.amqp.as_task_v2,
+        app.amqp.send_task_message,
+        Producer.publish,
+    )
+    parameters = [one for sender in senders for one in inspect.signature(sender).parameters.values()]
+    return sorted({one.name for one in parameters if one.default is not one.empty} - NO_OPTIONS)
 
 
 def tables() -> dict[str, list[str]]:
@@ -260,8 +369,8 @@ def tables() -> dict[str, list[str]]:
         "options": [*HEAD, *(line(row) for row in options if row.outcome != "the app's")],
         "kept": wrapped([row.name for row in kept]),
         "kept-options": wrapped(stay),
-        "tasks": wrapped([task_attribute(name).name for name in TASK_ATTRIBUTES]),
-        "calls": wrapped([f"`{name}`" for name in sorted(CALL_OPTIONS)]),
+        "tasks": wrapped([task_attribute(name).name for name in task_attributes()]),
+        "calls": wrapped([f"`{name}`" for name in call_options()]),
     }
 
 

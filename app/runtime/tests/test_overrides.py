@@ -16,12 +16,12 @@ from fleet_runtime import overrides
 from fleet_runtime.check import findings, overridden
 from fleet_runtime.cli import fleet as commands
 from fleet_runtime.laying import KEY_OPTIONS
-from fleet_runtime.overrides import LAID, LAID_OPTIONS, WHERE_SILENT
+from fleet_runtime.overrides import LAID, LAID_OPTIONS, POOL_FIRST, POOL_LAST, UNUSED, WHERE_SILENT
 from fleet_runtime.stamp import SENT
 
 from app.runtime.tests import settings_table
 from app.runtime.tests.conftest import APPS
-from app.runtime.tests.settings_table import CALL_OPTIONS, PAGE
+from app.runtime.tests.settings_table import CALL_OPTIONS, PAGE, TO_TOPICS
 from app.tests.commands import FLAGS, PATIENCE, Fleet
 
 if TYPE_CHECKING:
@@ -63,6 +63,18 @@ def test_the_page_has_what_becomes_of_each_setting(monkeypatch: pytest.MonkeyPat
         monkeypatch.setenv(name, "")
     text = PAGE.read_text(encoding="utf-8")
     assert settings_table.page(text) == text
+
+
+def test_what_a_nodes_command_line_says_is_known() -> None:
+    """Each setting that it decides, always or for a pool that says it, is told of."""
+    always, sometimes = settings_table.on_command_line()
+    assert always <= {*LAID, *UNUSED, *POOL_LAST}
+    assert {name: option for name, option in sometimes.items() if name not in {*LAID, *UNUSED}} == POOL_FIRST
+
+
+def test_each_option_of_celerys_has_a_value_to_try() -> None:
+    """By Celery's own lists, so that a new one is not forgotten."""
+    assert sorted(CALL_OPTIONS) == settings_table.call_options()
 
 
 def test_each_setting_that_is_laid_has_its_reason(lay: Callable[..., Any]) -> None:
@@ -124,6 +136,8 @@ def test_what_agrees_is_not_talked_about(said: Callable[..., list[str]], setting
             {"result_backend_transport_options": {"global_keyprefix": "shop:"}},
             "The app's result_backend_transport_options.global_keyprefix has no effect on the fleet.",
         ),
+        ({"worker_state_db": "nodes.db"}, "The fleet sets worker_state_db to None over the app's nodes.db."),
+        ({"worker_log_color": True}, "The fleet sets worker_log_color to False over the app's True."),
         ({"worker_concurrency": 8}, "The app's worker_concurrency = 8 has no effect on the fleet. Each pool"),
         ({"broker_url": f"amqp://shop:{SECRET}@rabbit"}, "The app's broker_url is for amqp."),
         ({"redis_password": SECRET}, "The app's redis_password has no effect on the fleet."),
@@ -256,7 +270,8 @@ def test_a_message_is_what_stock_celery_sends(
 
 def caught(app: Celery, broker: Broker, option: str) -> dict[str, Any]:
     """Return the message of a task that is sent with an option, without what differs each time."""
-    given = {"queue": "io", "task_id": "4f1d", "reply_to": "4f21", option: CALL_OPTIONS[option]}
+    where = TO_TOPICS if option in TO_TOPICS else {"queue": "io"}
+    given = {**where, "task_id": "4f1d", "reply_to": "4f21", option: CALL_OPTIONS[option]}
     if option == "stamped_headers":
         given["tenant"] = "eu-3"
     app.send_task("shop.pay", ("7",), {"to": "eu"}, **given)

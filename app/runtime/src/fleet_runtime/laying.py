@@ -184,11 +184,16 @@ def _delivery(settings: FleetSettings) -> dict[str, Any]:
         "worker_prefetch_multiplier": settings.prefetch_multiplier,
         "worker_enable_soft_shutdown_on_idle": True,
         "worker_enable_prefetch_count_reduction": False,
-        **({"worker_consumer": CONSUMER} if settings.component == "worker" else {}),
+        **(_of_units() if settings.component == "worker" else {}),
         "worker_send_task_events": settings.task_events,
         "task_send_sent_event": settings.task_events,
         **({"task_track_started": True} if settings.track_started else {}),
     }
+
+
+def _of_units() -> dict[str, Any]:
+    """Return what follows from how a node is run: by what consumer, and in what unit."""
+    return {"worker_consumer": CONSUMER, "worker_state_db": None, "worker_log_color": False}
 
 
 def _connections(settings: FleetSettings) -> dict[str, Any]:

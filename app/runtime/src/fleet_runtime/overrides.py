@@ -97,6 +97,10 @@ LAID: dict[str, Rule] = {
         "The fleet's consumer drops no message. A bootstep of the consumer's blueprint does what one's own "
         "class would."
     ),
+    "worker_state_db": Rule(
+        "What was revoked is kept in Redis, for all nodes. The file system of a unit is read-only."
+    ),
+    "worker_log_color": Rule("A node's log goes to the journal, which is no terminal."),
     "worker_prefetch_multiplier": Rule(
         "A node reserves no more than it can run, so that nothing waits behind a long task. Set "
         "prefetch_multiplier of a pool for what needs more, such as celery-batches.",
@@ -196,6 +200,15 @@ OTHER_BACKENDS = (
     *("cache_", "cassandra_", "s3_", "azureblockblob_", "gcs_", "couchbase_", "arangodb_", "mongodb_"),
     *("cosmosdbsql_", "elasticsearch_", "database_", "dynamodb_", "couchdb_", "consul_", "filesystem_"),
 )
+
+# The app's, but for pools of the inventory that say it themselves: setting -> option of the pool.
+POOL_FIRST = {
+    "worker_disable_prefetch": "disable_prefetch",
+    "worker_max_memory_per_child": "max_memory_per_child",
+    "worker_max_tasks_per_child": "max_tasks_per_child",
+}
+# The app's, and the pool's for what the app does not say, since a task copies these for itself.
+POOL_LAST = {"task_soft_time_limit": "soft_time_limit", "task_time_limit": "time_limit"}
 
 # Not overridden, but no fleet works with them.
 REFUSED: dict[str, Rule] = {
