@@ -14,7 +14,7 @@ from celery.concurrency import solo
 from celery.worker.pidbox import gPidbox
 from fleet_runtime import keys, listening, reconnect, transport
 
-from app.runtime.tests.conftest import APPS
+from app.runtime.tests.conftest import APPS, shop
 from app.tests.commands import PATIENCE, Fleet, wait_until
 
 if TYPE_CHECKING:
@@ -52,6 +52,25 @@ def test_a_node_whose_tasks_retry_keeps_few_connections_and_hears(
 
         started = time.time()
         wait_until(lambda: time.time() > started + 3 and facts()["silence"] < 3)
+
+
+@pytest.mark.server
+def test_greenlets_share_the_connections_by_which_results_are_stored(broker: Broker, web: Any) -> None:
+    """Celery's backend is one for each greenlet, and so for each task, unless it is said to be shared."""
+    admin, tasks = broker.client("admin"), 10 * SLOTS
+
+    def connections() -> int:
+        """Return how many connections Redis has accepted so far."""
+        return int(admin.info("stats")["total_connections_received"])
+
+    words = ("--queues=default", "--pool=gevent", f"--concurrency={SLOTS}", "--without-gossip")
+    with shop(broker).worker("sharing", *words):
+        assert web.send_task("shop.add", (1, 2), queue="default").get(timeout=PATIENCE) == 3
+        before = connections()
+        sent = [web.send_task("shop.add", (1, 2), queue="default") for _ in range(tasks)]
+        assert [one.get(timeout=PATIENCE) for one in sent] == [3] * tasks
+        # For each slot one to store results, and one to acknowledge; one for each task would be 200.
+        assert connections() - before < tasks / 2
 
 
 def test_a_mailbox_that_fails_is_made_anew(
