@@ -14,10 +14,10 @@ from celery import Celery, states
 from celery.app.task import Context
 from celery.backends import redis as stock
 from celery.exceptions import BackendStoreError
-from celery.result import AsyncResult, ResultSet
+from celery.result import AsyncResult, GroupResult, ResultSet
 from fleet_runtime import results
 from fleet_runtime.results import RedisBackend, StoringRedisBackend
-from redis.client import PubSub
+from redis.client import Pipeline, PubSub, Redis
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from app.tests.broker import counted
@@ -271,6 +271,43 @@ def test_a_part_of_a_chord_counts_though_redis_does_not_answer(
     client = broker.client("admin")
     assert client.get(backend.get_key_for_group("group", ".c")) == "done"
     client.delete(*client.keys("celery-taskset-meta-group*"))
+
+
+@pytest.mark.parametrize("structured", [False, True])
+def test_the_parts_of_a_chord_are_read_though_redis_does_not_answer(
+    broker: Broker, make: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, structured: bool
+) -> None:
+    """By whoever calls the body: what all parts have succeeded in has not failed."""
+    backend, called = make(result_backend_transport_options={"retry_policy": {"interval_start": 0}}), []
+    body = backend.app.signature("body")
+    monkeypatch.setattr(type(body), "delay", lambda _, results: called.append(results))
+    monkeypatch.setattr(type(backend.app), "backend", backend)
+    backend.set_chord_size("group", 2)
+    if structured:
+        parts = [backend.app.AsyncResult(f"part-{index}") for index in range(2)]
+        GroupResult("group", parts, app=backend.app).save(backend=backend)
+    for index in range(2):
+        backend.store_result(f"part-{index}", index, states.SUCCESS)
+    for kind, name in ((Pipeline, "execute"), (Redis, "get"), (Redis, "mget")):
+        monkeypatch.setattr(kind, name, silent_at_first(getattr(kind, name)))
+    for index in range(2):
+        request = Context(id=f"part-{index}", group="group", group_index=index, chord=body)
+        backend.on_chord_part_return(request, states.SUCCESS, index)
+    assert called == [[0, 1]]
+    client = broker.client("admin")
+    client.delete(*client.keys("celery-taskset-meta-group*"))
+
+
+def silent_at_first(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a method of a client to whose first call Redis does not answer."""
+    calls = count()
+
+    def method(*args: Any, **options: Any) -> Any:
+        if next(calls) == 0:
+            raise RedisTimeoutError("Timeout reading from socket")
+        return original(*args, **options)
+
+    return method
 
 
 def _script(name: str) -> Any:

@@ -12,8 +12,9 @@ other connection first, and store the result between both: then it is neither re
 from __future__ import annotations
 
 import time
+from contextvars import ContextVar
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from celery import states
 from celery.backends import redis as stock
@@ -44,6 +45,9 @@ redis.call('PUBLISH', KEYS[1], ARGV[1])
 return 1
 """
 
+
+# Whether a part of a chord ends here, in this thread or greenlet.
+_ends_part: ContextVar[bool] = ContextVar("ends_part", default=False)
 
 # Seconds to wait for the answer to a SUBSCRIBE before the result is read all the same.
 SUBSCRIBED_WITHIN = 5.0
@@ -137,13 +141,104 @@ class SentinelBackend(RedisBackend, stock.SentinelBackend):  # type: ignore[misc
     """The same, for the master that Sentinel names."""
 
 
+class PatientClient:
+    """A client of Redis for the end of a chord: what it asks, it asks again until Redis answers."""
+
+    def __init__(self, client: Any, ensure: Callable[..., Any]) -> None:
+        """Remember a client, and what calls a function, with arguments, until Redis answers."""
+        self._client, self._ensure = client, ensure
+
+    def __getattr__(self, name: str) -> Any:
+        """Return what the client itself has."""
+        return getattr(self._client, name)
+
+    def get(self, key: Any) -> Any:
+        """Return the value of a key."""
+        return self._ensure(self._client.get, (key,))
+
+    def mget(self, keys: Any) -> Any:
+        """Return the values of keys."""
+        return self._ensure(self._client.mget, (keys,))
+
+    def delete(self, *keys: Any) -> Any:
+        """Remove keys."""
+        return self._ensure(self._client.delete, keys)
+
+    def pipeline(self) -> PatientPipeline:
+        """Return what collects commands, as a pipeline does."""
+        return PatientPipeline(self._client, self._ensure)
+
+
+class PatientPipeline:
+    """Commands that are sent together, each time anew, until Redis answers."""
+
+    def __init__(self, client: Any, ensure: Callable[..., Any]) -> None:
+        """Collect none yet."""
+        self._client, self._ensure = client, ensure
+        self._commands: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = []
+
+    def __enter__(self) -> Self:
+        """Begin; there is no connection yet."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End; each attempt has given its connection back."""
+
+    def __getattr__(self, name: str) -> Callable[..., PatientPipeline]:
+        """Return a function that adds a command."""
+
+        def add(*args: Any, **options: Any) -> PatientPipeline:
+            self._commands.append((name, args, options))
+            return self
+
+        return add
+
+    def execute(self) -> Any:
+        """Send the commands, and return the answers."""
+        return self._ensure(self._attempt, ())
+
+    def _attempt(self) -> Any:
+        """Send them once: a pipeline of redis-py has forgotten its commands after an error."""
+        with self._client.pipeline() as pipe:
+            for name, args, options in self._commands:
+                getattr(pipe, name)(*args, **options)
+            return pipe.execute()
+
+
 class StoringRedisBackend(RedisBackend):
     """The same, with one round trip less for each result, and more patience with chords: a node's.
 
     A result is stored by a function of Redis, again and again until Redis answers. Celery asks only once for
     what ends a part of a chord (celery 5.7, backends/redis.py, on_chord_part_return). A part that had
-    succeeded then counted as failed; or, if only the answer was lost, nobody called the chord's body.
+    succeeded then counted as failed; or, if only the answer was lost, nobody called the chord's body. It also
+    reads the parts only once, and a chord whose parts had all succeeded failed.
     """
+
+    @property
+    def client(self) -> Any:
+        """A client of Redis, which is patient where a part of a chord ends, and nobody else asks again."""
+        return PatientClient(self._client, self.ensure) if _ends_part.get() else self._client
+
+    @cached_property
+    def _client(self) -> Any:
+        """The client of this process."""
+        return self._create_client(**self.connparams)
+
+    def ensure(self, fun: Any, args: Any, **policy: Any) -> Any:
+        """Call a function until Redis answers; what it asks by itself, it asks once each time."""
+        token = _ends_part.set(False)
+        try:
+            return super().ensure(fun, args, **policy)
+        finally:
+            _ends_part.reset(token)
+
+    def on_chord_part_return(self, *args: Any, **options: Any) -> Any:
+        """Count a part of a chord, and call the body if it was the last."""
+        token = _ends_part.set(True)
+        try:
+            return super().on_chord_part_return(*args, **options)
+        finally:
+            _ends_part.reset(token)
 
     @cached_property
     def _chord_part_return_script(self) -> Callable[..., Any]:
@@ -154,7 +249,7 @@ class StoringRedisBackend(RedisBackend):
             ready, added, size, claimed = run(keys, args, client)
             # Who asked again has the claim from the first time: by its token, which is last, as is its key.
             if not claimed and size and ready == int(size) + int(added or 0):
-                claimed = self.ensure(client.get, (keys[-1],)) == str_to_bytes(args[-1])
+                claimed = client.get(keys[-1]) == str_to_bytes(args[-1])
             return ready, added, size, claimed
 
         return count_part
