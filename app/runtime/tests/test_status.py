@@ -9,11 +9,13 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from fleet_runtime import history, keys
+from fleet_runtime import history, keys, status
 from fleet_runtime.drained import Drained
 from fleet_runtime.laying import REDBEAT_LOCK, REDBEAT_PREFIX
 from fleet_runtime.schedule import Schedule
 from fleet_runtime.status import Node, QueueState, Server, Status
+
+from app.runtime.tests import items
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -98,6 +100,35 @@ def test_what_is_wrong_is_said(change: dict[str, Any], said: str) -> None:
 def test_what_passes_by_itself_or_was_meant_is_no_problem(change: dict[str, Any]) -> None:
     """No false alarm."""
     assert replace(WELL, **change).problems() == []
+
+
+ODD = {
+    **items.no_messages(),
+    **items.bad_messages(),
+    **{
+        f"sent at {value}": json.dumps({"properties": {"fleet_sent": "HERE"}})
+        .replace('"HERE"', value)
+        .encode()
+        for value in ("NaN", "1e400", "-1e400", f"1{400 * '0'}", f"1{5000 * '0'}", "[]", "null")
+    },
+}
+
+
+@pytest.mark.parametrize("item", ODD.values(), ids=ODD)
+def test_what_is_no_message_has_no_age(item: bytes) -> None:
+    """Whatever it is; it may be at the head of any queue, since whoever sends may put it there."""
+    assert status._age(item) is None
+
+
+def test_a_queue_with_an_odd_item_at_its_head_is_told_of(fleet: Fleet, broker: Broker) -> None:
+    """With its depth, and "-" for its age."""
+    admin = broker.client("admin")
+    for item in (b"5", b"[]", items.nested(100_000).encode()):
+        admin.delete("default")
+        admin.rpush("default", item)
+        told = fleet.run("ops", "fleet", "status")
+        assert re.search(r"(?m)^default +1 +- ", told.stdout), told
+        assert "Traceback" not in told.stderr
 
 
 def test_a_schedule_with_nothing_to_send_says_so() -> None:

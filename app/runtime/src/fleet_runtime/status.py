@@ -6,12 +6,13 @@ import json
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
-from fleet_runtime import drained, history, keys, schedule
+from fleet_runtime import drained, history, keys, reading, schedule
 from fleet_runtime.drained import Drained
 from fleet_runtime.errors import FleetError
 from fleet_runtime.schedule import Schedule
@@ -437,12 +438,15 @@ def _server(info: dict[str, Any]) -> Server:
 
 
 def _age(item: bytes | None) -> float | None:
-    """Return for how many seconds an item of a queue has waited, if it says so."""
+    """Return for how many seconds an item of a queue has waited, if it says so.
+
+    Whoever may send can put anything there: what is no message says nothing, as to a node that takes it.
+    """
     try:
-        sent = sent_at(json.loads(item)) if item else None
-    except ValueError:  # no message at all
+        sent = sent_at(reading.loads(item)) if item else None
+    except Exception:
         return None
-    return None if sent is None else max(0.0, round(time.time() - sent, 1))
+    return None if sent is None or not isfinite(sent) else max(0.0, round(time.time() - sent, 1))
 
 
 def _text(value: bytes | str) -> str:
