@@ -18,8 +18,9 @@ options:
     type: str
     default: ""
   warn:
-    description: Playbook that installs a newer version. If there is one, warn, and say whether it is in the
-      archive of security updates.
+    description: Playbook that installs a newer version. If the archive has one, warn, and say whether it is
+      in the archive of security updates, and whether C(version) keeps the playbook from installing it. If
+      the packages only are not as they should be, warn, too.
     type: str
     default: ""
 author: celery-fleet
@@ -36,7 +37,15 @@ RETURN = r"""
 installed: {description: The version that the first package has., returned: success, type: str}
 wanted: {description: The version that it should have., returned: success, type: str}
 due: {description: Whether a package has another version than it should., returned: success, type: bool}
-security: {description: Whether what is wanted is a security update., returned: success, type: bool}
+newest:
+  description: The candidate of the first package, whatever C(version) asks for.
+  returned: success
+  type: str
+newer: {description: Whether a package is older than its candidate., returned: success, type: bool}
+security:
+  description: Whether the archive of security updates has a package in a newer version.
+  returned: success
+  type: bool
 unfinished:
   description: Whether dpkg was interrupted while it installed one of them.
   returned: success
@@ -91,9 +100,10 @@ def decide(packages: Sequence[Package], version: str) -> dict[str, Any]:
         "installed": first.installed,
         "wanted": wanted[first.name],
         "due": any(wanted[package.name] != package.installed or not package.whole for package in packages),
+        "newest": first.candidate,
+        "newer": any(is_older(package.installed, package.candidate) for package in packages),
         "security": any(
-            wanted[package.name] != package.installed and wanted[package.name] in package.security
-            for package in packages
+            is_older(package.installed, version) for package in packages for version in package.security
         ),
         "unfinished": not all(package.whole for package in packages),
         "older": age(wanted[first.name], first.installed),
@@ -104,13 +114,28 @@ def decide(packages: Sequence[Package], version: str) -> dict[str, Any]:
     }
 
 
-def news(result: dict[str, Any], name: str, playbook: str) -> str:
-    """Return what an operator is to know of a newer version."""
+def news(result: dict[str, Any], name: str, version: str, playbook: str) -> str:
+    """Return what an operator is to know; nothing if there is no newer version, and all is as it should be.
+
+    Args:
+        result: The module's.
+        name: Of the first package.
+        version: The version that is asked for, if one is.
+        playbook: The one that installs a newer version.
+    """
+    if not result["newer"]:
+        if not result["due"]:
+            return ""
+        return (
+            f"{name} {result['installed']} is not as it should be, {result['wanted']}. {playbook} mends it."
+        )
     what = "the security update" if result["security"] else "version"
-    return (
-        f"{name} {result['installed']} is on hold, and the archive has {what} {result['wanted']}. "
-        f"{playbook} installs it."
+    remedy = (
+        f"{version} is asked for, so {playbook} does not install it: name another version, or none."
+        if version and version != result["newest"]
+        else f"{playbook} installs it."
     )
+    return f"{name} {result['installed']} is on hold, and the archive has {what} {result['newest']}. {remedy}"
 
 
 def age(wanted: str, installed: str) -> str:
@@ -134,8 +159,10 @@ def main() -> None:
         result = decide(look(module.params["name"]), module.params["version"])
     except VersionError as error:
         module.fail_json(msg=str(error))
-    if module.params["warn"] and result["due"]:
-        module.warn(news(result, module.params["name"][0], module.params["warn"]))
+    if module.params["warn"] and (
+        said := news(result, module.params["name"][0], module.params["version"], module.params["warn"])
+    ):
+        module.warn(said)
     module.exit_json(**result)
 
 

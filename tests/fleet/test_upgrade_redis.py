@@ -140,6 +140,13 @@ def test_upgrade(
     """Under load. First a Redis that is nearly full is refused; then check mode says what would be done."""
     with nearly_full(fleet):
         upgrade(plays).expect_refusal("not fit for an upgrade", "more than 80 %", "redis_maxmemory")
+    # It is told of, whatever the inventory asks for.
+    for version, remedy in (("", f"{PLAYBOOK} installs it"), (older, f"{older} is asked for")):
+        told = plays.run(
+            "-l", broker.name, playbook="playbooks/health.yml", redis_version=version
+        ).expect_success()
+        assert f"redis-server {older} is on hold, and the archive has" in " ".join(told.output.split())
+        assert remedy in " ".join(told.output.split())
     before = fleet.starts()
     would = upgrade(plays, "--check").expect_success()
     assert {"Install the packages", "Restart Redis"} <= {

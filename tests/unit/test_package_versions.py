@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 from ansible.module_utils.debian_packages import Package, parse_madison
+from modules import package_versions
 from modules.package_versions import VersionError, decide, news
 
 pytestmark = pytest.mark.skipif(not shutil.which("dpkg"), reason="this is no Debian")
@@ -29,17 +30,60 @@ def test_a_newer_candidate_is_due() -> None:
     assert found["returns"] == [f"redis-server={OLD}", f"redis-tools={OLD}"]
 
 
+def told(packages: list[Package], version: str = "") -> str:
+    """Return what an operator is told."""
+    return news(decide(packages, version), "redis-server", version, "playbooks/x.yml")
+
+
 def test_a_security_update_is_named() -> None:
     """One that is held back is told of: nothing else would install it."""
-    ordinary = decide(packages(), "")
-    assert not ordinary["security"]
-    assert "has version 5:7.0.15-1~deb12u10. playbooks/x.yml" in news(
-        ordinary, "redis-server", "playbooks/x.yml"
-    )
-    urgent = decide([replace(one, security=(NEW,)) for one in packages()], "")
-    assert urgent["security"]
-    assert "has the security update 5:7" in news(urgent, "redis-server", "playbooks/x.yml")
+    assert not decide(packages(), "")["security"]
+    assert "has version 5:7.0.15-1~deb12u10. playbooks/x.yml installs it." in told(packages())
+    urgent = [replace(one, security=(NEW,)) for one in packages()]
+    assert decide(urgent, "")["security"]
+    assert "has the security update 5:7" in told(urgent)
     assert not decide([replace(one, security=(NEW,)) for one in packages(NEW)], "")["security"]
+    assert told(packages(NEW)) == ""
+
+
+def test_a_newer_version_is_told_of_though_another_is_asked_for() -> None:
+    """A version that the inventory names would else hide each security update for ever."""
+    urgent = [replace(one, security=(NEW,)) for one in packages()]
+    said = told(urgent, OLD)
+    assert f"the archive has the security update {NEW}." in said
+    assert f"{OLD} is asked for, so playbooks/x.yml does not install it" in said
+    assert told(urgent, NEW).endswith("playbooks/x.yml installs it.")
+    assert told(packages(NEW), NEW) == ""
+
+
+def test_what_is_not_as_it_is_asked_for_is_told_of() -> None:
+    assert f"redis-server {NEW} is not as it should be, {OLD}." in told(packages(NEW), OLD)
+    assert "playbooks/x.yml mends it." in told(packages(NEW, whole=False))
+
+
+@pytest.mark.parametrize("version", ["", OLD, NEW])
+def test_the_module_warns(monkeypatch: pytest.MonkeyPatch, version: str) -> None:
+    """And gives the same result as without."""
+    warnings: list[str] = []
+    results: list[dict[str, object]] = []
+
+    class Module:
+        """A stand-in for Ansible's."""
+
+        params = {"name": [*NAMES], "version": version, "warn": "playbooks/x.yml"}  # noqa: RUF012
+
+        def __init__(self, **_: object) -> None:
+            self.warn = warnings.append
+
+        def exit_json(self, **result: object) -> None:
+            results.append(result)
+
+    monkeypatch.setattr(package_versions, "AnsibleModule", Module)
+    monkeypatch.setattr(package_versions, "look", lambda _: packages())
+    package_versions.main()
+    assert results == [decide(packages(), version)]
+    assert len(warnings) == 1
+    assert NEW in warnings[0]
 
 
 def test_the_archive_of_security_updates_is_known() -> None:
@@ -69,7 +113,8 @@ def test_one_that_stayed_behind_is_due() -> None:
 
 
 def test_a_version_may_be_named() -> None:
-    assert not decide(packages(), OLD)["due"]
+    found = decide(packages(), OLD)
+    assert (found["due"], found["newer"], found["newest"]) == (False, True, NEW)
     assert decide(packages(NEW), OLD)["older"] == "revision"
     assert decide(packages("5:8.0.2-3", available=(OLD,)), OLD)["older"] == "upstream"
 
