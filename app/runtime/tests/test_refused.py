@@ -167,7 +167,7 @@ def consuming(broker: Broker, *names: str) -> Iterator[tuple[Any, list[Any]]]:
     with Connection(
         broker.url("worker"), transport=Transport, transport_options=own_keys("one")
     ) as connection:
-        connection.default_channel.bears = True
+        connection.default_channel.skips_refused = True
         queues = [Queue(name, Exchange(name), name) for name in names]
         with Consumer(connection, queues, on_message=got.append):
             yield connection, got

@@ -343,7 +343,7 @@ def test_who_looks_in_vain_looks_later(
     monkeypatch.setattr("random.uniform", lambda least, most: most)
     channel, got = consume(connection, "default")
     waits: list[float] = []
-    monkeypatch.setattr(channel, "_sit_out", waits.append)
+    monkeypatch.setattr(channel, "_back_off", waits.append)
 
     def drain_until(happened: Callable[[], bool]) -> None:
         until = time.monotonic() + PATIENCE
@@ -355,13 +355,13 @@ def test_who_looks_in_vain_looks_later(
 
     for number in range(12):
         drain_until(lambda: channel._watched and not channel._look and channel.lane.is_idle)
-        channel._on_told()
+        channel._on_change()
         drain_until(partial(has_waited, number + 1))
     assert waits == pytest.approx([0.001 * min(most, 2 * 2**number) for number in range(12)])
-    assert channel._in_vain == transport.DOUBLED, "in the end it would be no number that a float can be"
+    assert channel._empty_answers == transport.DOUBLED, "in the end it would be no number that a float can be"
     send(producer, 1)
     receive(connection, got, 1)
-    assert channel._in_vain == 0
+    assert channel._empty_answers == 0
 
 
 def test_who_took_all_that_was_there_is_told_of_the_next(producer: Producer, connection: Connection) -> None:
@@ -742,7 +742,7 @@ def test_what_is_to_run_once_at_most_is_acknowledged_at_once(
     receive(connection, got, 8)
     before = requests(broker)
     got[0].ack()
-    channel.hurry()
+    channel.acknowledge_at_once()
     connection.transport.cycle.on_poll_start()
     assert requests(broker) - before == 1
 

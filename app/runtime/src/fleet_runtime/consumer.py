@@ -60,7 +60,7 @@ class FleetConsumer(Consumer):  # type: ignore[misc]  # celery ships no types
         connection = super().connect()
         channel = connection.default_channel
         if isinstance(channel, transport.Channel):
-            channel.bears, channel.on_refused = True, partial(self.call_soon, self._tell)
+            channel.skips_refused, channel.on_refused = True, partial(self.call_soon, self._tell)
         return connection
 
     @property

@@ -54,15 +54,15 @@ class about:  # noqa: N801 (used as a function; one that yields takes three time
     """Gives what is logged meanwhile about the task of a message the message's queue and retries."""
 
     def __init__(self, message: Any) -> None:
-        """Prepare."""
+        """Remember a message of kombu's."""
         self._message = message
 
     def __enter__(self) -> None:
-        """Begin."""
+        """Let what is logged here, in this thread or greenlet, be about the message."""
         self._token = _taken.set(self._message)
 
     def __exit__(self, *_: object) -> None:
-        """End."""
+        """Let it be about what it was about before, whatever was raised."""
         _taken.reset(self._token)
 
 
@@ -88,7 +88,7 @@ class ToJournal:
     """
 
     def __init__(self, handler: logging.Handler) -> None:
-        """Prepare.
+        """Open what sends to the journal.
 
         Args:
             handler: A StreamHandler of Celery's, or of the app's.
@@ -97,7 +97,7 @@ class ToJournal:
         self.records = journal.Records()
 
     def __call__(self, record: logging.LogRecord) -> None:
-        """Write a record; the handler has its lock."""
+        """Write a record, under the handler's lock. No error gets out: the handler handles it."""
         try:
             if not self.records.send(_fields(record, self.handler.format(record))):
                 self._print(record)
@@ -118,7 +118,7 @@ class JsonLines(logging.Formatter):
     """Makes a line of JSON of a record."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return the line."""
+        """Return the line, without its end; the time is in UTC, to the millisecond."""
         about = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname,
@@ -136,7 +136,11 @@ class JsonFile(WatchedFileHandler):
     """A file of JSON lines, which all processes of a node write to, each line at once."""
 
     def __init__(self, path: str) -> None:
-        """Open it."""
+        """Open a file, or make it, to append to.
+
+        Raises:
+            OSError: It cannot be opened.
+        """
         super().__init__(path, encoding="utf-8", errors="backslashreplace")
         with suppress(OSError):
             Path(path).chmod(0o640)  # for what collects logs; the umask of a node leaves nothing to its group

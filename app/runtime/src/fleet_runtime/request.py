@@ -113,9 +113,9 @@ class Mortal(Request):  # type: ignore[misc]  # celery ships no types
         if self._end and not self.acknowledged and not self._bury():
             return
         super().acknowledge()
-        hurry = getattr(self.message.channel, "hurry", None)  # kombu's own channels do not have it
-        if hurry and not self.task.acks_late:
-            hurry()
+        at_once = getattr(self.message.channel, "acknowledge_at_once", None)  # kombu's own channels lack it
+        if at_once and not self.task.acks_late:
+            at_once()
 
     def reject(self, requeue: bool = False) -> None:
         """Reject the message; one that is not to come back is moved first."""

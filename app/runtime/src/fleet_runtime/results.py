@@ -67,7 +67,7 @@ class ResultConsumer(stock.ResultConsumer):  # type: ignore[misc]  # celery ship
         """Subscribe to the first result."""
         with self._locked():
             super().start(initial_task_id, **kwargs)
-            self._hear()
+            self._listen_for_confirmations()
 
     def on_after_fork(self) -> None:
         """Forget the connection, which is the parent's."""
@@ -105,9 +105,9 @@ class ResultConsumer(stock.ResultConsumer):  # type: ignore[misc]  # celery ship
         with self._locked():
             super()._reconnect_pubsub()
             self._unconfirmed, self._read_early = set(self.subscribed_to), set(self.subscribed_to)
-            self._hear()
+            self._listen_for_confirmations()
 
-    def _hear(self) -> None:
+    def _listen_for_confirmations(self) -> None:
         """Listen to the answers to SUBSCRIBE, which redis-py drops."""
         self._pubsub.handle_message = partial(self._handle, self._pubsub.handle_message)
 

@@ -44,8 +44,8 @@ logger = logging.getLogger(__name__)
 
 # Seconds after which a node that waits looks by itself. Until then nobody notices that the other end is gone.
 WAIT = 10
-# Seconds between two looks at a Redis that writes nothing, and between two words about it.
-LOOK, WORD = 1, 60
+# Seconds between two questions to a Redis that writes nothing, and between two lines of the log about it.
+RETRY_INTERVAL, LOG_INTERVAL = 1, 60
 # Seconds for a last answer, as a channel is closed; and for a message that Redis has told of.
 LAST, SOON = 5, 0.002
 # Seconds between two searches for what is held for longer than the visibility timeout. A node without a loop
@@ -310,8 +310,8 @@ class Channel(stock.Channel):  # type: ignore[misc]  # kombu ships no types
         recorded: Tags of messages that the script has recorded, and that are being delivered.
         most_at_a_time: A transport option: how many messages to take at a time, at most.
         nodes: How many nodes may be told of a message. Whoever knows it says so; else there may be many.
-        bears: Whether a queue that Redis refuses is left out, and the others are consumed. What sends to a
-            queue is to get the error.
+        skips_refused: Whether a queue that Redis refuses is left out, and the others are consumed. What sends
+            to a queue is to get the error.
         refused: Queues that are left out, each with the reason.
         on_refused: Is called when there is another, or one less.
         listened_at: When it was last polled for what is sent to all nodes, by the monotonic clock.
@@ -332,7 +332,7 @@ class Channel(stock.Channel):  # type: ignore[misc]  # kombu ships no types
         self._acks_since, self._lingers = inf, False
         self._no_ack: set[str] = set()
         self._keys: dict[str, list[str]] = {}
-        self.bears, self.refused = False, dict[str, str]()
+        self.skips_refused, self.refused = False, dict[str, str]()
         self._refused_fanout: dict[str, tuple[str, str]] = {}
         self.on_refused: Callable[[], object] = lambda: None
         self._refused_until = inf
@@ -345,12 +345,12 @@ class Channel(stock.Channel):  # type: ignore[misc]  # kombu ships no types
         self._look, self._watched, self._watched_at = True, False, -inf
         self._change = 0
         self._was_short, self._may_hold = False, False
-        self._was_told, self._in_vain = False, 0
+        self._was_notified, self._empty_answers = False, 0
         # What is taken in advance, and since when; how much of it there is to be; when the loop looks at it.
         self._ahead: deque[tuple[float, Taken]] = deque()
         self._wanted, self._alarm = 0, -inf
         # Whether Redis has answered so soon that what is taken in advance need not go back at once.
-        self._is_near = True
+        self._answers_soon = True
         # Messages a second, and how many were done since when.
         self._pace, self._done, self._done_since = 0.0, 0, monotonic()
         self._not_before, self._paused_until, self._said_at = -inf, -inf, -inf
@@ -387,7 +387,7 @@ class Channel(stock.Channel):  # type: ignore[misc]  # kombu ships no types
         (self._no_ack.add if no_ack else self._no_ack.discard)(queue)
         self._keys[queue] = [self._q_for_pri(queue, priority) for priority in self.priority_steps]
         known = queue in self._fanout_queues or queue in self.refused
-        if self.bears and not known and (reason := self.refusal(queue)):
+        if self.skips_refused and not known and (reason := self.refusal(queue)):
             self._refuse(queue, reason)
         consumer = super().basic_consume(queue, no_ack, *args, **kwargs)
         self._look_anew()
@@ -443,7 +443,8 @@ class Channel(stock.Channel):  # type: ignore[misc]  # kombu ships no types
         Returns:
             Whether there is one, or was since these were asked for, so that the connection is good.
         """
-        found = {queue: reason for queue in queues if (reason := self.refusal(queue))} if self.bears else {}
+        asked = queues if self.skips_refused else ()
+        found = {queue: reason for queue in asked if (reason := self.refusal(queue))}
         for queue, reason in found.items():
             self._refuse(queue, reason)
         return bool(found) or change != self._change
@@ -517,11 +518,11 @@ class Channel(stock.Channel):  # type: ignore[misc]  # kombu ships no types
             cycle.wake_in(LINGER)  # not as it advances: by then a loop knows already how long it will wait
 
     @property
-    def is_told(self) -> bool:
+    def is_notified(self) -> bool:
         """Whether Redis has told of a message, and it was not looked for yet."""
-        return self._look and self._was_told
+        return self._look and self._was_notified
 
-    def hurry(self) -> None:
+    def acknowledge_at_once(self) -> None:
         """Let nothing that is done wait for others: a task that is to run once at most has begun."""
         self._acks_since = -inf
 
@@ -559,7 +560,7 @@ class Channel(stock.Channel):  # type: ignore[misc]  # kombu ships no types
         """Send what is to be sent next, and let a poller know of a new connection."""
         lane = self.lane
         if lane is None:
-            lane = self.lane = Lane(self._create_client(asynchronous=True), self._on_told)
+            lane = self.lane = Lane(self._create_client(asynchronous=True), self._on_change)
         if self._may_hold:
             self._may_hold = False
             raise NoConnectionError("A connection to Redis was lost by which messages were under way.")
@@ -617,7 +618,7 @@ class Channel(stock.Channel):  # type: ignore[misc]  # kombu ships no types
             self._pace = min(pace, (self._pace + pace) / 2)
             self._done, self._done_since = 0, now
         strict = self._asks_each_time() or self.most_at_a_time < BATCH or self._no_ack
-        if strict or self.connection.cycle.loop is None or not self._is_near:
+        if strict or self.connection.cycle.loop is None or not self._answers_soon:
             return 0
         most: int = self.qos.prefetch_count * FOR_EACH
         return min(int(self._pace * ADVANCE), most, BATCH)
@@ -696,12 +697,12 @@ class Channel(stock.Channel):  # type: ignore[misc]  # kombu ships no types
     def pause(self, error: ResponseError) -> None:
         """Look again later, since Redis writes nothing now."""
         self._look = True
-        self._sit_out(LOOK)
+        self._back_off(RETRY_INTERVAL)
         self._paused_until = self._not_before
         now = monotonic()
-        if now > self._said_at + WORD:
+        if now > self._said_at + LOG_INTERVAL:
             self._said_at = now
-            logger.warning("Redis is full, and is asked for messages every %d s: %s", LOOK, error)
+            logger.warning("Redis is full, and is asked for messages every %d s: %s", RETRY_INTERVAL, error)
 
     def _turn(self, lane: Lane, room: int, more: int = 0) -> None:
         """Acknowledge what is done, and take as much as there is room for, and some more in advance."""
@@ -760,9 +761,9 @@ class Channel(stock.Channel):  # type: ignore[misc]  # kombu ships no types
 
         return [Asked(TRACK_NEXT), Asked(("EXISTS", *lists), answered, refused)]
 
-    def _on_told(self) -> None:
+    def _on_change(self) -> None:
         """Look again, since a list has changed."""
-        self._look, self._watched, self._was_told = True, False, True
+        self._look, self._watched, self._was_notified = True, False, True
 
     def _read(self, said: list[Any], queues: list[str], lists: list[str]) -> list[Taken]:
         """Return what the script has taken from some lists, which are those of each queue by priority."""
@@ -778,21 +779,21 @@ class Channel(stock.Channel):  # type: ignore[misc]  # kombu ships no types
             return
         self._was_short = len(taken) < most
         self._look = self._look or not self._was_short
-        self._in_vain = min(self._in_vain + 1, DOUBLED) if self._was_told and not taken else 0
-        self._was_told = False
-        if self._in_vain:
-            longest = FIRST * min(2**self._in_vain, self.nodes, MANY)
-            self._sit_out(random.uniform(0, longest))  # noqa: S311 (no secret)
+        self._empty_answers = min(self._empty_answers + 1, DOUBLED) if self._was_notified and not taken else 0
+        self._was_notified = False
+        if self._empty_answers:
+            longest = FIRST * min(2**self._empty_answers, self.nodes, MANY)
+            self._back_off(random.uniform(0, longest))  # noqa: S311 (no secret)
         for one in taken:
             self._queue_cycle.rotate(one.queue)
-        self._is_near = monotonic() < asked_at + BACK / 2
+        self._answers_soon = monotonic() < asked_at + BACK / 2
         try:
             self._deliver(taken[:room])
         finally:
             if ahead := taken[room:]:
                 self._keep(ahead, asked_at)
 
-    def _sit_out(self, seconds: float) -> None:
+    def _back_off(self, seconds: float) -> None:
         """Look no earlier than in some seconds."""
         self._not_before = monotonic() + seconds
         self.connection.cycle.wake_in(seconds)
@@ -844,7 +845,7 @@ class Channel(stock.Channel):  # type: ignore[misc]  # kombu ships no types
                 with self.conn_or_acquire() as client:
                     client.script_load(TURN)
         except NoPermissionError:
-            self._sit_out(LOOK)
+            self._back_off(RETRY_INTERVAL)
             functions.forget(TURN_SHA)
             logger.error("%s", functions.missing(TURN_SHA, error))
 
@@ -860,7 +861,7 @@ class Channel(stock.Channel):  # type: ignore[misc]  # kombu ships no types
         try:
             super()._queue_bind(*args)
         except ResponseError as error:
-            if self.bears and is_refusal(error):
+            if self.skips_refused and is_refusal(error):
                 self._refuse(args[-1], f"SADD: {error}")
                 return
             if not is_full(error):
@@ -874,7 +875,7 @@ class Channel(stock.Channel):  # type: ignore[misc]  # kombu ships no types
                 pipe.llen(self._q_for_pri(queue, priority))
             answers = pipe.execute(raise_on_error=False)
         for error in answers:
-            if isinstance(error, ResponseError) and self.bears and is_refusal(error):
+            if isinstance(error, ResponseError) and self.skips_refused and is_refusal(error):
                 return 0  # whether it can be consumed is asked when it is to be
             if isinstance(error, Exception):
                 raise error
@@ -901,7 +902,7 @@ class Channel(stock.Channel):  # type: ignore[misc]  # kombu ships no types
         try:
             return super()._receive_one(c)
         except NoPermissionError as error:
-            if not self.bears:
+            if not self.skips_refused:
                 raise
             for queue in tuple(self.active_fanout_queues):
                 if refusal := self._refusal_of_fanout(*self._fanout_queues[queue]):
@@ -940,7 +941,7 @@ class Channel(stock.Channel):  # type: ignore[misc]  # kombu ships no types
             if client.connection is None or not client.connection.can_read(timeout=0):
                 break
             if monotonic() > until:
-                self.connection.cycle.go_on_with(self)
+                self.connection.cycle.receive_later(self)
                 break
         return True
 
@@ -990,7 +991,7 @@ class Poller(stock.MultiChannelPoller):  # type: ignore[misc]  # kombu ships no 
         self._alarm: int | None = None
         self._nudge: int | None = None
         self._restored_at, self._checked_at = -inf, -inf
-        self._unheard: set[Any] = set()  # channels that have read what they have not delivered
+        self._unread: set[Any] = set()  # channels that have read what they have not delivered
 
     def wake(self) -> None:
         """Let who waits look again.
@@ -1016,18 +1017,18 @@ class Poller(stock.MultiChannelPoller):  # type: ignore[misc]  # kombu ships no 
             self.loop.add_reader(self._nudge, os.eventfd_read, self._nudge)
         os.eventfd_write(self._nudge, 1)
 
-    def go_on_with(self, channel: Any) -> None:
+    def receive_later(self, channel: Any) -> None:
         """Let a channel deliver what it has read of what was sent to all nodes, in the next turn."""
-        if channel not in self._unheard:
-            self._unheard.add(channel)
+        if channel not in self._unread:
+            self._unread.add(channel)
             if self.loop is not None:
-                self.loop.call_soon(self._hear, channel)
+                self.loop.call_soon(self._receive_rest, channel)
             else:
                 self.wake()
 
-    def _hear(self, channel: Any) -> None:
+    def _receive_rest(self, channel: Any) -> None:
         """Deliver what a channel has read, unless that was done, or the channel was closed, meanwhile."""
-        self._unheard.discard(channel)
+        self._unread.discard(channel)
         if channel.connection is None or not channel._in_listen:
             return
         connection = channel.subclient.connection
@@ -1070,8 +1071,8 @@ class Poller(stock.MultiChannelPoller):  # type: ignore[misc]  # kombu ships no 
         self.polls = False
         if fileno == self._alarm:
             os.eventfd_read(fileno)
-            for channel in tuple(self._unheard):
-                self._hear(channel)
+            for channel in tuple(self._unread):
+                self._receive_rest(channel)
             return None
         if isinstance(self._fd_to_chan.get(fileno, (None, None))[1], Lane):
             return self.on_readable(fileno), self  # an error, too: kombu would ask its own connection for it
@@ -1117,7 +1118,7 @@ class Poller(stock.MultiChannelPoller):  # type: ignore[misc]  # kombu ships no 
         self.delivered = False
         try:
             type_.read()
-            if not self.delivered and channel.is_told:
+            if not self.delivered and channel.is_notified:
                 # Not a turn of the loop later, for kombu gets the message itself, where this is told of it.
                 channel.advance(self._register_lane)
                 type_.read_within(SOON)
