@@ -113,7 +113,7 @@ def test_a_broadcast_queue_is_heard_when_redis_allows_it(
     queue = Broadcast("announcements", unique=True)
     with consuming(redis_server, "heavy") as (connection, _):
         channel = connection.default_channel
-        with Consumer(channel, [queue], on_message=got.append):
+        with Consumer(channel, [queue], on_message=got.append, no_ack=True):
             drain(connection, lambda: list(channel.refused) == [queue.name])
             drain(connection, lambda: "PSUBSCRIBE" in channel.refused[queue.name])  # it was asked for again
             assert "a queue of the exchange announcements" in channel.refused[queue.name]
