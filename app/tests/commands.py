@@ -87,10 +87,13 @@ class Daemon:
         finally:
             self.process.kill()
 
+    def printed(self) -> str:
+        """Return all that it has printed so far."""
+        return Path(self.log.name).read_text(errors="replace")
+
     def lines(self, text: str) -> list[str]:
         """Return the lines that it has printed so far with a text in them."""
-        printed = Path(self.log.name).read_text(errors="replace")
-        return [line for line in printed.splitlines() if text in line]
+        return [line for line in self.printed().splitlines() if text in line]
 
     def wait_for(self, text: str, count: int = 1) -> list[str]:
         """Wait until so many lines have a text in them, and return them."""

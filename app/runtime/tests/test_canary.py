@@ -6,11 +6,13 @@ import base64
 import json
 import logging
 import pickle
+import subprocess
+import sys
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from fleet_runtime import redact
+from fleet_runtime import keys, redact
 from kombu.utils.uuid import uuid
 
 from app.runtime.tests.conftest import APPS
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
 CANARY = "CANARY4111"
 ARGUMENTS = ([CANARY], {"key": CANARY})
 DATE = {"__type__": "datetime", "__value__": CANARY}  # which kombu reads as a time, and quotes as it fails
+# Reasons that need a process of a task's own, which is killed.
+OF_PROCESSES = {"timeout", "poison"}
 # What this sends and what of it is a letter at the end.
 LETTERS = {
     "failed", "rejected", "timeout", "poison", "unregistered", "undecodable", "invalid", "malformed"
@@ -65,19 +69,29 @@ def strange(web: Any, broker: Broker) -> list[dict[str, Any]]:
     return found
 
 
-def missing(broker: Broker) -> set[str]:
+def missing(broker: Broker, pool: str) -> set[str]:
     """Return the reasons of which there is no letter yet."""
-    return LETTERS - {one["reason"] for one in letters(broker).values()}
+    expected = LETTERS if pool == "prefork" else LETTERS - OF_PROCESSES
+    return expected - {one["reason"] for one in letters(broker).values()}
 
 
 @pytest.mark.parametrize(
-    ("level", "transport"),
+    ("level", "transport", "pool"),
     [
-        ("DEBUG", "true"),  # which logs all that INFO does
-        *(pytest.param(*both, marks=pytest.mark.long) for both in (("INFO", "true"), ("DEBUG", "false"))),
+        ("DEBUG", "true", "prefork"),  # which logs all that INFO does
+        *(
+            pytest.param(*all_three, marks=pytest.mark.long)
+            for all_three in (
+                ("INFO", "true", "prefork"),
+                *(("DEBUG", "true", pool) for pool in ("threads", "gevent", "solo")),
+                *(("DEBUG", "false", pool) for pool in ("prefork", "threads", "gevent", "solo")),
+            )
+        ),
     ],
 )
-def test_no_log_has_an_argument(broker: Broker, web: Any, tmp_path: Path, level: str, transport: str) -> None:
+def test_no_log_has_an_argument(
+    broker: Broker, web: Any, tmp_path: Path, level: str, transport: str, pool: str
+) -> None:
     """Neither what a node prints, nor its lines of JSON, nor a record that a handler of the app's gets."""
     everything, lines = tmp_path / "everything", tmp_path / "lines"
     fleet = Fleet(broker, "canary:app", PYTHONPATH=APPS, EVERYTHING=str(everything))
@@ -85,7 +99,8 @@ def test_no_log_has_an_argument(broker: Broker, web: Any, tmp_path: Path, level:
     admin, sent = broker.client("admin"), []
     messages = strange(web, broker)
     revoked = web.send_task("canary.keep", ARGUMENTS[0], queue="default", countdown=10)
-    with fleet.worker("one", "--queues=default", *FLAGS, f"--loglevel={level}", **environment) as node:
+    words = ("--queues=default", f"--pool={pool}", *FLAGS, f"--loglevel={level}")
+    with fleet.worker("one", *words, **environment) as node:
         node.wait_for("takes tasks now")
         node.wait_for(revoked.id)
         fleet.run("ops", "control", "revoke", revoked.id)
@@ -93,26 +108,66 @@ def test_no_log_has_an_argument(broker: Broker, web: Any, tmp_path: Path, level:
             put(broker, "default", message)
         for item in (CANARY, f'{{"body": "{CANARY}"}}', f'[{{"__type__": "date", "__value__": "{CANARY}"}}]'):
             admin.lpush("default", item)
-        names = ("keep", "fail", "again", "reject", "linger", "die")
+        names = ("keep", "fail", "again", "reject", *(("linger", "die") if pool == "prefork" else ()))
         sent += [web.send_task(f"canary.{name}", ARGUMENTS[0], queue="default") for name in names]
         sent.append(web.send_task("canary.keep", *ARGUMENTS, queue="default"))  # which takes no such argument
         past = datetime.now(UTC) - timedelta(seconds=1)
         sent.append(web.send_task("canary.keep", ARGUMENTS[0], queue="default", expires=past))
         assert sent[0].get(timeout=PATIENCE) == CANARY
         try:
-            wait_until(lambda: not missing(broker))
+            wait_until(lambda: not missing(broker, pool))
         except AssertionError:
-            pytest.fail("\n".join([f"There is no letter: {missing(broker)}", *node.lines("")[-60:]]))
+            pytest.fail("\n".join([f"There is no letter: {missing(broker, pool)}", *node.lines("")[-60:]]))
         wait_until(lambda: revoked.state == "REVOKED")
         web.send_task("canary.end", queue="default").get(timeout=PATIENCE)
-        printed = "\n".join(node.lines(""))
-    for name, text in {
-        "printed": printed, "JSON": lines.read_text(), "records": everything.read_text()
-    }.items():  # fmt: skip
+    shown = {"printed": node.printed(), "JSON": lines.read_text(), "records": everything.read_text()}
+    for text in no_canary(shown):
+        for expected in ("Received unregistered task", "raised unexpected", "Discarding revoked task"):
+            assert expected in text, expected
+
+
+def no_canary(shown: dict[str, str]) -> list[str]:
+    """Return texts, in none of which is the canary."""
+    for name, text in shown.items():
         where = [line for line in text.splitlines() if CANARY in line.upper()]
         assert not where, (name, where)
-        for expected in ("Received unregistered task", "raised unexpected", "Discarding revoked task"):
-            assert expected in text, (name, expected)
+    return list(shown.values())
+
+
+@pytest.mark.parametrize("scheduler", ["redbeat", pytest.param("persistent", marks=pytest.mark.long)])
+def test_no_log_of_beats_has_an_argument(broker: Broker, tmp_path: Path, scheduler: str) -> None:
+    """Neither of an entry that is sent, nor of one that cannot be."""
+    everything, lines = tmp_path / "everything", tmp_path / "lines"
+    files = {"EVERYTHING": str(everything), "FLEET_LOG_FILE": str(lines)}
+    fleet = Fleet(broker, "canary:app", PYTHONPATH=APPS, SCHEDULED=CANARY, **files)
+    words = [f"--schedule={tmp_path / 'schedule'}", "--scheduler=celery.beat.PersistentScheduler"]
+    with fleet.beat("--loglevel=DEBUG", *(words if scheduler == "persistent" else ())) as beat:
+        beat.wait_for("canary.keep sent", 2)
+        beat.wait_for("Couldn't apply scheduled task")
+    for text in no_canary(
+        {"printed": beat.printed(), "JSON": lines.read_text(), "records": everything.read_text()}
+    ):
+        assert "Couldn't apply scheduled task" in text
+
+
+def test_what_gives_back_prints_no_argument(broker: Broker, web: Any) -> None:
+    """Of what a dead node held, be it a message or none."""
+    name, admin = "gone@test", broker.client("admin")
+    for tag, message in enumerate([*strange(web, broker), caught(web, broker, "canary.keep", CANARY)]):
+        admin.hset(keys.unacked(name), str(tag), json.dumps([message, "", "default"]))
+    for tag, item in {"cut": f'[{{"body": "{CANARY}"', "text": json.dumps(CANARY)}.items():
+        admin.hset(keys.unacked(name), tag, item)
+    fleet = Fleet(broker, "canary:app", PYTHONPATH=APPS)
+    done = subprocess.run(
+        [sys.executable, "-m", "fleet_runtime.give_back"],
+        env={**fleet.component("worker"), "FLEET_NODE": name},
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=True,
+    )
+    (printed,) = no_canary({"printed": done.stdout + done.stderr})
+    assert f"Given back what {name} held" in printed
 
 
 def test_what_is_hidden_is_shown_where_asked() -> None:

@@ -17,9 +17,10 @@ HIDDEN = "(not logged)"
 FIELDS = frozenset({"args", "kwargs", "argsrepr", "kwargsrepr", "return_value"})
 
 # Celery's loggers whose records are about single tasks or messages (celery 5.7). `celery.pool` is the one of
-# concurrency/base.py, which has arguments at DEBUG.
+# concurrency/base.py, which has arguments at DEBUG; `celery.beat` is RedBeat's, too.
 LOGGERS = (
     "celery.app.trace",
+    "celery.beat",
     "celery.pool",
     "celery.worker.consumer.consumer",
     "celery.worker.request",
@@ -27,7 +28,7 @@ LOGGERS = (
 )
 
 # Records that have a whole message in them: the beginning of Celery's text (worker/consumer/consumer.py,
-# concurrency/base.py), the text that is logged instead, and which of the parameters are in it.
+# concurrency/base.py, beat.py), the text that is logged instead, and which of the parameters are in it.
 WITHOUT_BODY: tuple[tuple[str, str, tuple[int, ...]], ...] = (
     (
         "Received and deleted unknown message.",
@@ -42,6 +43,7 @@ WITHOUT_BODY: tuple[tuple[str, str, tuple[int, ...]], ...] = (
     ("Received invalid task message:", "Received invalid task message: %s", (0,)),
     ("Can't decode message body:", "Can't decode message body: %s [type:%r encoding:%r]", (0, 1, 2)),
     ("TaskPool: Apply", "TaskPool: Apply %s", (0,)),
+    ("Current schedule:", "The schedule has been read.", ()),
 )
 # Those of them whose exception may quote the body, by their first parameter: of these its class is logged.
 QUOTES = "Can't decode message body:"
@@ -105,5 +107,11 @@ def _hidden(value: Any) -> Any:
             return value
         return {name: HIDDEN if name in FIELDS and part else part for name, part in value.items()}
     if isinstance(value, tuple):
-        return tuple(_hidden(part) if isinstance(part, Mapping) else part for part in value)
+        return tuple(_hidden(part) if isinstance(part, Mapping) else _named(part) for part in value)
     return value
+
+
+def _named(part: Any) -> Any:
+    """Return a parameter; an entry of a schedule, whose text has its arguments, by its name."""
+    is_entry = any(one.__name__ == "ScheduleEntry" for one in type(part).__mro__)
+    return part.name if is_entry else part

@@ -77,3 +77,10 @@ def die(secret: str) -> None:
 @app.task
 def end() -> None:
     """Do nothing."""
+
+
+if secret := os.environ.get("SCHEDULED"):
+    app.conf.beat_schedule = {
+        "sent": {"task": keep.name, "schedule": 1.0, "args": (secret,)},
+        "too many": {"task": keep.name, "schedule": 1.0, "args": (secret, secret)},
+    }
