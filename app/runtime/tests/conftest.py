@@ -21,6 +21,8 @@ FIRST_OF_POOLS = [
     "prefork",
     *(pytest.param(pool, marks=pytest.mark.long) for pool in ("threads", "gevent", "solo")),
 ]
+# FLEET_ATOMIC_FETCH: the runtime's own transport and pool, or kombu's and Celery's.
+TRANSPORTS = [pytest.param("true", id="own"), pytest.param("false", id="kombu", marks=pytest.mark.long)]
 APPS = str(Path(__file__).parent / "apps")
 URL = "rediss://worker:pw@redis:6379/0?ssl_cert_reqs=required&ssl_ca_certs=/etc/ca.crt"
 

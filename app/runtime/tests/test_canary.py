@@ -153,8 +153,8 @@ def test_no_log_of_beats_has_an_argument(broker: Broker, tmp_path: Path, schedul
 def test_what_gives_back_prints_no_argument(broker: Broker, web: Any) -> None:
     """Of what a dead node held, be it a message or none."""
     name, admin = "gone@test", broker.client("admin")
-    for tag, message in enumerate([*strange(web, broker), caught(web, broker, "canary.keep", CANARY)]):
-        admin.hset(keys.unacked(name), str(tag), json.dumps([message, "", "default"]))
+    for number, message in enumerate([*strange(web, broker), caught(web, broker, "canary.keep", CANARY)]):
+        admin.hset(keys.unacked(name), str(number), json.dumps([message, "", "default"]))
     for tag, item in {"cut": f'[{{"body": "{CANARY}"', "text": json.dumps(CANARY)}.items():
         admin.hset(keys.unacked(name), tag, item)
     fleet = Fleet(broker, "canary:app", PYTHONPATH=APPS)

@@ -10,7 +10,7 @@ from kombu.utils.uuid import uuid
 
 from app.runtime.tests import items
 from app.runtime.tests.apps.ends import FAILS, LOST
-from app.runtime.tests.conftest import APPS
+from app.runtime.tests.conftest import APPS, TRANSPORTS
 from app.runtime.tests.graves import UNCONSUMED, letter_of, letters, places
 from app.tests.commands import FLAGS, PATIENCE, Daemon, Fleet, together, wait_until
 
@@ -26,10 +26,10 @@ HERE = "here"
 EACH_POOL = pytest.mark.parametrize("queue", POOLS, ids=POOLS.values())
 
 
-@pytest.fixture(scope="module")
-def nodes(redis_server: Broker) -> Iterator[dict[str, Daemon]]:
+@pytest.fixture(scope="module", params=TRANSPORTS)
+def nodes(request: pytest.FixtureRequest, redis_server: Broker) -> Iterator[dict[str, Daemon]]:
     """Yield a node for each queue, each with another type of pool."""
-    fleet = Fleet(redis_server, "ends:app", PYTHONPATH=APPS)
+    fleet = Fleet(redis_server, "ends:app", PYTHONPATH=APPS, FLEET_ATOMIC_FETCH=request.param)
     started = {
         queue: fleet.worker(f"ends-{pool}", f"--queues={queue}", f"--pool={pool}", *FLAGS)
         for queue, pool in POOLS.items()

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from celery.concurrency import solo
 from celery.worker.pidbox import gPidbox
-from fleet_runtime import keys, listening, reconnect, transport
+from fleet_runtime import keys, listening, reconnect
+from fleet_runtime.transport import Channel
 
-from app.runtime.tests.conftest import APPS, shop
+from app.runtime.tests.conftest import APPS, TRANSPORTS, shop
 from app.tests.commands import PATIENCE, Fleet, wait_until
 
 if TYPE_CHECKING:
@@ -30,13 +31,14 @@ def sockets(pid: int) -> int:
 
 @pytest.mark.server
 @pytest.mark.parametrize("pool", ["gevent", pytest.param("threads", marks=pytest.mark.long)])
+@pytest.mark.parametrize("transport", TRANSPORTS)
 def test_a_node_whose_tasks_retry_keeps_few_connections_and_hears(
-    broker: Broker, web: Any, pool: str
+    broker: Broker, web: Any, pool: str, transport: str
 ) -> None:
     """No retry leaves a connection or a subscription, and the node answers `inspect` afterwards."""
     admin, fleet = broker.client("admin"), Fleet(broker, "retrying:app", PYTHONPATH=APPS)
     words = (f"--pool={pool}", f"--concurrency={SLOTS}", "--task-events", "--without-gossip")
-    with fleet.worker("retrying", *words, FLEET_LEASE="6") as node:
+    with fleet.worker("retrying", *words, FLEET_LEASE="6", FLEET_ATOMIC_FETCH=transport) as node:
         before = sockets(node.process.pid)
         sent = [web.send_task("retrying.again", (TIMES,), queue="default") for _ in range(TASKS)]
         assert [one.get(timeout=PATIENCE) for one in sent] == [TIMES] * TASKS
@@ -144,7 +146,7 @@ def consumer_of(channel: Any, pool: object = None, **step: Any) -> Any:
 def test_how_long_a_node_has_not_listened_is_known() -> None:
     """Since its mailbox was polled last, or since it began if it never was."""
     now = time.monotonic()
-    channel = transport.Channel.__new__(transport.Channel)
+    channel = Channel.__new__(Channel)
     channel.listened_at = now - 50
     assert listening.silence(consumer_of(channel), now - 90) == pytest.approx(50, abs=5)
     channel.listened_at = None
