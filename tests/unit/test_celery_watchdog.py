@@ -40,12 +40,14 @@ class Host:
         script.write_text(SYSTEMCTL.replace("{ends_by}", signal))
         script.chmod(0o755)
 
-    def has(self, name: str, waits: str, silence: float, **other: str) -> None:
-        """Have a node that gave its last sign of life some seconds ago."""
+    def has(self, name: str, waits: str, silence: float, *, starts: bool = False, **other: str) -> None:
+        """Have a node that gave its last sign of life some seconds ago, or that began to start then."""
         last = int((time.monotonic() - silence) * 1e6)
+        active = last + 3_000_000 if starts else last - 1
         state = {
             "Id": f"celery-worker@{name}.service", "ActiveState": "active", "SubState": "running",
-            "MainPID": "7", "WatchdogUSec": waits, "WatchdogTimestampMonotonic": str(last), **other,
+            "MainPID": "7", "WatchdogUSec": waits, "WatchdogTimestampMonotonic": str(last),
+            "ActiveEnterTimestampMonotonic": str(active), **other,
         }  # fmt: skip
         self.nodes.append("".join(f"{key}={value}\n" for key, value in state.items()))
         self.state.write_text("\n".join(self.nodes))
@@ -106,22 +108,39 @@ def test_a_node_that_lives_is_not_killed_for_what_a_task_has_said(
 
 
 @pytest.mark.parametrize(
-    ("waits", "silence"), [("1min", SECONDS + 9), ("5min", START + 9), ("5min", SECONDS + 11)]
+    ("waits", "silence", "starts"),
+    [("1min", SECONDS + 9, False), ("5min", START + 9, True), ("5min", SECONDS + 11, True)],
 )
 def test_what_systemd_sees_is_left_to_systemd(
-    host: Host, capsys: pytest.CaptureFixture[str], waits: str, silence: float
+    host: Host, capsys: pytest.CaptureFixture[str], waits: str, silence: float, starts: bool
 ) -> None:
     """For as long as it takes to act; and a node that starts has the time of its unit."""
-    host.has("io-1", waits, silence)
+    host.has("io-1", waits, silence, starts=starts)
     assert host.killed() == []
     assert capsys.readouterr().err == ""
 
 
-@pytest.mark.parametrize(("waits", "silence"), [("1min", SECONDS + 11), ("5min", START + 11)])
-def test_a_hang_that_systemd_should_have_seen_is_ended(host: Host, waits: str, silence: float) -> None:
+@pytest.mark.parametrize(
+    ("waits", "silence", "starts"), [("1min", SECONDS + 11, False), ("5min", START + 11, True)]
+)
+def test_a_hang_that_systemd_should_have_seen_is_ended(
+    host: Host, waits: str, silence: float, starts: bool
+) -> None:
     """Whatever the reason."""
-    host.has("io-1", waits, silence)
+    host.has("io-1", waits, silence, starts=starts)
     assert host.killed() == [f"{ABRT} celery-worker@io-1.service"]
+
+
+def test_the_time_of_a_start_is_over_with_the_first_sign_of_life(
+    host: Host, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With it a node sets its own time, so that only a task can have set this one again."""
+    host.has("io-1", "5min", SECONDS + 11)
+    host.has("io-2", "5min", 15)
+    assert host.killed() == [f"{ABRT} celery-worker@io-1.service"]
+    said = capsys.readouterr().err
+    assert "io-1.service hangs: no sign of life for 71 s, and systemd was told to wait for 300 s" in said
+    assert "<4>celery-worker@io-2.service: systemd was told to wait for 300 s in place of 60" in said
 
 
 @pytest.mark.parametrize(
@@ -135,7 +154,7 @@ def test_a_hang_that_systemd_should_have_seen_is_ended(host: Host, waits: str, s
         {"WatchdogTimestampMonotonic": "0"},
     ],
 )
-def test_a_node_that_starts_or_stops_is_left_alone(host: Host, state: dict[str, str]) -> None:
+def test_a_node_that_starts_or_stops_is_left_alone(host: Host, state: dict[str, Any]) -> None:
     """It may take its time, and a host that is drained has no other."""
     host.has("io-1", "1d", 1000, **state)
     assert host.killed() == []

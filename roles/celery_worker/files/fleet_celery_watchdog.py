@@ -11,7 +11,7 @@ Nodes that are starting, stopping or drained are left alone, and so are those th
 of the unit file, for which another time may hold: the next run of site.yml restarts them.
 
 SECONDS: celery_worker_watchdog.
-START:   WatchdogSec of the unit, which holds until the node sets its own.
+START:   WatchdogSec of the unit, which holds until the node sets its own, with its first sign of life.
 UNIT:    Path of the unit file.
 STAMPS:  Pattern of the files in which a node's start writes the checksum of that file; {} is the node's name.
 """
@@ -26,7 +26,9 @@ from pathlib import Path
 
 SYSTEMCTL = "/usr/bin/systemctl"
 FAMILY = "celery-worker@*.service"
-PROPERTIES = "Id,ActiveState,SubState,MainPID,WatchdogUSec,WatchdogTimestampMonotonic"
+PROPERTIES = (
+    "Id,ActiveState,SubState,MainPID,WatchdogUSec,WatchdogTimestampMonotonic,ActiveEnterTimestampMonotonic"
+)
 GRACE = 10.0  # seconds for systemd to end a hung node first
 ABORT = 10.0  # seconds for a node to end by SIGABRT, which prints where it hung; TimeoutAbortSec of the unit
 LOOK = 0.2  # seconds between two looks
@@ -81,13 +83,15 @@ def fault(state: dict[str, str], seconds: float, start: float, now: float) -> st
     Args:
         state: Its properties.
         seconds: After how many seconds without a sign of life a node counts as hung.
-        start: The same for one that has not set its own time yet.
+        start: The same for one that has given no sign of life yet; with the first, it sets its own time.
         now: The time, by the clock of CLOCK_MONOTONIC.
     """
     last, waits = int(state["WatchdogTimestampMonotonic"] or 0) / 1e6, seconds_of(state["WatchdogUSec"])
     if not last:
         return ""
-    silence, right = now - last, waits in {seconds, start}
+    # systemd counts from before it knows the node's process, from which it then takes signs of life.
+    starts = last <= int(state["ActiveEnterTimestampMonotonic"] or 0) / 1e6
+    silence, right = now - last, waits == seconds or (starts and waits == start)
     if silence > (waits if right else seconds) + GRACE:
         why = f"no sign of life for {silence:.0f} s"
         return why if right else f"{why}, and {told(waits, seconds)}"
