@@ -40,12 +40,16 @@ CELERY_FILES = (
 )
 # Left out: test_security (disables serializers for the whole process), leaks of Celery itself, the cache and
 # database backends, and `celery upgrade`, which uses no worker.
-# Tests in which the tests' own process does a worker's part, to which an application has no right.
-CELERY_AS_WORKER = Group(
+# Tests that need a worker in their own process, or one with a single process, beside those that fail with
+# Celery alone without it.
+CELERY_INSIDE = Group(
     "",
     [
+        # They do a worker's part, to which an application has no right.
         "test_redis_backend.py::test_chord_part_return_records_each_header_task_once",
         "test_tasks.py::test_tasks::test_revoke_keeps_state_of_task_started_elsewhere",
+        # Its task counts its runs in the process that runs it.
+        "test_tasks.py::test_tasks::test_retry",
     ],
 )
 KOMBU_FILES = ("test_redis.py", "test_redis_brpop_qos.py")
@@ -222,11 +226,11 @@ def test_celery(plain: Plain, tmp_path: Path) -> None:
             for side in (stock, runtime):
                 stack.enter_context(side.worker())
             comparison = Comparison(groups("celery"), *outside("outside"))
-            of = set(comparison.alone) - set(CELERY_AS_WORKER.among(comparison.alone))
-            settle(comparison, outside, "outside", of)
+            rest = CELERY_INSIDE.among(comparison.alone)
+            settle(comparison, outside, "outside", of=set(comparison.alone) - set(rest))
         # What fails with Celery alone reads the worker's state, signals or log in its own process.
-        rest = [test for test, outcome in comparison.alone.items() if outcome.result == FAILED]
-        rest += CELERY_AS_WORKER.among(comparison.alone)
+        failed = [test for test, outcome in comparison.alone.items() if outcome.result == FAILED]
+        rest = list(dict.fromkeys(rest + failed))
         comparison.elsewhere(*inside("inside", rest))
         settle(comparison, inside, "inside", of=rest)
     conclude(comparison, suite, began, least=300)
