@@ -52,11 +52,11 @@ class Fleet:
             ready=f"{name}@test ready.",
         )
 
-    def beat(self, *words: str) -> Daemon:
+    def beat(self, *words: str, **environment: str) -> Daemon:
         """Start Beat with its schedule in Redis."""
         return Daemon(
             ["beat", "--scheduler=redbeat.RedBeatScheduler", "--loglevel=INFO", "--pidfile=", *words],
-            self.component("beat"),
+            {**self.component("beat"), **environment},
             ready="beat: Starting...",
         )
 

@@ -74,6 +74,19 @@ def test_killed_beat_comes_back(fleet: Fleet, host: Host) -> None:
 
 
 @pytest.mark.faults
+def test_hung_beat_is_started_anew(fleet: Fleet, host: Host) -> None:
+    """A Beat that neither ends nor sends is killed by systemd, and the schedule goes on."""
+    before = host.unit(UNIT)
+    watchdog = host.sh('systemctl show --property=WatchdogUSec --value "$1"', UNIT).strip()
+    assert watchdog not in {"0", "infinity"}
+    host.sh('systemctl kill --signal=STOP "$1"', UNIT)
+    eventually(lambda: host.unit(UNIT).runs and host.unit(UNIT).start != before.start, timeout=240)
+    assert "watchdog" in host.sh('journalctl --no-pager --output=cat --unit="$1" --lines=200', UNIT)
+    since = host.sh("date --utc '+%F %T'").strip()
+    eventually(lambda: ticks(fleet, since), timeout=60 + 2 * interval(fleet))
+
+
+@pytest.mark.faults
 def test_beat_waits_for_redis(fleet: Fleet, host: Host) -> None:
     """For longer than it sleeps, so that it notices: it is not started anew, and has its lock still."""
     fleet.broker.keep_denials()

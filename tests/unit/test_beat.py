@@ -80,3 +80,11 @@ def test_the_unit_compares_what_it_reads() -> None:
 def test_no_secret_is_in_the_unit() -> None:
     """The broker's URL is in beat.env and nowhere else."""
     assert "s3cret" not in unit()
+
+
+def test_a_beat_that_hangs_is_killed_unless_nobody_wants_that() -> None:
+    """By what the runtime says; the unit itself waits for nothing, as an older runtime gives no sign of life."""
+    watched = unit().splitlines()
+    assert {"NotifyAccess=main", "Environment=FLEET_BEAT_WATCHDOG=60", "TimeoutAbortSec=10"} <= {*watched}
+    assert not [line for line in watched if line.startswith("WatchdogSec=")]
+    assert "NotifyAccess" not in unit(celery_beat_watchdog=0)

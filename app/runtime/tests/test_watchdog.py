@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import signal
-import socket
 import subprocess
 import sys
 import time
-from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -19,55 +17,18 @@ from fleet_runtime.recovery import _concurrency
 from fleet_runtime.watchdog import LEAKED, STOP, Watchdog, is_deaf
 
 from app.runtime.tests.conftest import APPS, FIRST_OF_POOLS
+from app.runtime.tests.systemd import Systemd
 from app.tests.broker import Broker
 from app.tests.commands import PATIENCE, Daemon, Fleet
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
 # A node says that it is well every quarter of it, and waits no longer than the other setting for an answer.
 SECONDS = 8
 LIMITS = {"FLEET_NODE_WATCHDOG": str(SECONDS), "FLEET_SOCKET_TIMEOUT": "5"}
 FLAGS = ("--queues=default", "--concurrency=2", "--without-gossip", "--without-mingle", "--time-limit=60")
-
-
-class Systemd:
-    """The socket that a node notifies."""
-
-    def __init__(self, folder: Path) -> None:
-        """Listen."""
-        self.address = folder / "notify"
-        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self.socket.bind(str(self.address))
-
-    def answers(self, seconds: float) -> list[dict[str, str]]:
-        """Return what comes in within some seconds, and forget what came before."""
-        self.forget()
-        deadline = time.monotonic() + seconds
-        return list(iter(lambda: self._receive(deadline - time.monotonic()), {}))
-
-    def wait_for(self, status: str) -> dict[str, str]:
-        """Wait until the node says that it does something, and return all that it said then."""
-        deadline = time.monotonic() + PATIENCE
-        while time.monotonic() < deadline:
-            answer = self._receive(deadline - time.monotonic())
-            if answer.get("STATUS", "").startswith(status):
-                return answer
-        pytest.fail(f"the node never said {status!r}")
-
-    def forget(self) -> None:
-        """Forget what came in."""
-        while self._receive(0.001):
-            pass
-
-    def _receive(self, timeout: float) -> dict[str, str]:
-        """Return the next notification as variables; none if there is none in time."""
-        self.socket.settimeout(max(timeout, 0.001))
-        try:
-            text = self.socket.recv(4096).decode()
-        except TimeoutError:
-            return {}
-        return dict(line.split("=", 1) for line in text.splitlines())
 
 
 @pytest.fixture

@@ -31,6 +31,10 @@ else:
             from fleet_runtime import probation  # by its name, because only a node is to import it
 
             probation.register(app)
+        if settings.component == "beat":
+            from fleet_runtime import beat_watchdog
+
+            beat_watchdog.register(app)
     except FleetError as error:
         # Any other exception would reach the operator as a traceback through Celery's command line.
         raise SystemExit(f"celery: {error}") from None

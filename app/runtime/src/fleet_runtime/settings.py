@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 PREFIX = "FLEET_"
-# Variables of the node's unit, which begin like settings.
-UNIT_VARIABLES = frozenset({"NODE", "NODE_ARGUMENTS", "NODE_TIME_LIMIT", "NODE_WATCHDOG"})
+# Variables of units, which begin like settings.
+UNIT_VARIABLES = frozenset({"NODE", "NODE_ARGUMENTS", "NODE_TIME_LIMIT", "NODE_WATCHDOG", "BEAT_WATCHDOG"})
 # Of the time limit: what is left is for the task to clean up in.
 SOFT_TIME_LIMIT = 0.95
 # Of the lease: what a node waits before it counts others as dead.

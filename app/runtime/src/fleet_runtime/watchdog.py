@@ -16,11 +16,9 @@ from __future__ import annotations
 import faulthandler
 import logging
 import os
-import socket
 import threading
 import time
-from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from weakref import WeakKeyDictionary
 
 from celery import bootsteps, signals
@@ -29,11 +27,9 @@ from celery.worker import state
 
 from fleet_runtime import transport
 from fleet_runtime.errors import FleetError
+from fleet_runtime.notify import Systemd, answers
 from fleet_runtime.reconnect import copied
 from fleet_runtime.settings import FleetSettings
-
-if TYPE_CHECKING:
-    from celery import Celery
 
 # Seconds after which the node's unit wants it killed. systemd's own WATCHDOG_USEC is for the time before.
 VARIABLE = "FLEET_NODE_WATCHDOG"
@@ -50,8 +46,6 @@ RETURN = 60.0
 # Seconds between two answers until the first turn, and once more then: until systemd knows the node's
 # process, it takes no time from it, and waits for longer.
 FIRST = 1.0
-# Seconds for the broker to answer.
-ANSWER = 3.0
 
 logger = logging.getLogger(__name__)
 
@@ -177,47 +171,6 @@ class Watchdog(bootsteps.Step):  # type: ignore[misc]  # celery ships no types
     def _limit(self, request: Any) -> float:
         """Return for how long a task may run, as Celery decides it."""
         return float(request.time_limits[0] or request.task.time_limit or self.worker.time_limit)
-
-
-class Systemd:
-    """The way to systemd. Source: sd_notify(3)."""
-
-    def __init__(self, address: str, seconds: float) -> None:
-        """Prepare for an address, which may be a file's or an abstract one."""
-        self.address = "\0" + address[1:] if address.startswith("@") else address
-        self.watchdog = f"WATCHDOG=1\nWATCHDOG_USEC={seconds * 1e6:.0f}"
-        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
-        self.socket.setblocking(False)
-
-    def answer(self, status: str) -> None:
-        """Say that the node is well, and what it does.
-
-        The time goes with every answer: systemd takes none before it knows the node's process from its PID
-        file, and waits longer until then.
-        """
-        with suppress(OSError):  # the next one will do
-            self.socket.sendto(f"{self.watchdog}\nSTATUS={status}".encode(), self.address)
-
-
-def answers(app: Celery) -> bool:
-    """Return whether the broker answers somebody new, in time: the client's own retries take longer."""
-    said: list[bool] = []
-    is_over = threading.Event()
-
-    def ask() -> None:
-        """Ask, in a thread of its own."""
-        try:
-            with app.connection_for_read() as connection:
-                connection.ensure_connection(max_retries=1, interval_start=0)
-                said.append(connection.default_channel.client.ping())
-        except Exception as error:  # whatever it is, a new process would fare no better
-            logger.debug("The broker does not answer: %s", error)
-        finally:
-            is_over.set()
-
-    threading.Thread(target=ask, name="watchdog-broker", daemon=True).start()
-    is_over.wait(ANSWER)
-    return bool(said)
 
 
 def is_deaf(channel: Any, seconds: float) -> bool:
