@@ -25,8 +25,10 @@ options:
       - C(down) stops those that are up, together, and leaves them enabled.
       - C(restarted) restarts each unit when the one before it is ready. It does not enable them.
       - C(up) changes nothing. It waits until the units are ready.
+      - C(settled) changes nothing, and never fails. It waits until no start is under way, for as long as the
+        units let it take.
     type: str
-    choices: [started, stopped, down, restarted, up]
+    choices: [started, stopped, down, restarted, up, settled]
     required: true
   ready:
     description: Command that ends with exit code 0 once the units work. They are ready if it does, and if all
@@ -140,6 +142,7 @@ class Services:
             "down": self.take_down,
             "restarted": self.restart,
             "up": self.watch,
+            "settled": self.settle,
         }
         return states[self.params["state"]]()
 
@@ -214,6 +217,15 @@ class Services:
             self.wait(units)
         except SystemdError as error:
             raise ServiceError(self.explain(units, str(error))) from None
+        return []
+
+    def settle(self) -> list[str]:
+        """Wait until no start is under way, whatever comes of it."""
+        for _ in range(JOINED):
+            starting = [
+                unit for unit, state in show(self.run, list(self.states)).items() if is_starting(state)
+            ]
+            self.join(starting)
         return []
 
     def call_for(self, verb: str, units: list[str]) -> None:
@@ -306,7 +318,7 @@ def main() -> None:
             "units": {"type": "list", "elements": "str", "required": True},
             "state": {
                 "type": "str",
-                "choices": ["started", "stopped", "down", "restarted", "up"],
+                "choices": ["started", "stopped", "down", "restarted", "up", "settled"],
                 "required": True,
             },
             "ready": {"type": "list", "elements": "str", "default": []},

@@ -83,7 +83,7 @@ def test_no_secret_is_in_the_unit() -> None:
 
 
 def test_a_beat_that_hangs_is_killed_unless_nobody_wants_that() -> None:
-    """By what the runtime says; the unit itself waits for nothing, as an older runtime gives no sign of life."""
+    """The runtime asks systemd for it; an older runtime gives no sign of life, and is not killed for it."""
     watched = unit().splitlines()
     assert {"NotifyAccess=main", "Environment=FLEET_BEAT_WATCHDOG=60", "TimeoutAbortSec=10"} <= {*watched}
     assert not [line for line in watched if line.startswith("WatchdogSec=")]

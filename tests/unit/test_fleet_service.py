@@ -123,6 +123,22 @@ def test_a_start_that_was_under_way_and_fails_is_tried_again() -> None:
     assert host.ran == ["start a", "restart a"]
 
 
+def test_a_look_waits_for_starts_and_for_nothing_else() -> None:
+    """For as long as the unit lets a start take, whatever comes of it."""
+    host = Host(a=("activating", "enabled"), b=("inactive", "enabled"), c=("activating", "enabled"))
+    host.sub["a"] = "start-pre"
+    assert apply(host, "settled", "a", "b", "c") == []
+    assert host.ran == ["start a"]
+    host = Host(a=("activating", "enabled"))
+    host.sub["a"] = "start"
+    host.broken.add("a")
+    assert apply(host, "settled", "a") == []
+    host = Host(a=("activating", "enabled"))
+    host.sub["a"] = "start"
+    assert apply(host, "settled", "a", check=True) == []
+    assert host.ran == []
+
+
 @pytest.mark.parametrize("state", ["activating", "failed"])
 def test_a_unit_that_is_restarted_next_is_only_enabled(state: str) -> None:
     """As one whose start is under way with files that are gone."""

@@ -9,7 +9,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from fleet_runtime import history, keys, status
+from celery import Celery
+from fleet_runtime import history, keys, status, tables
 from fleet_runtime.drained import Drained
 from fleet_runtime.laying import REDBEAT_LOCK, REDBEAT_PREFIX
 from fleet_runtime.schedule import Schedule
@@ -63,6 +64,11 @@ def test_a_fleet_that_is_well_has_no_problem() -> None:
         ({"nodes": [replace(NODE, silence=120)]}, "default-1@w has not listened for .* for 120 s"),
         ({"nodes": [replace(NODE, reconnects=5)]}, "lost its connection to Redis 5 times"),
         ({"queues": [QueueState("default", 3, 61, 1)]}, "default-1@w takes nothing .* though it has room"),
+        # sent by a plain Celery
+        (
+            {"queues": [QueueState("default", 3, None, 1, untaken=5)]},
+            "takes nothing .* for 5 s or more, though",
+        ),
     ],
 )
 def test_what_is_wrong_is_said(change: dict[str, Any], said: str) -> None:
@@ -92,6 +98,7 @@ def test_what_is_wrong_is_said(change: dict[str, Any], said: str) -> None:
         {"nodes": [replace(NODE, running=1)], "queues": [QueueState("default", 3, 90, 1)]},
         {"nodes": [replace(NODE, reserved=4)], "queues": [QueueState("default", 3, 90, 1)]},
         {"nodes": [replace(NODE, uptime=20)], "queues": [QueueState("default", 3, 90, 1)]},
+        {"queues": [QueueState("default", 3, None, 1)]},
         {"schedule": Schedule(25, "nightly", "2026", late=4, entries=1)},
         {"nodes": [replace(NODE, silence=60)]},
         {"dead_lately": 99},
@@ -231,6 +238,38 @@ def test_a_node_and_a_queue_that_waits(fleet: Fleet, broker: Broker, web: Any) -
     shown = fleet.run("ops", "fleet", "status").stdout
     for text in ("heavy-1@test", "solo x1", "gone-1@test", "ended", "Redis         7.", "! "):
         assert text in shown, shown
+
+
+def test_a_message_of_a_plain_celery_that_nobody_takes(
+    broker: Broker, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It does not say since when it waits, so it is looked at twice; what is taken meanwhile is no fault."""
+    monkeypatch.setattr(status, "AGAIN", 1)
+    admin = broker.client("admin")
+    facts = {"queues": ["io"], "started": time.time() - 600, "dropped": {"control commands": 3}}
+    admin.hset(keys.NODES, "plain-1@test", json.dumps(facts))
+    admin.zadd(keys.LEASES, {"plain-1@test": time.time() + 60})
+    app = Celery("ops", broker=broker.url("ops"), set_as_current=False)
+    admin.delete("io")
+    admin.lpush("io", json.dumps({"properties": {"delivery_tag": "one"}}))
+
+    def problems() -> list[str]:
+        found = status.look(app)
+        found = replace(found, server=replace(found.server, uptime=600))
+        return [said for said in found.problems() if "plain-1@test takes nothing" in said]
+
+    assert len(problems()) == 1
+
+    def take(_: float) -> None:
+        """Let a node take it, and another one come."""
+        admin.delete("io")
+        admin.lpush("io", json.dumps({"properties": {"delivery_tag": "two"}}))
+
+    monkeypatch.setattr(time, "sleep", take)
+    assert problems() == []
+    found = status.look(app)
+    tables.show(found, [])
+    assert "Dropped       plain-1@test: 3 of control commands, which were none" in capsys.readouterr().out
 
 
 def test_it_answers_soon_when_redis_is_away(fleet: Fleet, tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import isfinite
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +32,7 @@ FLAPPING = 3  # falls in that time; stops by an operator are none
 OFTEN = 5  # reconnects in that time
 SILENT = 120  # seconds; a node that has lost its connection listens again within 60
 WAITING = 60  # seconds that a message may wait beside a node that holds none
+AGAIN = 5  # seconds after which a message is looked at again that does not say since when it waits
 LATE = 60  # seconds after which an entry of the schedule should have been sent
 MANY_DEAD, MOST_DEAD = 100, 1000  # dead letters in that time: from when on it is told, and counted
 NEARLY_FULL = 0.9  # of maxmemory; a Redis that is full refuses what is sent
@@ -54,6 +55,7 @@ class Node:
         silence: Seconds in which it has not listened for control commands, as of its last sign of life.
         held: Messages that it holds, by queue, as of its last sign of life.
         refused: Queues that it should consume, and that Redis refuses, each with the reason.
+        dropped: How many items of each kind it has dropped since it started, because they were none.
     """
 
     name: str
@@ -73,6 +75,7 @@ class Node:
     reconnects: int = 0
     silence: float = 0.0
     held: dict[str, int] = field(default_factory=dict)
+    dropped: dict[str, int] = field(default_factory=dict)
 
     @property
     def is_idle(self) -> bool:
@@ -95,6 +98,8 @@ class QueueState:
         oldest: Seconds that the one which is next has waited; None if there is none, or if it does not say.
         consumers: Nodes that live and consume it.
         unacked: Messages of it that nodes hold.
+        untaken: Seconds for which the next message was seen to stay the next, though a node has room. Asked
+            only if it does not say since when it waits, as one does not that was sent by a plain Celery.
     """
 
     name: str
@@ -102,6 +107,12 @@ class QueueState:
     oldest: float | None
     consumers: int
     unacked: int = 0
+    untaken: float = 0.0
+
+    @property
+    def waits(self) -> float:
+        """Seconds that the next message has waited for certain, if that is too long; else 0."""
+        return self.untaken or (self.oldest if self.oldest and self.oldest > WAITING else 0.0)
 
 
 @dataclass(frozen=True)
@@ -249,12 +260,12 @@ class Status:
                     f"Nobody consumes the queue {queue.name}, where {queue.depth} messages wait. "
                     "Start its nodes, or give it to a pool (celery_worker_pools)."
                 )
-            if queue.depth and (queue.oldest or 0) > WAITING:
+            if queue.depth and queue.waits:
                 for node in self.nodes:
                     if queue.name in node.queues and node.is_idle:
                         yield (
                             f"{node.name} takes nothing from the queue {queue.name}, where {queue.depth} "
-                            f"messages wait, the next for {queue.oldest:.0f} s, though it has room. "
+                            f"messages wait, the next for {queue.waits:.0f} s or more, though it has room. "
                             f"{_look(node.name)}"
                         )
 
@@ -297,7 +308,32 @@ def _look(node: str) -> str:
 
 
 def look(app: Celery, queues: Iterable[str] = ()) -> Status:
-    """Return how things stand, by two rounds of questions.
+    """Return how things stand; some seconds later, if only that tells whether messages are taken.
+
+    Args:
+        app: The app.
+        queues: Queues to ask about, besides those that nodes consume.
+
+    Raises:
+        FleetError: The broker is away, or refuses.
+    """
+    found, first = _ask(app, queues)
+    unsaid = [queue.name for queue in found.queues if queue.depth and queue.oldest is None]
+    if not any(queue in node.queues and node.is_idle for queue in unsaid for node in found.nodes):
+        return found
+    time.sleep(AGAIN)
+    found, now = _ask(app, queues)
+    untaken = [name for name in unsaid if first[name] == now.get(name)]
+    return replace(
+        found,
+        queues=[
+            replace(queue, untaken=float(AGAIN)) if queue.name in untaken else queue for queue in found.queues
+        ],
+    )
+
+
+def _ask(app: Celery, queues: Iterable[str]) -> tuple[Status, dict[str, list[Any]]]:
+    """Return how things stand, by two rounds of questions, and the next messages of each queue.
 
     Args:
         app: The app.
@@ -342,10 +378,12 @@ def look(app: Celery, queues: Iterable[str] = ()) -> Status:
         for (name, lease), reserved in zip(names.items(), held, strict=True)
     ]
     waiting: dict[str, list[tuple[int, float | None]]] = {queue: [] for queue in wanted}
+    next_of: dict[str, list[Any]] = {queue: [] for queue in wanted}
     for (queue, _), depth, oldest in zip(lists, of_lists[::2], of_lists[1::2], strict=True):
         waiting[queue].append((depth, _age(oldest)))
+        next_of[queue].append(oldest)
     known = history.read(past)
-    return Status(
+    status = Status(
         server=_server(info),
         nodes=sorted(nodes, key=lambda node: node.name),
         queues=[_queue(queue, parts, nodes) for queue, parts in waiting.items()],
@@ -359,6 +397,7 @@ def look(app: Celery, queues: Iterable[str] = ()) -> Status:
             node: sum(at > time.time() - LATELY for at in of_node.falls) for node, of_node in known.items()
         },
     )
+    return status, next_of
 
 
 def _wanted(told: dict[bytes, bytes], known: dict[str, history.History]) -> dict[str, float]:
@@ -404,6 +443,7 @@ def _node(name: str, lease: float, reserved: int, facts: dict[str, Any]) -> Node
         reconnects=facts.get("reconnects", 0),
         silence=facts.get("silence", 0.0),
         held=facts.get("held", {}),
+        dropped=facts.get("dropped", {}),
         queues=sorted(facts.get("queues", ())),
         refused=facts.get("refused", {}),
         **{each: facts.get(each) for each in ("pool", "concurrency", "running", "release")},

@@ -30,6 +30,10 @@ def show(status: Status, problems: list[str]) -> None:
     for host in status.drained:
         said = f"Drained       {host.host}, for {_duration(host.since)}: {host.why}"
         console.print(Text(said, style="yellow"))
+    for node in status.nodes:
+        if node.dropped:
+            counts = ", ".join(f"{count} of {kind}" for kind, count in sorted(node.dropped.items()))
+            console.print(Text(f"Dropped       {node.name}: {counts}, which were none", style="yellow"))
     if not status.wanted:
         said = (
             "Redis does not know which nodes it wants, so those that are missing do not show: run site.yml."
