@@ -516,13 +516,14 @@ def numbers(inventory: Inventory, host: str) -> Iterator[Finding]:
     if isinstance(days, int) and isinstance(renew, int) and renew >= days:
         reason = f"{renew} days before the end of a certificate of {days} days is before it begins."
         yield Finding("pki_renew_days", reason, "Make it less than pki_days.")
-    memory = of.get("celery_worker_memory_max")
-    if isinstance(memory, str) and not MEMORY.match(memory):
-        yield Finding(
-            "celery_worker_memory_max",
-            f"{memory!r} is no size of memory, and systemd would set no bound.",
-            "Write it like 6G, or as a percentage of the host's, like 90%.",
-        )
+    for name, none in (("celery_worker_memory_max", ""), ("celery_worker_swap_max", "0")):
+        memory = of.get(name)
+        if isinstance(memory, str) and memory != none and not MEMORY.match(memory):
+            yield Finding(
+                name,
+                f"{memory!r} is no size of memory, and systemd would set no bound.",
+                "Write it like 6G, or as a percentage of the host's, like 90%.",
+            )
     visible = dict_of(of.get("celery_app_settings")).get("visibility_timeout")
     limits = [pool.get("time_limit") for pool in pools_of(of)]
     longest = max((limit for limit in limits if isinstance(limit, int)), default=0)

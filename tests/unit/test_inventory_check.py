@@ -212,6 +212,10 @@ BROKEN: dict[str, tuple[Callable[[Any, Any], None], str]] = {
         set_on("worker1", celery_worker_memory_max="6 GB"),
         "celery_worker_memory_max: '6 GB' is no size of memory",
     ),
+    "no size of swap": (
+        set_on("worker1", celery_worker_swap_max="none"),
+        "celery_worker_swap_max: 'none' is no size of memory",
+    ),
     "tasks that reach a name": (
         set_on("worker1", celery_worker_ip_allow=["192.0.2.0/24", "db.example"]),
         "celery_worker_ip_allow: 'db.example' is no address and no network",

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Any
 from unittest import mock
 
 import pytest
 from modules import flower_health, redis_health
 
-from tests.unit.redis_server import PASSWORDS, Authority, Server
+from tests.unit.redis_server import PASSWORDS, Authority, Server, running
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -131,3 +132,21 @@ def test_what_only_memory_holds_is_not_restarted_away(server: Server) -> None:
     redis_health.refuse_unwritable(patient(server, port=1))
     with pytest.raises(redis_health.UnhealthyError, match="A restart would lose"):
         redis_health.refuse_unwritable(Stub(aof_last_write_status="err"))
+
+
+def test_a_server_that_runs_a_script_without_end(tmp_path: Path) -> None:
+    """It is not well, whoever asks, and is once that is over."""
+    with running(tmp_path) as server:
+        admin = server.client("admin")
+        admin.config_set("busy-reply-threshold", 100)
+        server.client("admin").connection_pool.get_connection().send_command("EVAL", "while true do end", 0)
+        deadline = time.monotonic() + 60
+        complaint = ""
+        while "BUSY" not in complaint and time.monotonic() < deadline:
+            try:
+                patient(server).examine()
+            except redis_health.UnhealthyError as error:
+                complaint = str(error)
+        admin.script_kill()
+        assert "BUSY Redis is busy running a script" in complaint
+        assert patient(server).examine() == "master"

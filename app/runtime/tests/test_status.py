@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import threading
 import time
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +17,9 @@ from fleet_runtime.drained import Drained
 from fleet_runtime.laying import REDBEAT_LOCK, REDBEAT_PREFIX
 from fleet_runtime.schedule import Schedule
 from fleet_runtime.status import Node, QueueState, Server, Status
+from redis.exceptions import ResponseError
+
+from app.tests.commands import PATIENCE, wait_until
 
 from app.runtime.tests import items
 
@@ -283,6 +288,47 @@ def test_it_answers_soon_when_redis_is_away(fleet: Fleet, tmp_path: Path) -> Non
     assert "Redis cannot be asked" in done.stderr
     assert "Traceback" not in done.stderr
     assert time.monotonic() - began < 20  # most of it is Python's start
+
+
+def test_a_script_that_does_not_end_is_told_of(fleet: Fleet, broker: Broker) -> None:
+    """With what ends it: until then Redis does nothing else, and no task runs."""
+    admin, runs = broker.client("admin"), threading.Event()
+    admin.config_set("busy-reply-threshold", 100)
+
+    def run_for_ever() -> None:
+        runs.set()
+        with suppress(ResponseError):  # it is killed
+            broker.client("admin").eval("while true do end", 0)
+
+    script = threading.Thread(target=run_for_ever)
+    script.start()
+    try:
+        runs.wait(PATIENCE)
+        wait_until(lambda: is_busy(admin))
+        done = fleet.run("ops", "fleet", "status")
+    finally:
+        wait_until(lambda: killed(admin))
+        script.join()
+        admin.config_set("busy-reply-threshold", 5000)
+    assert done.returncode == 1
+    assert "a script or a function does not end" in done.stderr
+    assert "SCRIPT KILL" in done.stderr
+
+
+def is_busy(admin: Any) -> bool:
+    """Return whether Redis does nothing but run a script."""
+    try:
+        admin.get("any")
+    except ResponseError as error:
+        return str(error).startswith("BUSY")
+    return False
+
+
+def killed(admin: Any) -> bool:
+    """Return whether no script runs any more, after ending one."""
+    with suppress(ResponseError):
+        admin.script_kill()
+    return not is_busy(admin)
 
 
 class _Nowhere:

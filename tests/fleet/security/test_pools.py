@@ -79,10 +79,35 @@ def test_a_task_reaches_no_process_of_another_pool(fleet: Fleet, node: Node) -> 
     others = processes(node.host, neighbours(fleet, node))
     own = str(node.host.unit(node.unit).main_pid)
     touched = as_task(node, TOUCH_PROCESSES, own, inside=False)
-    assert touched == [f"{own} signal", f"{own} environ", f"{own} mem"]
+    assert touched == [f"{own} signal"]  # the rest only from inside its own user namespace
     assert others
     assert as_task(node, TOUCH_PROCESSES, *others, inside=False) == []
     assert as_task(node, TOUCH_PROCESSES, *others) == []
+
+
+def test_a_task_may_ask_for_the_addresses_of_its_host(fleet: Fleet, node: Node) -> None:
+    """By getifaddrs(3), as psutil and mail programs do; other families stay refused."""
+    properties = node.host.sh(
+        'systemctl show --property=RestrictAddressFamilies --value "$1"', node.unit
+    ).split()
+    assert {"AF_INET", "AF_INET6", "AF_UNIX", "AF_NETLINK"} == {*properties}
+    release = f"/opt/celery/{node.host.variables['celery_app_name']}/current/bin/python"
+    script = (
+        "import ctypes, socket\n"
+        "first = ctypes.c_void_p()\n"
+        "print(ctypes.CDLL(None, use_errno=True).getifaddrs(ctypes.byref(first)), bool(first))\n"
+        "try: socket.socket(socket.AF_PACKET, socket.SOCK_RAW)\n"
+        "except OSError as error: print(error.errno)\n"
+    )
+    families = " ".join(properties)
+    said = node.host.sh(
+        "systemd-run --quiet --pipe --wait --collect --property=DynamicUser=yes "
+        '--property="RestrictAddressFamilies=$1" "$2" -c "$3"',
+        families,
+        release,
+        script,
+    )
+    assert said.splitlines() == ["0 True", "97"]
 
 
 def test_run_is_read_only(fleet: Fleet, node: Node) -> None:
@@ -119,6 +144,7 @@ def test_a_node_is_bounded(node: Node) -> None:
     assert 0 < int(unit["TasksMax"]) < 10000 * host.size[0]
     assert (unit["LimitCORE"], unit["LimitCORESoft"]) == ("0", "0")
     assert int(host.unit(unit["Slice"])["MemoryMax"]) <= memory * 0.91
+    assert host.unit(unit["Slice"])["MemorySwapMax"] == "0"
     assert unit["Slice"] == "celery.slice"
     places = ["/dev/shm"] + ["/tmp", "/var/tmp"] * (not node.options["tmp_on_disk"])  # noqa: S108 - its own
     sizes = as_task(node, 'df --block-size=1 --output=size,fstype -- "$@" | tail -n +2', *places)

@@ -35,6 +35,11 @@ WAITING = 60  # seconds that a message may wait beside a node that holds none
 AGAIN = 5  # seconds after which a message is looked at again that does not say since when it waits
 LATE = 60  # seconds after which an entry of the schedule should have been sent
 MANY_DEAD, MOST_DEAD = 100, 1000  # dead letters in that time: from when on it is told, and counted
+# What Redis itself says of it goes before.
+BUSY = (
+    " No task runs before that ends: a script or a function does not end. As its user admin: SCRIPT KILL, or "
+    "FUNCTION KILL; if it has written, only a restart of Redis ends it."
+)
 NEARLY_FULL = 0.9  # of maxmemory; a Redis that is full refuses what is sent
 
 
@@ -425,7 +430,8 @@ def _channel(app: Celery) -> Iterator[Any]:
             connection.ensure_connection(max_retries=1, interval_start=0, reraise_as_library_errors=False)
             yield connection.default_channel
     except (OperationalError, RedisError, OSError) as error:
-        raise FleetError(f"Redis cannot be asked: {error}") from error
+        remedy = BUSY if str(error).startswith("BUSY ") else ""
+        raise FleetError(f"Redis cannot be asked: {error}{remedy}") from error
 
 
 def _node(name: str, lease: float, reserved: int, facts: dict[str, Any]) -> Node:
