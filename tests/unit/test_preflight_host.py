@@ -30,6 +30,14 @@ def test_full_disks_are_named_once(disks: list[str], full: dict[str, int]) -> No
     assert {disk["key"]: disk["value"] for disk in found} == full
 
 
+@pytest.mark.parametrize(("lines", "most"), [(["userns 0"], 0), (["apt 12", "userns 96365"], 96365), ([], 1)])
+def test_user_namespaces_are_asked_for(lines: list[str], most: int) -> None:
+    """Each node has one; a kernel that does not know the limit has none. Not taken for a disk."""
+    role = host("70000 /", *lines)
+    assert int(role.evaluate("__preflight_user_namespaces")) == most
+    assert role.evaluate("__preflight_free") == {"/": 70000}
+
+
 @pytest.mark.parametrize("off", [0, 90, -4000])
 def test_a_clock_is_compared_with_the_controllers(off: float) -> None:
     assert int(host("1 /", clock=off).evaluate("__preflight_clock_off")) == pytest.approx(off, abs=3)
