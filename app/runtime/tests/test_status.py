@@ -19,9 +19,8 @@ from fleet_runtime.schedule import Schedule
 from fleet_runtime.status import Node, QueueState, Server, Status
 from redis.exceptions import ResponseError
 
-from app.tests.commands import PATIENCE, wait_until
-
 from app.runtime.tests import items
+from app.tests.commands import PATIENCE, wait_until
 
 if TYPE_CHECKING:
     from pathlib import Path
