@@ -89,7 +89,6 @@ FORMS = {
 }
 DEVICE = re.compile(r"/dev/[A-Za-z0-9_./-]+\Z")
 GROUP = re.compile(r"[a-z_][a-z0-9_-]{0,30}\Z")
-LOOPBACK = ("127.0.0.0/8", "::1/128")
 UNITS = {"K": 1024, "M": 1024**2, "G": 1024**3, "T": 1024**4}
 
 # A child takes this much before it has done anything (proportional set size, Python 3.11, a small app), and a
@@ -378,13 +377,12 @@ def reach(nodes: Iterable[Mapping[str, Any]], writable: Iterable[str]) -> list[s
     return list(dict.fromkeys(words))
 
 
-def limits(options: Options, cpus: int, ip_allow: Iterable[str] = ()) -> list[str]:
+def limits(options: Options, cpus: int) -> list[str]:
     """Return the settings of systemd that bound a node of a pool, a line each.
 
     Args:
         options: The pool's, with defaults.
         cpus: Number of the host's CPUs.
-        ip_allow: Addresses and networks that the node may reach, besides the host itself; all if empty.
     """
     memory = size(options.get("memory_max", ""))
     tmp = options.get("tmp_max") or (
@@ -409,8 +407,6 @@ def limits(options: Options, cpus: int, ip_allow: Iterable[str] = ()) -> list[st
         lines += [f"BindPaths={device}", f"DeviceAllow={device} rw"]
     if groups := options.get("groups"):
         lines.append(f"SupplementaryGroups={' '.join(groups)}")
-    if allowed := list(ip_allow):
-        lines += ["IPAddressDeny=any", *(f"IPAddressAllow={one}" for one in [*LOOPBACK, *allowed])]
     return lines
 
 

@@ -5,6 +5,7 @@ Nothing here asks a host or reads a file: each function turns inventory data int
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote, urlencode
@@ -52,6 +53,9 @@ SANDBOX: tuple[tuple[str, str], ...] = (
     ("SystemCallErrorNumber", "EPERM"),
     ("LimitCORE", "0"),  # a core has the passwords that the process knows; no task can raise it again
 )
+
+# What a unit always reaches.
+LOOPBACK = ("127.0.0.0/8", "::1/128")
 
 
 def redis_url(user: str, password: str, host: str, port: int, db: int, ca_file: str) -> str:
@@ -127,6 +131,29 @@ def sandbox(writable: Iterable[str] = (), *, jit: bool = False, umask: str = "00
     return "\n".join(lines)
 
 
+def addresses(allowed: Iterable[str]) -> list[str]:
+    """Return the lines of a [Service] section that name the addresses a unit may reach; none if all.
+
+    Args:
+        allowed: Addresses and networks, besides the host itself; all if empty.
+
+    >>> addresses(["10.0.0.0/8"])[-1]
+    'IPAddressAllow=10.0.0.0/8'
+    """
+    if not (named := list(allowed)):
+        return []
+    return ["IPAddressDeny=any", *(f"IPAddressAllow={one}" for one in [*LOOPBACK, *named])]
+
+
+def without_password(url: str) -> str:
+    """Return the URL of a broker with a word in place of its password.
+
+    >>> without_password("rediss://ops:s%40cret@r1:6379/0?ssl_ca_certs=/ca.crt")
+    'rediss://ops:none@r1:6379/0?ssl_ca_certs=/ca.crt'
+    """
+    return re.sub(r"^(\w+://[^:@/]*):[^@/]*@", r"\1:none@", url)
+
+
 def table(rows: Iterable[Mapping[str, Any]]) -> list[str]:
     """Return the lines of a table for people.
 
@@ -165,7 +192,10 @@ def status_rows(
     return rows
 
 
-FILTERS = (redis_url, redis_passwords, env_file, nodes, node_names, queues, sandbox, table, status_rows)
+FILTERS = (
+    redis_url, redis_passwords, without_password, env_file, nodes, node_names, queues, sandbox, addresses,
+    table, status_rows,
+)  # fmt: skip
 
 
 class FilterModule:

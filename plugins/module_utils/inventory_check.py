@@ -409,10 +409,11 @@ def is_loopback(name: str) -> bool:
 
 
 def reach(inventory: Inventory, host: str) -> Iterator[Finding]:
-    """Find addresses that tasks may reach which are none, or leave out the broker."""
+    """Find addresses that an app may reach which are none, or leave out the broker."""
     of, name = inventory.hosts[host], "celery_worker_ip_allow"
     given = of.get(name) or []
-    if host not in inventory.members("workers") or not isinstance(given, list):
+    runs_app = any(host in inventory.members(group) for group in ("workers", "beat", "flower"))
+    if not runs_app or not isinstance(given, list):
         return
     networks = []
     for one in map(str, given):
@@ -433,7 +434,7 @@ def reach(inventory: Inventory, host: str) -> Iterator[Finding]:
     if networks and not address.is_loopback and not any(address in network for network in networks):
         yield Finding(
             name,
-            f"The broker, {at}, is not among them, so no node would reach it.",
+            f"The broker, {at}, is not among them, so nothing on this host would reach it.",
             f"Add {at}, and your DNS servers.",
         )
 

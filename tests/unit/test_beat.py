@@ -58,6 +58,13 @@ def test_celery_knows_every_option(scheduler: str) -> None:
     assert options["scheduler"].endswith("Scheduler")
 
 
+def test_addresses_are_all_or_those_that_are_named() -> None:
+    """Beat imports the same app as nodes do."""
+    assert "IPAddress" not in unit()
+    assert "IPAddressDeny=any\n" in unit(celery_beat_ip_allow=["192.0.2.1"])
+    assert "IPAddressAllow=192.0.2.1\n" in unit(celery_beat_ip_allow=["192.0.2.1"])
+
+
 def test_only_a_schedule_in_a_file_needs_a_directory() -> None:
     """With RedBeat there is nothing on the host to lose."""
     assert "StateDirectory=" not in unit()

@@ -88,6 +88,25 @@ def test_a_url_has_an_ipv6_address_in_brackets() -> None:
     assert urlsplit(url).hostname == "2001:db8::1"
 
 
+@given(st.text())
+def test_a_url_without_its_password_is_the_same_but_for_that(password: str) -> None:
+    """Of whatever characters the password is."""
+    url, none = (
+        fleet.redis_url("ops", word, "redis1", 6379, 0, "/etc/fleet/tls/ca.crt")
+        for word in (password, "none")
+    )
+    assert fleet.without_password(url) == none
+
+
+def test_addresses_are_all_or_those_that_are_named() -> None:
+    """The host itself is always among them."""
+    assert fleet.addresses([]) == []
+    assert fleet.addresses(["10.0.0.0/8"]) == [
+        "IPAddressDeny=any",
+        "IPAddressAllow=127.0.0.0/8", "IPAddressAllow=::1/128", "IPAddressAllow=10.0.0.0/8",
+    ]  # fmt: skip
+
+
 def test_only_some_secrets_are_passwords_of_redis() -> None:
     secrets = {"redis_web": "a", "flower": "b", "pki_ca": "c", "redis_admin": "d"}
     assert fleet.redis_passwords(secrets) == {"web": "a", "admin": "d"}

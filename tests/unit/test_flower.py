@@ -83,6 +83,13 @@ def test_the_sandboxes_keep_their_budget(request: pytest.FixtureRequest, name: s
     assert done.returncode == 0, done.stdout
 
 
+def test_addresses_are_all_or_those_that_are_named() -> None:
+    """Flower imports the same app as nodes do."""
+    assert "IPAddress" not in role().template("flower.service.j2")
+    text = role(flower_ip_allow=["192.0.2.1"]).template("flower.service.j2")
+    assert {"IPAddressDeny=any", "IPAddressAllow=192.0.2.1"} <= set(text.splitlines())
+
+
 def test_the_units_hold_no_secret(unit_file: Path, site: str) -> None:
     """Everybody may read a unit and a site."""
     assert not re.search(f"s3cret|{re.escape(PASSWORD)}", unit_file.read_text() + site)

@@ -224,6 +224,10 @@ BROKEN: dict[str, tuple[Callable[[Any, Any], None], str]] = {
         set_on("worker1", celery_worker_ip_allow=["198.51.100.0/24"]),
         "celery_worker_ip_allow: The broker, 192.0.2.11, is not among them",
     ),
+    "a Beat that does not reach the broker": (
+        set_on("beat1", celery_worker_ip_allow=["198.51.100.0/24"]),
+        "celery_worker_ip_allow: The broker, 192.0.2.11, is not among them",
+    ),
     "a part of a certificate": (
         set_all(pki_provided_ca_file=__file__),
         "pki_provided_cert_file: It is empty",
