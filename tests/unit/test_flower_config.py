@@ -8,16 +8,21 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
+from ssl import CERT_REQUIRED
 from typing import Any
 from urllib.parse import quote
 
 import pytest
 from celery import Celery
+from fleet_runtime import channels
 from flower.events import Events
 from flower.options import default_options
 from flower.utils.broker import RedisBase, RedisSsl
+from kombu.transport.redis import Channel
 
+from app.runtime.tests import items
 from tests.unit.redis_server import PASSWORDS, Server, running
 from tests.unit.rendering import PROJECT, rules_without
 
@@ -63,8 +68,8 @@ def start(run: Callable[[Events], None], broker_url: str) -> tuple[Events, threa
 
 
 def wait_for(condition: Callable[[], bool]) -> None:
-    """Wait until a condition holds, ten seconds at most."""
-    end = time.monotonic() + 10
+    """Wait until a condition holds, a minute at most."""
+    end = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.01)
@@ -121,6 +126,58 @@ def test_events_arrive(run: Callable[[Events], None]) -> None:
     wait_for(lambda: bool(loop.callbacks))
     loop.callbacks[0]()
     assert list(events.state.workers) == ["default-1@h"]
+
+
+def odd_items() -> dict[str, bytes]:
+    """Return what is no event, by what is wrong."""
+    found = {**items.no_messages(), **items.bad_messages(), **items.bad_events()}
+    good = {"type": "task-received", "hostname": "odd@h", "uuid": "4f1d", "timestamp": 1.0, "clock": 5}
+    for part in ("type", "uuid", "clock", "timestamp", "utcoffset", "name", "runtime"):
+        odd: Any
+        for odd in ([], {}, -1e400, 10**400):
+            found[f"{part} is {odd!r:.9}"] = json.dumps(event({**good, part: odd})).encode()
+    return found
+
+
+def event(body: Any) -> dict[str, Any]:
+    """Return a message with an event as a node publishes it."""
+    message = items.message(body)
+    message["properties"]["delivery_info"] = {"exchange": "celeryev", "routing_key": "worker.heartbeat"}
+    return message
+
+
+def test_what_is_no_event_deafens_nobody(
+    run: Callable[[Events], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Flower hears the next event at once, and shows the next task."""
+    names: Any = run
+    names.__globals__.update(PAUSE=3600, SILENCE=600)
+    monkeypatch.setattr(Channel, "_receive_one", Channel._receive_one)  # so that it is put back
+    channels.guard_fanout()  # as it is where Flower runs by fleet_runtime.app
+    with running(tmp_path) as server:
+        admin = server.client("admin")
+        password = quote(PASSWORDS["admin"], safe="")
+        app = Celery("app", broker=f"rediss://admin:{password}@127.0.0.1:{server.port}/0")
+        ca_file = str(server.authority.ca_file)
+        app.conf.broker_use_ssl = {"ssl_ca_certs": ca_file, "ssl_cert_reqs": CERT_REQUIRED}
+        events = Events(app, io_loop=Loop(), enable_events=False, max_tasks_in_memory=10_000)
+        threading.Thread(target=run, args=(events,), daemon=True).start()
+        wait_for(lambda: bool(admin.pubsub_numpat() or admin.pubsub_channels()))
+        odd = odd_items()
+        for number, item in enumerate(odd.values()):
+            admin.publish("/0.celeryev/worker.heartbeat", item)
+            body = {"type": "task-received", "hostname": "a@h", "uuid": f"task-{number}", "name": "shop.pay"}
+            good = {**body, "timestamp": time.time(), "clock": number + 10, "pid": 1, "utcoffset": 0}
+            admin.publish("/0.celeryev/task.multi", json.dumps(event([good])))
+        loop: Any = events.io_loop
+        wait_for(lambda: sum("task-" in str(callback.args) for callback in loop.callbacks) >= len(odd))
+        for callback in loop.callbacks:
+            with suppress(Exception):  # which Tornado logs
+                callback()
+        shown = {f"task-{number}" for number in range(len(odd))}
+        assert set(events.state.tasks) == shown
+        assert {name for name, _ in events.state.tasks_by_timestamp()} == shown
+        assert app.clock.value < 2**53  # or nodes would refuse what Flower asks them
 
 
 def test_silence_ends_a_connection(run: Callable[[Events], None], caplog: pytest.LogCaptureFixture) -> None:

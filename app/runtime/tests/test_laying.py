@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from celery import Celery
 from celery.app.defaults import _OLD_DEFAULTS, _TO_OLD_KEY, DEFAULTS, SETTING_KEYS
-from fleet_runtime import laying
+from fleet_runtime import channels, laying
 from fleet_runtime.errors import FleetError
 from kombu.transport.redis import Channel, Transport
 
@@ -174,6 +174,15 @@ def test_an_app_that_says_nothing_gets_the_fleets_word(lay: Callable[..., Any]) 
     assert conf.task_publish_retry_policy["max_retries"] == 60
     assert conf.result_backend_thread_safe is True
     assert conf.result_backend_transport_options["retry_policy"]["max_retries"] == 60
+
+
+def test_flower_drops_what_is_no_message(lay: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """As nodes do, which hear the same channels."""
+    guarded: list[str] = []
+    for component in ("web", "flower"):
+        monkeypatch.setattr(channels, "guard_fanout", lambda name=component: guarded.append(name))
+        lay(Celery("shop", set_as_current=False), component)
+    assert guarded == ["flower"]
 
 
 def test_a_task_that_the_app_uses_early_is_no_exception(

@@ -3,10 +3,11 @@
 It adds to the page of queues what the nodes say: how many consume each queue, and how many of its messages
 they hold. Flower itself knows the length of a queue only, with Redis.
 
-It replaces the loop that receives the nodes' heartbeats and events, which has two faults. It doubles the
+It replaces the loop that receives the nodes' heartbeats and events, which has three faults. It doubles the
 pause between two attempts to reach the broker, without a bound: after an outage of an hour, the pages stay as
 they were for up to another hour. And it only ever reads: where a connection dies without a word (a host lost
-its power, a firewall forgot), it listens on for hours.
+its power, a firewall forgot), it listens on for hours. And what is no event, which whoever may publish can
+send, ends it until it tries again, or stays among its tasks and ends each event to come.
 
 A name here that is also an option's would set that option, so modules such as logging are not imported whole.
 """
@@ -28,7 +29,51 @@ SILENCE = 60  # seconds without a heartbeat of any node, after which the connect
 # What nodes say of themselves, and when the lease of each ends, as the runtime has it (fleet_runtime.keys).
 NODES, LEASES = "fleet:nodes", "fleet:leases"
 
+# The types of an event's parts, where it has them, and those that it must have.
+NUMBER = (int, float)
+TYPES: dict[str, Any] = {
+    "type": str,
+    "hostname": str,
+    "clock": int,
+    "timestamp": NUMBER,
+    "utcoffset": NUMBER,
+    "freq": NUMBER,
+    "uuid": str,
+    "name": (str, type(None)),
+    "runtime": NUMBER,
+}
+NEEDED = {"type", "hostname", "timestamp"}
+LARGEST = 2**53  # beyond which a clock would go on for ever, and numbers have no texts
+
 lengths_only = RedisBase.queues
+
+
+class Receiver(EventReceiver):  # type: ignore[misc]
+    """Receives events, and drops what is none; the runtime drops what is no message."""
+
+    dropped = 0
+
+    def _receive(self, body: Any, message: Any, **_: Any) -> None:
+        """Hand over the events of a message."""
+        given = body if isinstance(body, list) else [body]
+        events = [event for event in given if is_event(event)]
+        if len(events) < len(given):
+            if self.dropped == 0:
+                getLogger("flower.events").warning("What is no event is dropped, from now on without a word.")
+            self.dropped += len(given) - len(events)
+        super()._receive(events, message)
+
+
+def is_event(body: Any) -> bool:
+    """Return whether this is what nodes and clients send."""
+    if not isinstance(body, dict) or not body.keys() >= NEEDED:
+        return False
+    parts = [(body[name], kind) for name, kind in TYPES.items() if name in body]
+    if not all(isinstance(part, kind) for part, kind in parts):
+        return False
+    if any(kind in {int, NUMBER} and not -LARGEST < part < LARGEST for part, kind in parts):
+        return False
+    return "uuid" in body or not body["type"].startswith("task-")
 
 
 def receive_for_ever(events: Events) -> None:
@@ -36,7 +81,7 @@ def receive_for_ever(events: Events) -> None:
     while True:
         try:
             with events.capp.connection() as connection:
-                receiver = EventReceiver(connection, handlers={"*": events.on_event}, app=events.capp)
+                receiver = Receiver(connection, handlers={"*": events.on_event}, app=events.capp)
                 receiver.capture(limit=None, timeout=SILENCE, wakeup=True)
         except TimeoutError:
             getLogger("flower.events").info("No node was heard for %d seconds. Connecting anew.", SILENCE)

@@ -59,8 +59,12 @@ def test_a_flood_of_revoked_ids_ends_no_node(fleet: Fleet, producer: Producer) -
 
 
 def goes_on(fleet: Fleet, producer: Producer, before: dict[tuple[str, str], str]) -> None:
-    """See that every node is the one that it was, answers, and serves its queues."""
-    for queue in fleet.queues:
-        assert producer.result(producer.probe(queue))["queue"] == queue
+    """See that every node is the one that it was, answers, and serves its queues; and that Flower hears."""
+    sent = {queue: producer.probe(queue) for queue in fleet.queues}
+    for queue, task in sent.items():
+        assert producer.result(task)["queue"] == queue
     eventually(lambda: set(fleet.operator.ask("ping", fleet.celery_names)) == fleet.celery_names, 60)
+    if fleet.group("flower"):
+        new = {task.id for task in sent.values()}
+        eventually(lambda: new <= fleet.flower.get("/api/tasks?limit=1000").json.keys(), 60)
     assert not fleet.restarted(before)

@@ -105,6 +105,8 @@ def lay(app: Celery, settings: FleetSettings) -> None:
     lay_messages(with_arguments=settings.log_arguments)
     greenlets.let_run()
     channels.guard_results()
+    if settings.component == "flower":
+        channels.guard_fanout()
     app.steps["worker"].add(Guard)
     app.steps["worker"].add(OWNERSHIP)
     app.steps["worker"].add(WATCHDOG)
