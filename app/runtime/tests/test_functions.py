@@ -16,7 +16,7 @@ from redis.retry import Retry
 
 from app.runtime.tests.conftest import APPS, shop
 from app.runtime.tests.test_recovery import noted
-from app.tests.broker import Broker
+from app.tests.broker import HOST, Broker
 from app.tests.commands import FLAGS, PATIENCE, Fleet, wait_until
 
 if TYPE_CHECKING:
@@ -181,3 +181,73 @@ def test_functions_outlive_what_scripts_do_not(own: Broker, connect: Callable[[B
         node.wait_for("Redis does not have the function")
         own.load_functions()
         wait_until(partial(is_done, waiting))
+
+
+def libraries(broker: Broker) -> list[str]:
+    """Return the code of each library of functions that a Redis has."""
+    found = broker.client("admin").execute_command("FUNCTION LIST", "WITHCODE")
+    return sorted(library[library.index("library_code") + 1] for library in found)
+
+
+@pytest.fixture
+def replica(own: Broker, tmp_path: Path) -> Iterator[Broker]:
+    """Yield a Redis that has no functions of its own, and copies what the test's own one has."""
+    (folder := tmp_path / "replica").mkdir()
+    broker = Broker(folder)
+    admin = broker.client("admin")
+    admin.function_flush()
+    for name, value in {
+        "tls-ca-cert-file": own.folder / "ca.crt",
+        "tls-replication": "yes",
+        "masteruser": "admin",
+        "masterauth": own.passwords["admin"],
+    }.items():
+        admin.config_set(name, str(value))
+    admin.replicaof(HOST, own.port)
+    wait_until(lambda: admin.info("replication")["master_link_status"] == "up")
+    yield broker
+    broker.stop()
+
+
+def promote(replica: Broker) -> None:
+    """Make a replica the master."""
+    admin = replica.client("admin")
+    admin.replicaof("NO", "ONE")
+    wait_until(lambda: admin.info("replication")["role"] == "master")
+
+
+def test_a_promoted_replica_has_the_functions(
+    own: Broker, replica: Broker, connect: Callable[[Broker], Any]
+) -> None:
+    """With the data, and in its own file: nothing is to be loaded for nodes and senders to go on."""
+    waiting = connect(own).signature("shop.add", args=(1, 2), queue="default").apply_async().id
+    wait_until(lambda: replica.client("admin").llen("default") == 1)
+    had = libraries(own)
+    assert had
+    own.process.kill()
+    promote(replica)
+    assert libraries(replica) == had
+    functions._present.clear()  # a sender that is new to it
+    app = connect(replica)
+    with shop(replica).worker("one", "--queues=default", "--pool=threads", *FLAGS):
+        assert app.AsyncResult(waiting).get(timeout=PATIENCE) == 3
+        assert app.send_task("shop.add", (3, 4), queue="default").get(timeout=PATIENCE) == 7
+        assert "pong" in shop(replica).run("ops", "inspect", "ping").stdout
+        with Lock(replica.client("worker"), "unacked_mutex:one@test", timeout=10) as lock:
+            assert lock.owned()
+    replica.stop()
+    replica.start()
+    assert libraries(replica) == had
+    assert replica.denied() == []
+
+
+def test_a_replica_loses_the_functions_with_its_master(own: Broker, replica: Broker) -> None:
+    """They are loaded into what was promoted, as into any Redis that lacks them."""
+    own.client("admin").function_flush()
+    wait_until(lambda: not libraries(replica))
+    promote(replica)
+    client = replica.client("worker")
+    with pytest.raises(functions.FunctionMissingError):
+        functions.run(client, END, ["fleet:once:key"], ["mine", "", "0"])
+    replica.load_functions()
+    functions.run(client, END, ["fleet:once:key"], ["mine", "", "0"])
