@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -121,6 +122,44 @@ def test_what_a_crash_leaves_is_cut_off(
     (copy,) = (data.parent / "broken").iterdir()
     assert copy.read_bytes() == tail
     assert f"cut off {len(tail)} bytes" in capsys.readouterr().err
+    assert messages(data) == [b"3", b"2", b"1", b"0"]
+
+
+def crash(program: Any, data: Path, tail: bytes, now: str) -> str:
+    """Let a crash leave an end, and the program mend it; return what it says."""
+    file = newest(data)
+    file.write_bytes(file.read_bytes() + tail)
+    said: str = program.mend(data / "appendonlydir" / "appendonly.aof.manifest", now)
+    return said
+
+
+def test_copies_of_what_is_cut_off_are_few(program: Any, data: Path) -> None:
+    """The newest, and what is not the program's stays: Redis needs the disk."""
+    for day in range(1, 6):
+        crash(program, data, HALF, f"2026120{day}T000000Z")
+        (data.parent / "broken" / "notes").touch()
+    copies = sorted(path.name[:8] for path in (data.parent / "broken").iterdir())
+    assert copies == ["20261203", "20261204", "20261205", "notes"]
+
+
+def test_zeros_of_a_copy_take_no_room(program: Any, data: Path) -> None:
+    """They are most of what a power cut leaves."""
+    tail = HALF + b"\0" * (8 << 20)
+    crash(program, data, tail, "20261201T000000Z")
+    (copy,) = (data.parent / "broken").iterdir()
+    assert copy.read_bytes() == tail
+    assert copy.stat().st_blocks * 512 < 1 << 20
+
+
+def test_a_copy_never_fills_the_disk(program: Any, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That Redis starts counts for more; what is cut off is no whole command."""
+    good = newest(data).stat().st_size
+    monkeypatch.setattr(program.shutil, "disk_usage", lambda _: SimpleNamespace(free=9 * len(HALF)))
+    said = crash(program, data, HALF, "20261201T000000Z")
+    assert f"cut off {len(HALF)} bytes" in said
+    assert "No copy was made" in said
+    assert not list((data.parent / "broken").iterdir())
+    assert newest(data).stat().st_size == good
     assert messages(data) == [b"3", b"2", b"1", b"0"]
 
 
