@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 LEASES, NODES, DRAINED, DEAD = "fleet:leases", "fleet:nodes", "fleet:drained", "fleet:dead"
 # Which nodes the inventory wants, its field with the queues that none is to consume, and when nodes started.
 WANTED, IDLE_QUEUES, HISTORY = "fleet:wanted", "idle queues", "fleet:history"
+BEAT = "beat"  # the field of WANTED with the scheduler of the Beat that is wanted
 
 # Of each node, with a colon and its name behind: what it holds, and the task by which it proves itself.
 UNACKED, UNACKED_INDEX, UNACKED_MUTEX, PROOFS = "unacked", "unacked_index", "unacked_mutex", "fleet:proof"

@@ -19,8 +19,9 @@ options:
         said of themselves, and the notes of which hosts are drained. What a node held that ended badly is
         given back by others when its lease has ended. Fails if nobody gives it back in time, and if a node
         lives.
-      - C(wanted) tells Redis which I(nodes) the inventory wants, for C(fleet status). Of I(hosts) it leaves
-        what was told before. On a host without Redis a run in check mode says that it would be told.
+      - C(wanted) tells Redis which I(nodes), and which I(beat), the inventory wants, for C(fleet status). Of
+        I(hosts) it leaves what was told before. On a host without Redis a run in check mode says that it
+        would be told.
     type: str
     choices: [dispensable, forgotten, wanted]
     required: true
@@ -34,6 +35,10 @@ options:
     type: list
     elements: str
     default: []
+  beat:
+    description: With C(wanted), the scheduler of the Beat that the inventory wants; empty if it wants none.
+    type: str
+    default: ""
   hosts: {description: "The hosts' parts of the nodes' names.", type: list, elements: str, required: true}
   host: {description: Name or address of Redis., type: str, required: true}
   port: {description: Its TLS port., type: int, required: true}
@@ -70,6 +75,7 @@ from typing import TYPE_CHECKING
 
 from ansible.module_utils.basic import AnsibleModule, missing_required_lib
 from ansible.module_utils.fleet_keys import (
+    BEAT,
     BINDINGS,
     DRAINED,
     HISTORY,
@@ -204,7 +210,7 @@ class Nodes:
 
 
 def want(client: Any, params: Mapping[str, Any], *, check: bool) -> dict[str, Any]:
-    """Tell Redis which nodes the inventory wants, and return the module's result."""
+    """Tell Redis which nodes, and which Beat, the inventory wants, and return the module's result."""
     before = client.hgetall(WANTED)
     wanted = {IDLE_QUEUES: json.dumps(sorted(params["idle_queues"]))}
     wanted |= {node: text for node, text in before.items() if node.partition("@")[2] in params["hosts"]}
@@ -212,6 +218,11 @@ def want(client: Any, params: Mapping[str, Any], *, check: bool) -> dict[str, An
         known = json.loads(before.get(node, "{}"))
         since = known.get("since", round(time.time(), 1))
         wanted[node] = json.dumps({"queues": sorted(queues), "since": since})
+    if scheduler := params["beat"]:
+        known = json.loads(before.get(BEAT, "{}"))
+        if known.get("scheduler") != scheduler:
+            known = {"scheduler": scheduler, "since": round(time.time(), 1)}
+        wanted[BEAT] = json.dumps(known)
     surplus = before.keys() - wanted.keys()
     changed = bool(surplus) or wanted != before
     if changed and not check:
@@ -249,6 +260,7 @@ def main() -> None:
             "state": {"type": "str", "choices": ["dispensable", "forgotten", "wanted"], "required": True},
             "nodes": {"type": "dict", "default": {}},
             "idle_queues": {"type": "list", "elements": "str", "default": []},
+            "beat": {"type": "str", "default": ""},
             "hosts": {"type": "list", "elements": "str", "required": True},
             "override": {"type": "str", "default": ""},
             "wait": {"type": "int", "default": 120},

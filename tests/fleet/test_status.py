@@ -21,6 +21,7 @@ def test_all_nodes_of_the_inventory_are_wanted_and_there(fleet: Fleet) -> None:
     def knows_all() -> bool:
         found = json.loads(fleet.group("workers")[0].sh("fleet-celery fleet status --json || true"))
         assert set(found["wanted"]) == fleet.celery_names
+        assert found["beat"] == ("redbeat" if fleet.group("beat") else "")
         assert {node["name"] for node in found["nodes"] if node["lease"] > 0} == fleet.celery_names
         assert not [problem for problem in found["problems"] if "inventory" in problem]
         return True

@@ -8,7 +8,9 @@ from fleet_runtime import keys
 from kombu.transport.redis import PRIORITY_STEPS, Channel
 
 
-@pytest.mark.parametrize("name", ["LEASES", "NODES", "DRAINED", "DEAD", "WANTED", "IDLE_QUEUES", "HISTORY"])
+@pytest.mark.parametrize(
+    "name", ["LEASES", "NODES", "DRAINED", "DEAD", "WANTED", "IDLE_QUEUES", "HISTORY", "BEAT"]
+)
 def test_a_key_of_the_fleet(name: str) -> None:
     assert getattr(fleet_keys, name) == getattr(keys, name)
 

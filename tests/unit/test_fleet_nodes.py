@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import Any
 
 import pytest
@@ -131,9 +132,11 @@ def test_a_host_that_is_forgotten_is_not_drained_any_more(client: redis.Redis) -
         assert sorted(client.hkeys(keys.DRAINED)) == left
 
 
-def want(client: redis.Redis, nodes: dict[str, list[str]], *unknown: str, check: bool = False) -> bool:
-    """Say which nodes are wanted; return whether that was news."""
-    params = {"state": "wanted", "nodes": nodes, "hosts": unknown, "idle_queues": ["rare"]}
+def want(
+    client: redis.Redis, nodes: dict[str, list[str]], *unknown: str, beat: str = "", check: bool = False
+) -> bool:
+    """Say which nodes are wanted, and which Beat; return whether that was news."""
+    params = {"state": "wanted", "nodes": nodes, "hosts": unknown, "idle_queues": ["rare"], "beat": beat}
     return bool(apply(Nodes(client, unknown), params, check=check)["changed"])
 
 
@@ -150,6 +153,18 @@ def test_what_is_wanted_is_told_once(client: redis.Redis) -> None:
     assert client.hget(keys.WANTED, "a-1@w1") == first
     assert not client.exists(keys.HISTORY)
     assert json.loads(str(client.hget(keys.WANTED, keys.IDLE_QUEUES))) == ["rare"]
+
+
+def test_a_beat_that_is_wanted_is_told_once(client: redis.Redis) -> None:
+    """With since when; another scheduler is news, and so is none."""
+    assert want(client, {}, beat="redbeat")
+    first = json.loads(str(client.hget(keys.WANTED, keys.BEAT)))
+    assert first == {"scheduler": "redbeat", "since": pytest.approx(time.time(), abs=600)}
+    assert not want(client, {}, beat="redbeat")
+    assert want(client, {}, beat="persistent")
+    assert json.loads(str(client.hget(keys.WANTED, keys.BEAT)))["scheduler"] == "persistent"
+    assert want(client, {})
+    assert not client.hexists(keys.WANTED, keys.BEAT)
 
 
 def test_a_host_that_is_forgotten_is_not_wanted_any_more(client: redis.Redis) -> None:

@@ -39,6 +39,9 @@ WELL = Status(
 )
 
 
+EMPTY = Schedule(None, None, None)
+
+
 def test_a_fleet_that_is_well_has_no_problem() -> None:
     """Dead letters are no problem of the fleet's, and an empty schedule needs no Beat."""
     assert WELL.problems() == []
@@ -56,6 +59,10 @@ def test_a_fleet_that_is_well_has_no_problem() -> None:
         ({"nodes": []}, "No node lives"),
         ({"queues": [QueueState("lost", 4, 60, 0)]}, "queue lost, where 4 messages wait"),
         ({"schedule": Schedule(None, "nightly", None)}, "no Beat holds its lock"),
+        (
+            {"schedule": EMPTY, "beat": "redbeat", "beat_wanted": 300},
+            "inventory wants a Beat, and none holds",
+        ),
         ({"schedule": Schedule(25, "nightly", "2026", late=61, entries=1)}, "nightly was due 61 s ago"),
         ({"dead_lately": 100}, "100 tasks failed for good in the last 10 minutes"),
         ({"wanted": {"default-1@w": 0, "io-1@w": 301}}, "io-1@w is not there.* 5 minutes. On w: journalctl"),
@@ -104,6 +111,10 @@ def test_what_is_wrong_is_said(change: dict[str, Any], said: str) -> None:
         {"nodes": [replace(NODE, uptime=20)], "queues": [QueueState("default", 3, 90, 1)]},
         {"queues": [QueueState("default", 3, None, 1)]},
         {"schedule": Schedule(25, "nightly", "2026", late=4, entries=1)},
+        # a Beat is being installed, has nothing to send yet, or keeps its schedule elsewhere
+        {"schedule": EMPTY, "beat": "redbeat", "beat_wanted": 299},
+        {"schedule": Schedule(25, None, None), "beat": "redbeat", "beat_wanted": 999},
+        {"schedule": Schedule(None, "nightly", "2026", late=999), "beat": "persistent", "beat_wanted": 999},
         {"nodes": [replace(NODE, silence=60)]},
         {"dead_lately": 99},
     ],
@@ -140,6 +151,26 @@ def test_a_queue_with_an_odd_item_at_its_head_is_told_of(fleet: Fleet, broker: B
         told = fleet.run("ops", "fleet", "status")
         assert re.search(r"(?m)^default +1 +- ", told.stdout), told
         assert "Traceback" not in told.stderr
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "line"),
+    [
+        ("redbeat", "No Beat holds the lock. The schedule is empty"),
+        ("persistent", "Its schedule is in a file"),
+    ],
+)
+def test_a_beat_that_is_wanted_is_known(fleet: Fleet, broker: Broker, scheduler: str, line: str) -> None:
+    """By what the inventory has told Redis."""
+    admin, told = broker.client("admin"), json.dumps({"scheduler": scheduler, "since": time.time() - 999})
+    admin.delete(keys.WANTED, REDBEAT_LOCK, f"{REDBEAT_PREFIX}:schedule")
+    admin.hset(keys.WANTED, keys.BEAT, told)
+    shown = fleet.run("ops", "fleet", "status")
+    assert f"Beat          {line}" in shown.stdout, shown
+    found = json.loads(fleet.run("ops", "fleet", "status", "--json").stdout)
+    assert (found["beat"], found["wanted"]) == (scheduler, {})
+    assert found["beat_wanted"] >= 999
+    admin.delete(keys.WANTED)
 
 
 def test_a_schedule_with_nothing_to_send_says_so() -> None:

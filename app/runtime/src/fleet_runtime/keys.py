@@ -19,6 +19,8 @@ HISTORY = "fleet:history"
 # Hash of node that the inventory wants -> JSON {queues, since}; under IDLE_QUEUES a list of those that no
 # node is to consume, for their pool has `nodes: 0`. The playbooks write it (module fleet_wanted).
 WANTED, IDLE_QUEUES = "fleet:wanted", "idle queues"
+# Field of the same hash -> JSON {scheduler, since}, of the Beat that the inventory wants, if it does.
+BEAT = "beat"
 # Sorted set of task id -> when it failed for good; hash of task id -> JSON of the letter.
 DEAD = "fleet:dead"
 DEAD_LETTERS = "fleet:dead:letters"

@@ -150,6 +150,9 @@ class Status:
         wanted: Each node that the inventory wants -> seconds since anything was known of it, its being wanted
             included. Empty where no site.yml has told Redis.
         idle_queues: Queues that no node is to consume.
+        beat: The scheduler of the Beat that the inventory wants: `redbeat`, or `persistent`, of which Redis
+            knows nothing; empty where it wants none, or where no site.yml has told Redis.
+        beat_wanted: Seconds since it was told so.
         falls: How often each node was started anew in the last ten minutes, ten at most, after it had died or
             within a minute.
     """
@@ -163,6 +166,8 @@ class Status:
     dead_lately: int = 0
     wanted: dict[str, float] = field(default_factory=dict)
     idle_queues: list[str] = field(default_factory=list)
+    beat: str = ""
+    beat_wanted: float = 0.0
     falls: dict[str, int] = field(default_factory=dict)
 
     def problems(self) -> list[str]:
@@ -275,13 +280,21 @@ class Status:
                         )
 
     def _of_schedule(self) -> Iterator[str]:
-        """Find a schedule that nobody follows."""
-        if self.schedule.entry and self.schedule.seconds is None:
+        """Find a schedule that nobody follows, and a Beat that is wanted and not there."""
+        if self.beat == "persistent":
+            return  # whatever another scheduler has left in Redis
+        if not self.schedule.entry and self.schedule.seconds is None:
+            if self.beat and self.is_back and self.beat_wanted >= ABSENT:
+                yield (
+                    "The inventory wants a Beat, and none holds the lock of the schedule, which is empty. "
+                    "On a host of Beat: systemctl status celery-beat."
+                )
+        elif self.schedule.seconds is None:
             yield (
                 "There is a schedule, and no Beat holds its lock. "
                 "On a host of Beat: systemctl status celery-beat."
             )
-        elif self.schedule.entry and self.schedule.late > LATE:
+        elif self.schedule.late > LATE:
             yield (
                 f"Beat is late: {self.schedule.entry} was due {self.schedule.late:.0f} s ago, and is not "
                 "sent. On a host of Beat: journalctl -u celery-beat."
@@ -388,6 +401,7 @@ def _ask(app: Celery, queues: Iterable[str]) -> tuple[Status, dict[str, list[Any
         waiting[queue].append((depth, _age(oldest)))
         next_of[queue].append(oldest)
     known = history.read(past)
+    beat = json.loads(asked.get(keys.BEAT.encode(), '{"scheduler": "", "since": 0}'))
     status = Status(
         server=_server(info),
         nodes=sorted(nodes, key=lambda node: node.name),
@@ -398,6 +412,8 @@ def _ask(app: Celery, queues: Iterable[str]) -> tuple[Status, dict[str, list[Any
         dead_lately=len(lately),
         wanted=_wanted(asked, known),
         idle_queues=json.loads(asked.get(keys.IDLE_QUEUES.encode(), "[]")),
+        beat=beat["scheduler"],
+        beat_wanted=max(0.0, round(time.time() - beat["since"], 1)) if beat["scheduler"] else 0.0,
         falls={
             node: sum(at > time.time() - LATELY for at in of_node.falls) for node, of_node in known.items()
         },
@@ -410,7 +426,7 @@ def _wanted(told: dict[bytes, bytes], known: dict[str, history.History]) -> dict
     now, found = time.time(), {}
     for name, text in told.items():
         node = name.decode()
-        if node != keys.IDLE_QUEUES:
+        if node not in (keys.IDLE_QUEUES, keys.BEAT):
             seen = known.get(node, history.History()).seen
             found[node] = max(0.0, round(now - max(seen, json.loads(text)["since"]), 1))
     return found

@@ -25,7 +25,7 @@ def show(status: Status, problems: list[str]) -> None:
     console.print(_queues(status.queues))
     lately = f", {status.dead_lately} of them in the last 10 minutes" if status.dead_lately else ""
     console.print(Text(f"Dead letters  {status.dead_letters}{lately}"))
-    console.print(Text(f"Beat          {status.schedule}"))
+    console.print(Text(f"Beat          {_beat(status)}"))
     console.print(Text(f"Redis         {_server(status.server)}"))
     for host in status.drained:
         said = f"Drained       {host.host}, for {_duration(host.since)}: {host.why}"
@@ -72,6 +72,16 @@ def _queues(queues: list[QueueState]) -> Table:
             Text(queue.name), str(queue.depth), _duration(queue.oldest), str(queue.unacked), consumers
         )
     return table
+
+
+def _beat(status: Status) -> str:
+    """Return a line about the schedule."""
+    if status.beat == "persistent":
+        return (
+            "Its schedule is in a file (celery_beat_scheduler: persistent), of which Redis knows nothing. "
+            "On its host: systemctl status celery-beat."
+        )
+    return str(status.schedule)
 
 
 def _table(*names: str, right: tuple[str, ...] = ()) -> Table:
