@@ -28,6 +28,7 @@ SHORTEST_SECRET = 16  # characters; playbooks/secrets.yml makes 40
 PLACEHOLDER = re.compile(r"change.?me|^password|^secret|example|placeholder|^(.)\1*$", re.IGNORECASE)
 SECRET = re.compile(r"password|passphrase|secret|token|broker_url", re.IGNORECASE)
 MEMORY = re.compile(r"([1-9][0-9]*[KMGT]|[1-9][0-9]?%|100%|infinity)\Z")
+TASKS = re.compile(r"([1-9][0-9]*|[1-9][0-9]?%|100%|infinity)\Z")
 KINDS = {
     "bool": "true or false",
     "dict": "a mapping",
@@ -517,7 +518,8 @@ def numbers(inventory: Inventory, host: str) -> Iterator[Finding]:
     if isinstance(days, int) and isinstance(renew, int) and renew >= days:
         reason = f"{renew} days before the end of a certificate of {days} days is before it begins."
         yield Finding("pki_renew_days", reason, "Make it less than pki_days.")
-    for name, none in (("celery_worker_memory_max", ""), ("celery_worker_swap_max", "0")):
+    sizes = {"celery_worker_swap_max": "0", "celery_worker_memory_max": ""}
+    for name, none in {**sizes, "celery_beat_memory_max": "", "flower_memory_max": ""}.items():
         memory = of.get(name)
         if isinstance(memory, str) and memory != none and not MEMORY.match(memory):
             yield Finding(
@@ -525,6 +527,13 @@ def numbers(inventory: Inventory, host: str) -> Iterator[Finding]:
                 f"{memory!r} is no size of memory, and systemd would set no bound.",
                 "Write it like 6G, or as a percentage of the host's, like 90%.",
             )
+    tasks = of.get("celery_worker_tasks_max")
+    if tasks is not None and not TASKS.match(str(tasks)):
+        yield Finding(
+            "celery_worker_tasks_max",
+            f"{tasks!r} is no number of processes and threads, and systemd would set no bound.",
+            "Write it like 5000, or as a percentage of the kernel's, like 80%.",
+        )
     visible = dict_of(of.get("celery_app_settings")).get("visibility_timeout")
     limits = [pool.get("time_limit") for pool in pools_of(of)]
     longest = max((limit for limit in limits if isinstance(limit, int)), default=0)

@@ -65,6 +65,17 @@ def test_addresses_are_all_or_those_that_are_named() -> None:
     assert "IPAddressAllow=192.0.2.1\n" in unit(celery_beat_ip_allow=["192.0.2.1"])
 
 
+BOUNDS = ("MemoryMax", "MemorySwapMax", "TasksMax", "LogRateLimitIntervalSec", "LogRateLimitBurst")
+
+
+def test_beat_is_bounded() -> None:
+    """It imports the app, which may start or take whatever it likes."""
+    found = dict(line.split("=", 1) for line in unit().splitlines() if line.startswith(BOUNDS))
+    assert found == dict(zip(BOUNDS, ("50%", "0", "1024", "10", "100000"), strict=True))
+    assert "MemoryMax=2G\n" in unit(celery_beat_memory_max="2G")
+    assert "TasksMax=99\n" in unit(celery_beat_tasks_max=99)
+
+
 def test_only_a_schedule_in_a_file_needs_a_directory() -> None:
     """With RedBeat there is nothing on the host to lose."""
     assert "StateDirectory=" not in unit()

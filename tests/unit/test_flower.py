@@ -90,6 +90,17 @@ def test_addresses_are_all_or_those_that_are_named() -> None:
     assert {"IPAddressDeny=any", "IPAddressAllow=192.0.2.1"} <= set(text.splitlines())
 
 
+BOUNDS = ("MemoryMax", "MemorySwapMax", "TasksMax", "LogRateLimitIntervalSec", "LogRateLimitBurst")
+
+
+def test_flower_is_bounded() -> None:
+    """It imports the app, and shows whatever comes."""
+    lines = role().template("flower.service.j2").splitlines()
+    found = dict(line.split("=", 1) for line in lines if line.startswith(BOUNDS))
+    assert found == dict(zip(BOUNDS, ("512M", "0", "1024", "10", "100000"), strict=True))
+    assert "TasksMax=99\n" in role(flower_tasks_max=99).template("flower.service.j2")
+
+
 def test_the_units_hold_no_secret(unit_file: Path, site: str) -> None:
     """Everybody may read a unit and a site."""
     assert not re.search(f"s3cret|{re.escape(PASSWORD)}", unit_file.read_text() + site)

@@ -216,6 +216,14 @@ BROKEN: dict[str, tuple[Callable[[Any, Any], None], str]] = {
         set_on("worker1", celery_worker_swap_max="none"),
         "celery_worker_swap_max: 'none' is no size of memory",
     ),
+    "no size of Beat's memory": (
+        set_on("beat1", celery_beat_memory_max="half"),
+        "celery_beat_memory_max: 'half' is no size of memory",
+    ),
+    "no number of tasks": (
+        set_on("worker1", celery_worker_tasks_max="many"),
+        "celery_worker_tasks_max: 'many' is no number of processes and threads",
+    ),
     "tasks that reach a name": (
         set_on("worker1", celery_worker_ip_allow=["192.0.2.0/24", "db.example"]),
         "celery_worker_ip_allow: 'db.example' is no address and no network",

@@ -351,6 +351,8 @@ def test_memory_of_a_pool_bounds_its_files_in_memory_and_its_swap() -> None:
 def test_nodes_take_no_swap_unless_the_inventory_says_so() -> None:
     """What their bound keeps from memory would fill it."""
     assert "\nMemorySwapMax=0\n" in role().template("celery.slice.j2")
+    assert "\nTasksMax=80%\n" in role().template("celery.slice.j2")
+    assert "\nTasksMax=5000\n" in role(celery_worker_tasks_max="5000").template("celery.slice.j2")
     assert "\nMemorySwapMax=1G\n" in role(celery_worker_swap_max="1G").template("celery.slice.j2")
 
 

@@ -145,6 +145,7 @@ def test_a_node_is_bounded(node: Node) -> None:
     assert (unit["LimitCORE"], unit["LimitCORESoft"]) == ("0", "0")
     assert int(host.unit(unit["Slice"])["MemoryMax"]) <= memory * 0.91
     assert host.unit(unit["Slice"])["MemorySwapMax"] == "0"
+    assert 0 < int(host.unit(unit["Slice"])["TasksMax"]) < 2**32  # infinity is more
     assert unit["Slice"] == "celery.slice"
     places = ["/dev/shm"] + ["/tmp", "/var/tmp"] * (not node.options["tmp_on_disk"])  # noqa: S108 - its own
     sizes = as_task(node, 'df --block-size=1 --output=size,fstype -- "$@" | tail -n +2', *places)
@@ -162,6 +163,15 @@ def test_files_of_a_node_are_the_nodes_own(fleet: Fleet, node: Node) -> None:
     for other in neighbours(fleet, node):
         assert as_task(other, 'ls -- "$@" 2>/dev/null || true', *names) == []
     as_task(node, 'rm -- "$@"', *names)
+
+
+@pytest.mark.group("beat")
+def test_beat_is_bounded(fleet: Fleet) -> None:
+    """It imports the app, too."""
+    host = fleet.group("beat")[0]
+    unit = host.unit("celery-beat.service")
+    assert int(unit["MemoryMax"]) <= host.size[1] * 1024**2 * 0.51
+    assert (unit["MemorySwapMax"], unit["TasksMax"]) == ("0", "1024")
 
 
 @pytest.mark.faults
