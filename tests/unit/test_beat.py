@@ -6,9 +6,10 @@ import subprocess
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import yaml
 from celery.bin.beat import beat as celery_beat_command
 
-from tests.unit.rendering import Role
+from tests.unit.rendering import PROJECT, Role
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -106,3 +107,15 @@ def test_a_beat_that_hangs_is_killed_unless_nobody_wants_that() -> None:
     assert {"NotifyAccess=main", "Environment=FLEET_BEAT_WATCHDOG=60", "TimeoutAbortSec=10"} <= {*watched}
     assert not [line for line in watched if line.startswith("WatchdogSec=")]
     assert "NotifyAccess" not in unit(celery_beat_watchdog=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "retries"), [("celery_beat", "__celery_beat_retries"), ("flower", "__flower_health_retries")]
+)
+def test_what_loads_the_app_counts_as_dead_no_sooner_than_that_may_take(name: str, retries: str) -> None:
+    """A release whose check passed is not put back because its app takes long to load."""
+    given = yaml.safe_load((PROJECT / "playbooks" / "vars" / f"{name}.yml").read_text())
+    assert given[f"{name}_import_timeout"] == "{{ celery_app_check_timeout | default(60) }}"
+    slow = {f"{name}_import_timeout": 300, f"{name}_health_delay": 2}
+    assert Role(name, **slow).evaluate(retries) == 150
+    assert Role(name, **slow, **{f"{name}_health_retries": 400}).evaluate(retries) == 400
