@@ -121,6 +121,8 @@ def run(*words: str, environment: Mapping[str, str]) -> subprocess.CompletedProc
 def together(daemons: Mapping[str, Daemon]) -> Iterator[dict[str, Daemon]]:
     """Yield daemons when all are ready; end them all at once, and only then wait for each."""
     with ExitStack() as stack:
+        for daemon in daemons.values():
+            stack.callback(daemon.process.kill)  # if another one never was ready
         yield {name: stack.enter_context(daemon) for name, daemon in daemons.items()}
         for daemon in daemons.values():
             daemon.process.terminate()
