@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
+import json
+import re
 from typing import Any
 
 import pytest
+import yaml
+from ansible.parsing.dataloader import DataLoader
+from ansible.template import Templar
+from fleet_runtime import overrides, rights
 
-from tests.unit.rendering import Role, trusted
+from tests.unit.rendering import PROJECT, Role, trusted
 from tests.unit.test_filters import read_environment_file
 
 URL = "rediss://ops:s3cret-of-ops@redis1:6379/0?ssl_cert_reqs=required&ssl_ca_certs=/etc/fleet/tls/ca.crt"
@@ -46,3 +53,28 @@ def test_an_app_that_is_checked_reaches_what_nodes_reach(allowed: list[str]) -> 
     ]
     assert ("IPAddressDeny=any" in lines) is bool(allowed)
     assert "ProtectSystem=strict" in lines
+
+
+def allowed(**variables: Any) -> dict[str, Any]:
+    """Return what the playbooks tell the role that Redis allows, where the Redis host has these variables."""
+    given = yaml.safe_load((PROJECT / "playbooks/vars/celery_app.yml").read_text())["celery_app_redis_allows"]
+    known = {"groups": {"redis": ["redis1"]}, "hostvars": {"redis1": variables}}
+    value: dict[str, Any] = Templar(DataLoader(), variables=known).template(trusted(given))
+    return value
+
+
+def test_the_check_is_told_what_redis_allows() -> None:
+    """All that the inventory has, and else the defaults of the role; nothing if that is not known."""
+    defaults = Role("redis").read("defaults/main.yml")
+    assert allowed() == {name: defaults[name] for name in allowed()}
+    known = allowed(redis_exchanges=["news"], redis_web_may_control="yes", redis_bind=["192.0.2.1"])
+    assert known == {**allowed(), "redis_exchanges": ["news"], "redis_web_may_control": True}
+    told = read_environment_file(asked(celery_app_redis_allows=known)["environment"])
+    assert json.loads(told["CHECK_REDIS"]) == known
+    assert "CHECK_REDIS" not in read_environment_file(asked()["environment"])
+
+
+def test_the_check_is_told_of_each_variable_that_it_may_name() -> None:
+    """Of one that it is not told of, it would say for ever that the inventory lacks it."""
+    named = {*overrides.NEEDING.values(), *re.findall(r'"(redis_\w+)"', inspect.getsource(rights))}
+    assert named == set(allowed())

@@ -117,25 +117,6 @@ def test_a_broadcast_queue_has_the_name_that_the_app_gives_it() -> None:
     ]
 
 
-def test_a_queue_that_redis_would_refuse_is_a_finding() -> None:
-    """With the variable of the inventory that allows it; one that no node consumes is none of Redis's."""
-    own = Queue("heavy", Exchange("shop.orders"), "heavy")
-    app = shop(task_queues=[Queue("default"), own, Broadcast("news")], worker_direct=True)
-    consumed = ["default", "heavy", "news"]
-    variables = ["redis_broadcasts: {news: default}", "redis_exchanges", "redis_worker_direct: true"]
-    found = findings(app, consumed, allowed={})
-    assert len(found) == len(variables)
-    assert all(f"Have {it}" in one or f"among {it}" in one for it, one in zip(variables, found, strict=True))
-    allowed = {"redis_broadcasts": {"news": "default"}, "redis_exchanges": ["shop.orders"]}
-    assert findings(app, consumed, allowed=allowed | {"redis_worker_direct": True}) == []
-    (wrong,) = findings(
-        app, consumed, allowed={**allowed, "redis_broadcasts": {"news": "x"}, "redis_worker_direct": 1}
-    )
-    assert "{news: default}" in wrong
-    assert findings(app, consumed) == [], "what is allowed is not known"
-    assert costs(app, {"redis_worker_direct": True}) == []
-
-
 def test_a_task_whose_messages_no_node_reads_is_a_finding() -> None:
     """By its name, with the serializer that it has for itself."""
     app = shop(accept_content=["json"])
@@ -145,13 +126,6 @@ def test_a_task_whose_messages_no_node_reads_is_a_finding() -> None:
     assert finding.startswith("The task shop.pay has the serializer pickle, and the fleet accepts json: ")
     app.conf.accept_content = ["json", "pickle"]
     assert findings(app, []) == []
-
-
-def test_queues_of_single_nodes_are_told_of() -> None:
-    """Redis refuses them, unless the inventory says otherwise."""
-    (told,) = costs(shop(worker_direct=True))
-    assert told.startswith("With worker_direct each node has a queue of its own")
-    assert costs(shop()) == []
 
 
 def test_a_queue_that_cannot_be_made_is_refused() -> None:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from kombu.serialization import prepare_accept_content, registry
 
-from fleet_runtime import overrides, queues
+from fleet_runtime import overrides, queues, rights
 from fleet_runtime.loading import blaming
 from fleet_runtime.settings import unknown_variables
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Collection
 
     from celery import Celery
+
+    from fleet_runtime.rights import Rights
 
 # What settings of an app cost, by tasks that do nothing. Preflight warns of those that an inventory has.
 MEASURED = "measured on 2 cores, Celery 5.7"
@@ -35,7 +37,7 @@ def import_tasks(app: Celery) -> None:
 
 
 def findings(
-    app: Celery, consumed: Collection[str], beat_scheduler: str = "", allowed: Mapping[str, Any] | None = None
+    app: Celery, consumed: Collection[str], beat_scheduler: str = "", allowed: Rights | None = None
 ) -> list[str]:
     """Return what is wrong, a sentence each.
 
@@ -46,40 +48,37 @@ def findings(
         allowed: What the inventory allows the app in Redis, by variables of the role redis; None if that is
             not known.
     """
-    refused = [one.sentence for one in overrides.find(app, beat_scheduler) if one.refuses]
+    refused = [one.sentence for one in overrides.find(app, beat_scheduler, allowed) if one.refuses]
     return [
         *unknown_variables(),
         *refused,
         *_unconsumed(app, consumed),
+        *rights.refused(app, consumed, allowed),
         *_repeated(app),
         *_unreadable(app),
-        *([] if allowed is None else _not_allowed(app, consumed, allowed)),
     ]
 
 
-def overridden(app: Celery, beat_scheduler: str = "", allowed: Mapping[str, Any] | None = None) -> list[str]:
-    """Return what the app sets and does not get, a sentence each, but for what refuses a release.
+def overridden(app: Celery, beat_scheduler: str = "", allowed: Rights | None = None) -> list[str]:
+    """Return what the app sets or uses and does not get, a sentence each, but for what refuses a release.
 
     Args:
         app: The app, with its tasks imported.
         beat_scheduler: What the fleet's Beat runs: redbeat or persistent; nothing if there is none.
         allowed: As for `findings`.
     """
-    held = {name for name, variable in overrides.NEEDING.items() if (allowed or {}).get(variable)}
-    found = overrides.find(app, beat_scheduler)
-    told = [one.sentence for one in found if not one.refuses and one.name not in held]
-    return [*told, *_batches(app)]
+    told = [one.sentence for one in overrides.find(app, beat_scheduler, allowed) if not one.refuses]
+    uses, accepted = rights.warned(app, overrides.module(app), allowed), overrides.accepted(app)
+    return [*told, *(said for name, said in uses.items() if name not in accepted), *_batches(app)]
 
 
-def costs(app: Celery, allowed: Mapping[str, Any] | None = None) -> list[str]:
+def costs(app: Celery) -> list[str]:
     """Return what works, but costs much, a sentence each, of what the fleet leaves to the app.
 
     Args:
         app: The app, with its tasks imported.
-        allowed: As for `findings`.
     """
-    direct = _direct(app) if allowed is None else []
-    return [*_connections(app), *_tracked(app), *_short_lived(app), *direct]
+    return [*_connections(app), *_tracked(app), *_short_lived(app)]
 
 
 def _batches(app: Celery) -> list[str]:
@@ -144,42 +143,6 @@ def _unreadable(app: Celery) -> list[str]:
         "Change the task, or add the serializer to FLEET_ACCEPT_CONTENT."
         for name, task in sorted(app.tasks.items())
         if task.serializer and registry.name_to_type.get(task.serializer, task.serializer) not in accepted
-    ]
-
-
-def _not_allowed(app: Celery, consumed: Collection[str], allowed: Mapping[str, Any]) -> list[str]:
-    """Return the queues that the fleet's nodes should consume, and that Redis would refuse them."""
-    broadcasts = allowed.get("redis_broadcasts") or {}
-    exchanges = {"", *consumed, *broadcasts, *(allowed.get("redis_exchanges") or ())}
-    to_all = queues.broadcast(app)
-    sentences = [
-        f"The app has the Broadcast queue {name}, and Redis would let no node hear it. Have "
-        f"redis_broadcasts: {{{queue.exchange.name}: {queue.routing_key}}} in the inventory."
-        for name, queue in to_all.items()
-        if name in consumed and broadcasts.get(queue.exchange.name) != queue.routing_key
-    ]
-    others = app.amqp.queues.values() if app.conf.task_queues else ()
-    sentences += [
-        f"The queue {queue.name} has the exchange {queue.exchange.name}, which Redis's access rules do not "
-        "name. Have it among redis_exchanges in the inventory."
-        for queue in others
-        if queue.name in consumed and getattr(queue.exchange, "name", "") not in exchanges
-    ]
-    if app.conf.worker_direct and not allowed.get("redis_worker_direct"):
-        sentences.append(
-            "With worker_direct each node has a queue of its own, and Redis would refuse it. Have "
-            "redis_worker_direct: true in the inventory."
-        )
-    return sentences
-
-
-def _direct(app: Celery) -> list[str]:
-    """Return whether each node has a queue of its own, which Redis's access rules name only if told to."""
-    if not app.conf.worker_direct:
-        return []
-    return [
-        "With worker_direct each node has a queue of its own, such as default-1@host.dq2. Redis refuses it "
-        "unless redis_worker_direct is true in the inventory; then the node consumes its other queues."
     ]
 
 

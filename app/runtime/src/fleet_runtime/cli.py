@@ -95,7 +95,7 @@ def check(ctx: click.Context, text: str, beat: str, allowed: dict[str, Any] | No
     with sentences():
         import_tasks(app)
         found = findings(app, [name for name in text.split(",") if name], beat, allowed)
-    told, dear = overridden(app, beat, allowed), costs(app, allowed)
+    told, dear = overridden(app, beat, allowed), costs(app)
     if as_json:
         click.echo(json.dumps({"faults": found, "overridden": told, "costs": dear}))
         ctx.exit(1 if found else 0)

@@ -270,12 +270,23 @@ def own_settings(conf: Any) -> dict[str, Any]:
     return found
 
 
-def find(app: Celery, beat_scheduler: str = "") -> list[Override]:
+def accepted(app: Celery) -> tuple[str, ...]:
+    """Return what the operator lets the fleet drop without a word."""
+    return _own[app][1].accept_overrides if app in _own else ()
+
+
+def module(app: Celery) -> str:
+    """Return the name of the module that an app is loaded from; nothing if that is not known."""
+    return _own[app][1].app.partition(":")[0] if app in _own else ""
+
+
+def find(app: Celery, beat_scheduler: str = "", rights: Mapping[str, Any] | None = None) -> list[Override]:
     """Return each setting of an app that does not hold, sorted, but those that the operator accepts.
 
     Args:
         app: The app, with the fleet's settings laid on it; of another one nothing is known.
         beat_scheduler: What Beat runs: `redbeat`, `persistent`, or nothing if the fleet has no Beat.
+        rights: What the inventory allows in Redis, as `rights` has it; None if that is not known.
     """
     if app not in _own:
         return []
@@ -284,12 +295,13 @@ def find(app: Celery, beat_scheduler: str = "") -> list[Override]:
         *_laid_over(own, settings),
         *_options(own, settings),
         *_without_effect(own),
+        *_needing(own, rights),
         *_results(own),
         *_broker(own),
         *_scheduler(own, beat_scheduler),
     ]
-    accepted = set(settings.accept_overrides)
-    return sorted((one for one in found if one.name not in accepted), key=lambda one: one.name)
+    dropped = accepted(app)
+    return sorted((one for one in found if one.name not in dropped), key=lambda one: one.name)
 
 
 def _values(own: Mapping[str, Any], settings: FleetSettings) -> dict[str, Any]:
@@ -345,17 +357,26 @@ def _without_effect(own: Mapping[str, Any]) -> list[Override]:
     found = [_dropped(name, own[name], UNUSED[name]) for name in own.keys() & UNUSED.keys()]
     other = Rule(_OTHER_RESULTS)
     found += [_dropped(name, own[name], other) for name in own if name.startswith(OTHER_BACKENDS)]
-    found += [
-        Override(
-            name, f"The app's {name} works only where the inventory has {variable}: true.", refuses=False
-        )
-        for name, variable in NEEDING.items()
-        if own.get(name)
-    ]
     if own.get("worker_enable_remote_control") is False:
         name = "worker_enable_remote_control"
         found.append(_refused(f"The app's {name} is False.", name, REFUSED[name]))
     return found
+
+
+def _needing(own: Mapping[str, Any], rights: Mapping[str, Any] | None) -> list[Override]:
+    """Return the settings that the inventory must allow, and does not as far as is known.
+
+    Where it is known, `rights` refuses a worker_direct that is not allowed: no node would pass its proof.
+    """
+    known = rights or {}
+    elsewhere = () if rights is None else ("worker_direct",)
+    return [
+        Override(
+            name, f"The app's {name} works only where the inventory has {variable}: true.", refuses=False
+        )
+        for name, variable in NEEDING.items()
+        if own.get(name) and name not in elsewhere and not known.get(variable)
+    ]
 
 
 def _results(own: Mapping[str, Any]) -> list[Override]:

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from celery.exceptions import QueueNotFound
 from celery.utils.nodenames import worker_direct
+from kombu import Queue
 
 from fleet_runtime.errors import FleetError
 
 if TYPE_CHECKING:
     from celery import Celery
 
-    Found = Iterator[tuple[str, str]]
+    Found = Iterator[tuple[str, str]]  # a queue, and what sends there
+    Route = tuple[dict[str, Any], str]  # options as Celery's router has them, and whose they are
 
 # Tasks of Celery itself, which run where they are asked for, and of the runtime, which are told where to go.
 OWN = ("celery.", "fleet.")
@@ -28,10 +31,27 @@ def routed(app: Celery) -> dict[str, list[str]]:
     be known.
     """
     reasons = defaultdict(set)
-    for finder in (_configured, _routes, _tasks, _scheduled):
+    for finder in (_configured, _routes, _senders):
         for queue, reason in finder(app):
             reasons[queue].add(reason)
     return {queue: sorted(reasons[queue]) for queue in sorted(reasons)}
+
+
+def exchanges(app: Celery) -> Iterator[tuple[str, str]]:
+    """Yield each exchange that messages are sent to in place of a queue's own, with what sends them there."""
+    for route, reason in (*_given(app), *_sent(app)):
+        if route.get("exchange") and (route.get("routing_key") or not route.get("queue")):
+            yield name_of(route["exchange"]), reason
+
+
+def declared(app: Celery) -> list[Queue]:
+    """Return the queues that an app or its routes declare, or that Celery makes for them."""
+    for name in routed(app):
+        with suppress(KeyError):  # the app lets none be made
+            app.amqp.queues[name]
+    known = list(app.amqp.queues.values())
+    given = [route.get("queue") for route, _ in (*_given(app), *_sent(app))]
+    return [*known, *(queue for queue in given if isinstance(queue, Queue) and queue not in known)]
 
 
 def configured(app: Celery) -> list[str]:
@@ -47,44 +67,46 @@ def _configured(app: Celery) -> Found:
 
 
 def _routes(app: Celery) -> Found:
-    """Yield the queues that task_routes has as data, for tasks that this app may not have itself."""
+    """Yield the queues that task_routes has as data."""
+    yield from ((name_of(route["queue"]), reason) for route, reason in _given(app) if route.get("queue"))
+
+
+def _senders(app: Celery) -> Found:
+    """Yield the queue of each task, and of each entry of the schedule."""
+    yield from ((name_of(route["queue"]), reason) for route, reason in _sent(app) if route.get("queue"))
+
+
+def _given(app: Celery) -> Iterator[Route]:
+    """Yield the routes that task_routes has as data, for tasks that this app may not have itself."""
     for route in _listed(app.conf.task_routes):
         pairs = route.items() if isinstance(route, Mapping) else _listed(route)
         for pattern, options in filter(_is_pair, pairs):
-            queue = options if isinstance(options, str) else dict(options or {}).get("queue")
-            if queue:
-                yield name_of(queue), f"task_routes for {getattr(pattern, 'pattern', pattern)}"
+            reason = f"task_routes for {getattr(pattern, 'pattern', pattern)}"
+            yield {"queue": options} if isinstance(options, str) else dict(options or {}), reason
 
 
-def _tasks(app: Celery) -> Found:
-    """Yield the queue of each task, as Celery itself would route it."""
+def _sent(app: Celery) -> Iterator[Route]:
+    """Yield how Celery itself would send each task, and each entry of the schedule."""
     for name, task in app.tasks.items():
         if not name.startswith(OWN):
-            queues = _routed(app, name, task._get_exec_options(), task=task)
-            yield from ((queue, f"the task {name}") for queue in queues)
-
-
-def _scheduled(app: Celery) -> Found:
-    """Yield the queue of each entry of the schedule."""
+            yield _route(app, name, task._get_exec_options(), task=task), f"the task {name}"
     for entry, given in (app.conf.beat_schedule or {}).items():
         task = app.tasks.get(given["task"])
         options = {**(task._get_exec_options() if task else {}), **given.get("options", {})}
-        queues = _routed(app, given["task"], options, given.get("args", ()), given.get("kwargs"), task)
-        yield from ((queue, f"the schedule's entry {entry}") for queue in queues)
+        route = _route(app, given["task"], options, given.get("args", ()), given.get("kwargs"), task)
+        yield route, f"the schedule's entry {entry}"
 
 
-def _routed(
+def _route(
     app: Celery, name: str, options: dict[str, Any], args: Any = (), kwargs: Any = None, task: Any = None
-) -> Iterator[str]:
-    """Yield where Celery sends a message with these options, if that is a queue."""
+) -> dict[str, Any]:
+    """Return how Celery sends a message with these options; nothing if that cannot be known."""
     try:
-        route = app.amqp.router.route(dict(options), name, args, kwargs, task)
+        return dict(app.amqp.router.route(dict(options), name, args, kwargs, task))
     except QueueNotFound as error:
         raise FleetError(f"{name} cannot be sent: {error.args[0]}, and the app lets none be made.") from None
     except Exception:  # of a function of the app's, which wants arguments to decide
-        return
-    if route.get("queue"):
-        yield name_of(route["queue"])
+        return {}
 
 
 def _listed(value: Any) -> list[Any]:
@@ -115,7 +137,7 @@ def consumed(app: Celery, node: str) -> dict[str, str]:
 
 
 def name_of(queue: Any) -> str:
-    """Return the name of a queue, given as such or by its name.
+    """Return the name of a queue or an exchange, given as such or by its name.
 
     That of a Broadcast queue is another one in each process; its alias is what an app and an inventory say.
     """
