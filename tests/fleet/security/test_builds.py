@@ -122,6 +122,8 @@ def victim(fleet: Fleet) -> Iterator[Host]:
     """A host on which an app of an attacker is installed, beside the fleet's own."""
     host = fleet.group("workers")[0]
     host.sh('rm -rf "$1"', ROOT)
+    # uv keeps what it has once built
+    host.sh("/opt/celery/uv/bin/uv --quiet --cache-dir /opt/celery/cache cache clean hooked")
     yield host
     host.sh('rm -rf "$1"', ROOT)
 
