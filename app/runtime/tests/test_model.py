@@ -251,10 +251,12 @@ def as_much_as_it_may(channel: Any, _: float) -> int:
 
 
 @pytest.mark.parametrize("examples", [40, pytest.param(500, marks=pytest.mark.long)])
+@pytest.mark.parametrize("delayed", [0, transport.DELAYED_IN_ROW], ids=["both-ends", "oldest"])
 def test_a_message_is_always_in_one_place(
-    broker: Broker, examples: int, monkeypatch: pytest.MonkeyPatch
+    broker: Broker, examples: int, delayed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever nodes do. Those that loop take in advance, however slow they are here."""
+    monkeypatch.setattr(transport, "DELAYED_IN_ROW", delayed)
     monkeypatch.setattr(transport.Channel, "_in_advance", as_much_as_it_may)
     monkeypatch.setattr(transport, "BACK", LONG)
     machine = type("Machine", (Nodes,), {"broker": broker})

@@ -274,9 +274,12 @@ def caught(app: Celery, broker: Broker, option: str) -> dict[str, Any]:
     given = {**where, "task_id": "4f1d", "reply_to": "4f21", option: CALL_OPTIONS[option]}
     if option == "stamped_headers":
         given["tenant"] = "eu-3"
-    app.send_task("shop.pay", ("7",), {"to": "eu"}, **given)
     redis = broker.client("admin")
-    [key] = [key for key in redis.scan_iter("io*") if redis.type(key) == "list"]
+    before = {
+        key: redis.llen(key) for key in redis.scan_iter("io*", _type="list")
+    }  # which others may have left
+    app.send_task("shop.pay", ("7",), {"to": "eu"}, **given)
+    [key] = [key for key in redis.scan_iter("io*", _type="list") if redis.llen(key) > before.get(key, 0)]
     message: dict[str, Any] = json.loads(redis.lpop(key))
     message["properties"].pop("delivery_tag")
     message["body"] = "" if option == "compression" else json.loads(base64.b64decode(message["body"]))

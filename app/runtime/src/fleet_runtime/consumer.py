@@ -175,6 +175,7 @@ class FleetConsumer(Consumer):  # type: ignore[misc]  # celery ships no types
                 return self.on_decode_error(message, error)
             with about(message):
                 try:
+                    _count_if_delayed(message)
                     return handle(message)
                 except Exception as error:
                     # Before the pool has it: `ending` sees to what fails from then on.
@@ -284,6 +285,13 @@ def _as_commanded(do: Callable[..., Any], *args: Any, **options: Any) -> None:
         if channels.is_of_broker(error):
             raise
         channels.dropped.add(channels.CONTROL, error)
+
+
+def _count_if_delayed(message: Any) -> None:
+    """Let the channel know of a message whose task waits for its time."""
+    channel, headers = message.channel, message.headers
+    if isinstance(channel, transport.Channel) and isinstance(headers, dict) and headers.get("eta"):
+        channel.delayed += 1
 
 
 def _pause_if_refused(error: Exception) -> None:

@@ -67,36 +67,39 @@ FIRST, DOUBLED, MANY = 0.001, 10, 250
 ADVANCE, FOR_EACH, BACK = 0.01, 4, 0.05
 # Seconds over which the pace of a node is taken, at least.
 SPAN = 0.005
+# After so many messages in a row whose tasks wait for their time, as after a start of a node that held many,
+# what is due may stand behind tens of thousands more. From then on one in so many is the newest of its list.
+DELAYED_IN_ROW, NEWEST_OF = 100, 4
 # Seconds until a queue that Redis refuses is looked at again.
 AGAIN = 30.0
 # Seconds that a node handles control commands and events in one turn of its loop; the rest is for the next.
 TURN_OF_FANOUT = 0.1
 
-# Forgets messages that are done, and takes others: each time the oldest of the first list that has one. A
-# message is recorded before it leaves its list, so that a Redis that refuses to write leaves it there; with
-# the queue that it came from, and not the exchange: that may have put it into other queues, too. Another one
-# of them that is taken by the same node, and what is no message, gets a tag of its own. Returns the place of
-# the list, the tag and the message, for each.
+# Forgets messages that are done, and takes others: each time the oldest of the first list that has one; the
+# last ones as the newest, if that is asked for. A message is recorded before it leaves its list, so that a
+# Redis that refuses to write leaves it there; with the queue that it came from, and not the exchange: that
+# may have put it into other queues, too. Another one of them that is taken by the same node, and what is no
+# message, gets a tag of its own. Returns the place of the list, the tag and the message, for each.
 # KEYS: unacked, unacked_index, then for each priority the list of each queue.
-# ARGV: how many to take, whether the queues take turns, how many queues, the name of each (nothing if what is
-# in it is not to be recorded), then the tags of what is done.
+# ARGV: how many to take, how many of them as the newest, whether the queues take turns, how many queues, the
+# name of each (nothing if what is in it is not to be recorded), then the tags of what is done.
 TURN = (
     fullness.ALLOWED
     + """
-local room, in_turn, queues = tonumber(ARGV[1]), ARGV[2] == '1', tonumber(ARGV[3])
-if #ARGV > 3 + queues then
-  redis.call('HDEL', KEYS[1], unpack(ARGV, 4 + queues))
-  redis.call('ZREM', KEYS[2], unpack(ARGV, 4 + queues))
+local room, newest, in_turn, queues = tonumber(ARGV[1]), tonumber(ARGV[2]), ARGV[3] == '1', tonumber(ARGV[4])
+if #ARGV > 4 + queues then
+  redis.call('HDEL', KEYS[1], unpack(ARGV, 5 + queues))
+  redis.call('ZREM', KEYS[2], unpack(ARGV, 5 + queues))
 end
 local taken, order, empty = {}, {}, {}
 for at = 1, queues do
   order[at] = at
 end
-local function find()
+local function find(place)
   for first = 2, #KEYS - 1, queues do
     for at, queue in ipairs(order) do
       local key = KEYS[first + queue]
-      local item = not empty[key] and redis.call('LINDEX', key, -1)
+      local item = not empty[key] and redis.call('LINDEX', key, place)
       if item then
         return at, queue, key, item, first + queue - 3
       end
@@ -106,12 +109,13 @@ local function find()
 end
 local time = room > 0 and redis.call('TIME')
 while #taken < 3 * room do
-  local at, queue, key, item, place = find()
+  local oldest = #taken < 3 * (room - newest)
+  local at, queue, key, item, place = find(oldest and -1 or 0)
   if not item then
     break
   end
   local tag, record
-  local name = ARGV[3 + queue]
+  local name = ARGV[4 + queue]
   local good, message = pcall(cjson.decode, item)
   local properties = good and type(message) == 'table' and message.properties
   local info = type(properties) == 'table' and properties.delivery_info
@@ -131,7 +135,7 @@ while #taken < 3 * room do
     redis.call('HSET', KEYS[1], tag, record)
     redis.call('ZADD', KEYS[2], time[1] + time[2] / 1000000, tag)
   end
-  redis.call('RPOP', key)
+  redis.call(oldest and 'RPOP' or 'LPOP', key)
   taken[#taken + 1] = place
   taken[#taken + 1] = tag
   taken[#taken + 1] = item
@@ -190,12 +194,14 @@ class Taken(NamedTuple):
         queue: To which that belongs.
         tag: By which it is held.
         item: As it was in the list.
+        is_newest: Whether it was taken as the newest of its list.
     """
 
     place: str
     queue: str
     tag: str
     item: bytes
+    is_newest: bool
 
 
 class QoS(stock.QoS):  # type: ignore[misc]  # kombu ships no types
@@ -293,7 +299,7 @@ class QoS(stock.QoS):  # type: ignore[misc]  # kombu ships no types
 
 def acknowledge(client: Any, unacked: str, index: str, tags: Iterable[str]) -> None:
     """Acknowledge messages, and wait for the answer."""
-    functions.run(client, TURN, [unacked, index], [0, 0, 0, *tags])
+    functions.run(client, TURN, [unacked, index], [0, 0, 0, 0, *tags])
 
 
 def is_refusal(error: ResponseError) -> bool:
@@ -314,6 +320,7 @@ class Channel(stock.Channel):  # type: ignore[misc]  # kombu ships no types
             to a queue is to get the error.
         refused: Queues that are left out, each with the reason.
         on_refused: Is called when there is another, or one less.
+        delayed: How many messages were delivered whose tasks have an ETA. Who handles them counts them.
         listened_at: When it was last polled for what is sent to all nodes, by the monotonic clock.
     """
 
@@ -328,6 +335,8 @@ class Channel(stock.Channel):  # type: ignore[misc]  # kombu ships no types
         self.listened_at: float | None = None
         self.queues: list[str] = []
         self.recorded: set[str] = set()
+        self.delayed = self._delayed_in_row = 0
+        self._takes_newest = False
         self._acks: deque[str] = deque()
         self._acks_since, self._lingers = inf, False
         self._no_ack: set[str] = set()
@@ -412,7 +421,7 @@ class Channel(stock.Channel):  # type: ignore[misc]  # kombu ships no types
                 for key in lists:
                     client.llen(key)
                 command = "the function that takes messages"
-                functions.run(client, TURN, names, [0, 0, 1, queue])
+                functions.run(client, TURN, names, [0, 0, 0, 1, queue])
         except ResponseError as error:
             if is_refusal(error):
                 return f"{command}: {error}"
@@ -712,10 +721,12 @@ class Channel(stock.Channel):  # type: ignore[misc]  # kombu ships no types
         queues = self._queue_cycle.consume(len(self.queues)) if most else []
         if queues != self._words_for:
             self._words_for, self._words = list(queues), self._words_of(queues)
-        (names, words), change = self._words, self._change
+        (names, words), change, newest = self._words, self._change, self._newest(most)
         turn = Asked(
-            (*self._turn_call(), len(names), *names, most, *words, *tags),
-            lambda taken: self._on_taken(self._read(taken, queues, names[2:]), room, most, now),
+            (*self._turn_call(), len(names), *names, most, newest, *words, *tags),
+            lambda taken: self._on_taken(
+                self._read(taken, queues, names[2:], most - newest), room, most, now
+            ),
             lambda error: self._on_refused(error, tags, queues, change),
             tags,
             takes=most > 0,
@@ -726,6 +737,13 @@ class Channel(stock.Channel):  # type: ignore[misc]  # kombu ships no types
         # What it takes out of a list, Redis does not tell it, and forgets that it is to tell of that list.
         self._look, self._watched, self._brpop_sent_at = False, False, self._acks_since
         lane.ask(turn, *(self._watch() if self._was_short else ()))
+
+    def _newest(self, most: int) -> int:
+        """Return how many of the messages that are taken are the newest of their list."""
+        if self._delayed_in_row < DELAYED_IN_ROW or self._asks_each_time():
+            return 0
+        self._takes_newest = not self._takes_newest
+        return max(most // NEWEST_OF, int(self._takes_newest and most > 0))
 
     def _turn_call(self) -> tuple[str, str]:
         """Return how the script is called."""
@@ -765,12 +783,19 @@ class Channel(stock.Channel):  # type: ignore[misc]  # kombu ships no types
         """Look again, since a list has changed."""
         self._look, self._watched, self._was_notified = True, False, True
 
-    def _read(self, said: list[Any], queues: list[str], lists: list[str]) -> list[Taken]:
-        """Return what the script has taken from some lists, which are those of each queue by priority."""
+    def _read(self, said: list[Any], queues: list[str], lists: list[str], oldest: int) -> list[Taken]:
+        """Return what the script has taken from some lists, which are those of each queue by priority.
+
+        Args:
+            said: Its answer.
+            queues: The queues that it was asked for.
+            lists: Their lists.
+            oldest: How many messages it was to take as the oldest of their lists; the others follow.
+        """
         places = map(int, said[::3])
         return [
-            Taken(lists[place], queues[place % len(queues)], bytes_to_str(tag), item)
-            for place, tag, item in zip(places, said[1::3], said[2::3], strict=True)
+            Taken(lists[place], queues[place % len(queues)], bytes_to_str(tag), item, at >= oldest)
+            for at, (place, tag, item) in enumerate(zip(places, said[1::3], said[2::3], strict=True))
         ]
 
     def _on_taken(self, taken: list[Taken], room: int, most: int, asked_at: float) -> None:
@@ -816,11 +841,14 @@ class Channel(stock.Channel):  # type: ignore[misc]  # kombu ships no types
             reading.deliver(self, taken.item, taken.queue, held=None)
             return
         self.recorded.add(taken.tag)
+        before = self.delayed
         try:
             held = Held(self.unacked_key, self.unacked_index_key, taken.tag)
             reading.deliver(self, taken.item, taken.queue, held=held)
         finally:
             self.recorded.discard(taken.tag)
+        if not taken.is_newest:
+            self._delayed_in_row = self._delayed_in_row + 1 if self.delayed > before else 0
 
     def _on_refused(
         self, error: ResponseError, tags: tuple[str, ...], queues: Iterable[str], change: int

@@ -1,20 +1,20 @@
-#!lua name=fleet_802979b77c9895e4670ca621927355585a322c41
+#!lua name=fleet_e1eb28c01238ef54b6bd49109b82a399cb71bb5d
 -- fleet_runtime.transport.TURN. Written by tools/redis_functions.py.
 local function body(KEYS, ARGV)
-local room, in_turn, queues = tonumber(ARGV[1]), ARGV[2] == '1', tonumber(ARGV[3])
-if #ARGV > 3 + queues then
-  redis.call('HDEL', KEYS[1], unpack(ARGV, 4 + queues))
-  redis.call('ZREM', KEYS[2], unpack(ARGV, 4 + queues))
+local room, newest, in_turn, queues = tonumber(ARGV[1]), tonumber(ARGV[2]), ARGV[3] == '1', tonumber(ARGV[4])
+if #ARGV > 4 + queues then
+  redis.call('HDEL', KEYS[1], unpack(ARGV, 5 + queues))
+  redis.call('ZREM', KEYS[2], unpack(ARGV, 5 + queues))
 end
 local taken, order, empty = {}, {}, {}
 for at = 1, queues do
   order[at] = at
 end
-local function find()
+local function find(place)
   for first = 2, #KEYS - 1, queues do
     for at, queue in ipairs(order) do
       local key = KEYS[first + queue]
-      local item = not empty[key] and redis.call('LINDEX', key, -1)
+      local item = not empty[key] and redis.call('LINDEX', key, place)
       if item then
         return at, queue, key, item, first + queue - 3
       end
@@ -24,12 +24,13 @@ local function find()
 end
 local time = room > 0 and redis.call('TIME')
 while #taken < 3 * room do
-  local at, queue, key, item, place = find()
+  local oldest = #taken < 3 * (room - newest)
+  local at, queue, key, item, place = find(oldest and -1 or 0)
   if not item then
     break
   end
   local tag, record
-  local name = ARGV[3 + queue]
+  local name = ARGV[4 + queue]
   local good, message = pcall(cjson.decode, item)
   local properties = good and type(message) == 'table' and message.properties
   local info = type(properties) == 'table' and properties.delivery_info
@@ -47,7 +48,7 @@ while #taken < 3 * room do
     redis.call('HSET', KEYS[1], tag, record)
     redis.call('ZADD', KEYS[2], time[1] + time[2] / 1000000, tag)
   end
-  redis.call('RPOP', key)
+  redis.call(oldest and 'RPOP' or 'LPOP', key)
   taken[#taken + 1] = place
   taken[#taken + 1] = tag
   taken[#taken + 1] = item
@@ -57,7 +58,7 @@ while #taken < 3 * room do
 end
 return taken
 end
-redis.register_function{function_name='fleet_802979b77c9895e4670ca621927355585a322c41', callback=body, flags={'allow-oom'}}
+redis.register_function{function_name='fleet_e1eb28c01238ef54b6bd49109b82a399cb71bb5d', callback=body, flags={'allow-oom'}}
 redis.register_function{
-  function_name='fleet_802979b77c9895e4670ca621927355585a322c41_present', callback=function() return 1 end, flags={'no-writes'}
+  function_name='fleet_e1eb28c01238ef54b6bd49109b82a399cb71bb5d_present', callback=function() return 1 end, flags={'no-writes'}
 }
