@@ -38,6 +38,18 @@ def test_user_namespaces_are_asked_for(lines: list[str], most: int) -> None:
     assert role.evaluate("__preflight_free") == {"/": 70000}
 
 
+@pytest.mark.parametrize("nodes", [True, False])
+def test_only_hosts_of_nodes_need_user_namespaces(nodes: bool) -> None:
+    """No other unit has one, and to allow none is what hardened hosts do."""
+    role = host("70000 /", "userns 0")
+    found = [task.get("vars", {}).get("__preflight_rules") for task in role.read("tasks/host.yml")]
+    (rules,) = filter(None, found)
+    (rule,) = [rule for rule in rules if "user namespaces" in rule["message"]]
+    role.variables["preflight_nodes"] = nodes
+    role.templar.available_variables = role.variables
+    assert role.evaluate(rule["holds"].strip("{} ")) is not nodes
+
+
 @pytest.mark.parametrize("off", [0, 90, -4000])
 def test_a_clock_is_compared_with_the_controllers(off: float) -> None:
     assert int(host("1 /", clock=off).evaluate("__preflight_clock_off")) == pytest.approx(off, abs=3)
