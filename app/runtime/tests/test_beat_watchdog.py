@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import threading
 import time
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -78,6 +79,7 @@ def test_a_loop_that_hangs_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
         max_interval=5, tick=lambda: 1.0, apply_async=lambda entry, **_: sent.append(entry)
     )
     silent: Any = None
+    monkeypatch.setattr(beat_watchdog, "answers", lambda _: True)
     watchdog = Watchdog(silent, SimpleNamespace(scheduler=scheduler), silent, 60)
     assert watchdog._status().startswith("waiting for the lock")
     assert scheduler.tick() == 1.0
@@ -90,3 +92,25 @@ def test_a_loop_that_hangs_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     scheduler.apply_async("hourly", producer=None)
     assert sent == ["hourly"]
     assert watchdog._status() == "sending what is due"
+
+
+def test_a_first_turn_that_hangs_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is no wait for the lock, which comes before."""
+    begun, ended = threading.Event(), threading.Event()
+
+    def hang() -> None:
+        begun.set()
+        ended.wait(60)
+
+    scheduler = SimpleNamespace(max_interval=5, tick=hang, apply_async=lambda entry, **_: None)
+    silent: Any = None
+    watchdog = Watchdog(silent, SimpleNamespace(scheduler=scheduler), silent, 60)
+    turn = threading.Thread(target=scheduler.tick, daemon=True)
+    turn.start()
+    assert begun.wait(60)
+    now = time.monotonic() + 36
+    monkeypatch.setattr(beat_watchdog, "answers", lambda _: True)
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    assert watchdog._status() == ""
+    ended.set()
+    turn.join()

@@ -60,9 +60,10 @@ class Watchdog:
         threading.Thread(target=self._run, name="watchdog", daemon=True).start()
 
     def _noted(self, method: Callable[..., Any]) -> Callable[..., Any]:
-        """Return a method of the scheduler that notes when it ended."""
+        """Return a method of the scheduler that notes when it began and when it ended."""
 
         def noted(*args: Any, **kwargs: Any) -> Any:
+            self.last_turn = time.monotonic()
             try:
                 return method(*args, **kwargs)
             finally:
