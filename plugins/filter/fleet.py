@@ -146,12 +146,14 @@ def addresses(allowed: Iterable[str]) -> list[str]:
 
 
 def without_password(url: str) -> str:
-    """Return the URL of a broker with a word in place of its password.
+    """Return the URL of a broker, or several, with a word in place of each password.
 
     >>> without_password("rediss://ops:s%40cret@r1:6379/0?ssl_ca_certs=/ca.crt")
     'rediss://ops:none@r1:6379/0?ssl_ca_certs=/ca.crt'
+    >>> without_password("fleet-sentinel://ops:one@s1:26379;sentinel://:two@s2:26379/0")
+    'fleet-sentinel://ops:none@s1:26379;sentinel://:none@s2:26379/0'
     """
-    return re.sub(r"^(\w+://[^:@/]*):[^@/]*@", r"\1:none@", url)
+    return re.sub(r"(?<=://)([^:@/;]*):[^@/;]*@", r"\1:none@", url)
 
 
 def table(rows: Iterable[Mapping[str, Any]]) -> list[str]:
