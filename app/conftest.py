@@ -20,11 +20,18 @@ def _scripts_are_functions() -> None:
 
 
 @pytest.fixture(scope="session")
-def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
+def _redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
     """Yield a Redis that serves all tests."""
     broker = Broker(tmp_path_factory.mktemp("redis"))
     yield broker
     broker.stop()
+
+
+@pytest.fixture(scope="module")
+def redis_server(_redis: Broker) -> Broker:
+    """Return the Redis, with nothing in it that the tests of another file have left, but its functions."""
+    _redis.client("admin").flushall()
+    return _redis
 
 
 @pytest.fixture

@@ -50,7 +50,7 @@ def lay(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     return lay
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def fleet(redis_server: Broker) -> Fleet:
     """Return an app that names another broker."""
     return shop(redis_server)
