@@ -6,6 +6,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from fleet_runtime.consumer import _count_if_delayed
 from fleet_runtime.recovery import own_keys
 from fleet_runtime.transport import DELAYED_IN_ROW, NEWEST_OF, Transport
 from kombu import Connection, Consumer, Exchange, Queue
@@ -40,8 +41,9 @@ def take(broker: Broker, enough: Callable[[list[dict[str, Any]]], bool]) -> list
 
         def on_message(message: Any) -> None:
             got.append(message.headers)
-            if message.headers.get("eta"):
-                channel.delayed += 1
+            before = channel.delayed
+            _count_if_delayed(message)
+            if channel.delayed > before:
                 channel.basic_qos(0, channel.qos.prefetch_count + 1, False)
             else:
                 message.ack()
@@ -55,7 +57,8 @@ def take(broker: Broker, enough: Callable[[list[dict[str, Any]]], bool]) -> list
             except OSError:
                 continue
         for message in list(channel.qos._delivered.values()):
-            message.ack()
+            if not message.acknowledged:
+                message.ack()
     return got
 
 
@@ -77,6 +80,16 @@ def test_what_is_due_comes_in_its_order(broker: Broker, web: Any, admin: Any) ->
     sent = [
         web.send_task("shop.add", (1, 1), queue="default", countdown=3600 * (number % 3 > 0)).id
         for number in range(DELAYED_IN_ROW * 3)
+    ]
+    order = [headers["id"] for headers in take(broker, lambda got: len(got) == len(sent))]
+    assert order == sent
+
+
+def test_what_is_overdue_comes_in_its_order(broker: Broker, web: Any, admin: Any) -> None:
+    """As retries and countdowns after an outage, all of which are due."""
+    sent = [
+        web.send_task("shop.add", (1, 1), queue="default", countdown=-number - 1).id
+        for number in range(DELAYED_IN_ROW * 2)
     ]
     order = [headers["id"] for headers in take(broker, lambda got: len(got) == len(sent))]
     assert order == sent

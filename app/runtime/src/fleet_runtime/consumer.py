@@ -8,6 +8,8 @@ from __future__ import annotations
 import logging
 import time
 import warnings
+from contextlib import suppress
+from datetime import UTC, datetime
 from functools import partial, wraps
 from typing import TYPE_CHECKING, Any
 
@@ -290,8 +292,11 @@ def _as_commanded(do: Callable[..., Any], *args: Any, **options: Any) -> None:
 def _count_if_delayed(message: Any) -> None:
     """Let the channel know of a message whose task waits for its time."""
     channel, headers = message.channel, message.headers
-    if isinstance(channel, transport.Channel) and isinstance(headers, dict) and headers.get("eta"):
-        channel.delayed += 1
+    if not (isinstance(channel, transport.Channel) and isinstance(headers, dict) and headers.get("eta")):
+        return
+    with suppress(TypeError, ValueError):  # Celery's handler refuses what is no time
+        at = datetime.fromisoformat(headers["eta"])
+        channel.delayed += (at if at.tzinfo else at.replace(tzinfo=UTC)) > datetime.now(UTC)
 
 
 def _pause_if_refused(error: Exception) -> None:

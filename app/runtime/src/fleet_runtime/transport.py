@@ -67,8 +67,8 @@ FIRST, DOUBLED, MANY = 0.001, 10, 250
 ADVANCE, FOR_EACH, BACK = 0.01, 4, 0.05
 # Seconds over which the pace of a node is taken, at least.
 SPAN = 0.005
-# After so many messages in a row whose tasks wait for their time, as after a start of a node that held many,
-# what is due may stand behind tens of thousands more. From then on one in so many is the newest of its list.
+# After so many messages in a row of a queue whose tasks wait for their time, as when a node starts that held
+# many, what is due may stand behind tens of thousands more. Then one in so many is the newest of its list.
 DELAYED_IN_ROW, NEWEST_OF = 100, 4
 # Seconds until a queue that Redis refuses is looked at again.
 AGAIN = 30.0
@@ -76,12 +76,12 @@ AGAIN = 30.0
 TURN_OF_FANOUT = 0.1
 
 # Forgets messages that are done, and takes others: each time the oldest of the first list that has one; the
-# last ones as the newest, if that is asked for. A message is recorded before it leaves its list, so that a
-# Redis that refuses to write leaves it there; with the queue that it came from, and not the exchange: that
-# may have put it into other queues, too. Another one of them that is taken by the same node, and what is no
-# message, gets a tag of its own. Returns the place of the list, the tag and the message, for each.
+# last `newest` from its other end. A message is recorded before it leaves its list, so that a Redis that
+# refuses to write leaves it there; with the queue that it came from, and not the exchange: that may have put
+# it into other queues, too. Another one of them that is taken by the same node, and what is no message, gets
+# a tag of its own. Returns the place of the list, the tag and the message, for each.
 # KEYS: unacked, unacked_index, then for each priority the list of each queue.
-# ARGV: how many to take, how many of them as the newest, whether the queues take turns, how many queues, the
+# ARGV: how many to take, how many of these as the newest, whether the queues take turns, how many queues, the
 # name of each (nothing if what is in it is not to be recorded), then the tags of what is done.
 TURN = (
     fullness.ALLOWED
@@ -320,7 +320,7 @@ class Channel(stock.Channel):  # type: ignore[misc]  # kombu ships no types
             to a queue is to get the error.
         refused: Queues that are left out, each with the reason.
         on_refused: Is called when there is another, or one less.
-        delayed: How many messages were delivered whose tasks have an ETA. Who handles them counts them.
+        delayed: How many messages were delivered whose tasks wait for their time; who handles them counts.
         listened_at: When it was last polled for what is sent to all nodes, by the monotonic clock.
     """
 
@@ -335,8 +335,8 @@ class Channel(stock.Channel):  # type: ignore[misc]  # kombu ships no types
         self.listened_at: float | None = None
         self.queues: list[str] = []
         self.recorded: set[str] = set()
-        self.delayed = self._delayed_in_row = 0
-        self._takes_newest = False
+        self.delayed = self._owed_of_newest = 0
+        self._delayed_in_row: dict[str, int] = {}  # by queue
         self._acks: deque[str] = deque()
         self._acks_since, self._lingers = inf, False
         self._no_ack: set[str] = set()
@@ -740,10 +740,11 @@ class Channel(stock.Channel):  # type: ignore[misc]  # kombu ships no types
 
     def _newest(self, most: int) -> int:
         """Return how many of the messages that are taken are the newest of their list."""
-        if self._delayed_in_row < DELAYED_IN_ROW or self._asks_each_time():
+        longest = max(self._delayed_in_row.values(), default=0)
+        if longest < DELAYED_IN_ROW or self._asks_each_time():
             return 0
-        self._takes_newest = not self._takes_newest
-        return max(most // NEWEST_OF, int(self._takes_newest and most > 0))
+        newest, self._owed_of_newest = divmod(self._owed_of_newest + most, NEWEST_OF)
+        return newest
 
     def _turn_call(self) -> tuple[str, str]:
         """Return how the script is called."""
@@ -803,6 +804,8 @@ class Channel(stock.Channel):  # type: ignore[misc]  # kombu ships no types
         if not most:
             return
         self._was_short = len(taken) < most
+        if self._was_short:  # nothing is left to stand behind
+            self._delayed_in_row.clear()
         self._look = self._look or not self._was_short
         self._empty_answers = min(self._empty_answers + 1, DOUBLED) if self._was_notified and not taken else 0
         self._was_notified = False
@@ -847,8 +850,10 @@ class Channel(stock.Channel):  # type: ignore[misc]  # kombu ships no types
             reading.deliver(self, taken.item, taken.queue, held=held)
         finally:
             self.recorded.discard(taken.tag)
-        if not taken.is_newest:
-            self._delayed_in_row = self._delayed_in_row + 1 if self.delayed > before else 0
+        if self.delayed > before:
+            self._delayed_in_row[taken.queue] = self._delayed_in_row.get(taken.queue, 0) + 1
+        elif not taken.is_newest:
+            self._delayed_in_row.pop(taken.queue, None)
 
     def _on_refused(
         self, error: ResponseError, tags: tuple[str, ...], queues: Iterable[str], change: int
