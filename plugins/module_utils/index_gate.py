@@ -46,8 +46,11 @@ GET = re.compile(
     rb"(?P<path>/[!$%&'()*+,./:;=?@~A-Za-z0-9_-]*)? HTTP/1\.[01]"
 )
 HEADER = re.compile(rb"[A-Za-z0-9-]+:[ \t\x21-\x7e\x80-\xff]*")
-ALSO_OURS = (b"connection", b"host", b"proxy-authorization", b"proxy-connection")
-MOST_HEAD, MOST_REFUSED = 65536, 20  # bytes, places
+ALSO_OURS = (
+    b"connection", b"content-length", b"host", b"proxy-authorization", b"proxy-connection",
+    b"transfer-encoding",
+)  # fmt: skip
+MOST_HEAD, MOST_REFUSED, MOST_AT_ONCE = 65536, 20, 256  # bytes, places, connections
 PATIENCE = 60.0  # seconds for a host to be reached, and for a proxy to answer
 
 
@@ -192,7 +195,7 @@ class IndexGate:
 
     def __enter__(self) -> IndexGate:
         """Open it."""
-        serve = self._serve
+        serve, slots = self._serve, threading.Semaphore(MOST_AT_ONCE)
 
         class Handler(socketserver.BaseRequestHandler):
             def handle(self) -> None:
@@ -202,6 +205,16 @@ class IndexGate:
         class Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
             daemon_threads = True
             block_on_close = False
+
+            def process_request(self, request: Any, client_address: Any) -> None:
+                slots.acquire()
+                super().process_request(request, client_address)
+
+            def process_request_thread(self, request: Any, client_address: Any) -> None:
+                try:
+                    super().process_request_thread(request, client_address)
+                finally:
+                    slots.release()
 
         self._server = Server(str(self.socket), Handler)
         if self._group is not None:

@@ -27,6 +27,13 @@ if TYPE_CHECKING:
 SHORTEST_SECRET = 16  # characters; playbooks/secrets.yml makes 40
 PLACEHOLDER = re.compile(r"change.?me|^password|^secret|example|placeholder|^(.)\1*$", re.IGNORECASE)
 SECRET = re.compile(r"password|passphrase|secret|token|broker_url", re.IGNORECASE)
+# Sizes of memory, and what each may be besides.
+SIZES = {
+    "celery_beat_memory_max": "",
+    "celery_worker_memory_max": "",
+    "celery_worker_swap_max": "0",
+    "flower_memory_max": "",
+}
 MEMORY = re.compile(r"([1-9][0-9]*[KMGT]|[1-9][0-9]?%|100%|infinity)\Z")
 TASKS = re.compile(r"([1-9][0-9]*|[1-9][0-9]?%|100%|infinity)\Z")
 KINDS = {
@@ -518,10 +525,9 @@ def numbers(inventory: Inventory, host: str) -> Iterator[Finding]:
     if isinstance(days, int) and isinstance(renew, int) and renew >= days:
         reason = f"{renew} days before the end of a certificate of {days} days is before it begins."
         yield Finding("pki_renew_days", reason, "Make it less than pki_days.")
-    sizes = {"celery_worker_swap_max": "0", "celery_worker_memory_max": ""}
-    for name, none in {**sizes, "celery_beat_memory_max": "", "flower_memory_max": ""}.items():
+    for name, also_allowed in SIZES.items():
         memory = of.get(name)
-        if isinstance(memory, str) and memory != none and not MEMORY.match(memory):
+        if isinstance(memory, str) and memory != also_allowed and not MEMORY.match(memory):
             yield Finding(
                 name,
                 f"{memory!r} is no size of memory, and systemd would set no bound.",

@@ -25,8 +25,8 @@ options:
       - C(down) stops those that are up, together, and leaves them enabled.
       - C(restarted) restarts each unit when the one before it is ready. It does not enable them.
       - C(up) changes nothing. It waits until the units are ready.
-      - C(settled) changes nothing, and never fails. It waits until no start is under way, for as long as the
-        units let it take.
+      - C(settled) waits until no start is under way, for as long as the units let it take, whatever comes of
+        it. It joins the starts that it finds, and starts nothing else.
     type: str
     choices: [started, stopped, down, restarted, up, settled]
     required: true

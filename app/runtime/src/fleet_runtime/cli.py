@@ -29,6 +29,18 @@ def sentences() -> Iterator[None]:
         raise click.ClickException(str(error)) from None
 
 
+def _mapping(text: str) -> dict[str, Any]:
+    """Return what a text in JSON says by names.
+
+    Raises:
+        ValueError: It is none, or something else.
+    """
+    said = json.loads(text)
+    if not isinstance(said, dict):
+        raise ValueError("it must be a mapping in JSON")
+    return said
+
+
 @click.group()
 def fleet() -> None:
     """Ask the fleet, and check the app."""
@@ -76,7 +88,7 @@ def probe(ctx: click.Context, names: tuple[str, ...], timeout: float, as_json: b
     "allowed",
     envvar="CHECK_REDIS",  # as above
     metavar="JSON",
-    type=json.loads,
+    type=_mapping,
     help="What the inventory allows the app in Redis, by variables such as redis_broadcasts. Default: that "
     "is not known.",
 )

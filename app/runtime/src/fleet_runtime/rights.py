@@ -75,7 +75,7 @@ _SENTENCES = {
         f"{MAY_SCHEDULE} is true in the inventory."
     ),
     MAY_CONTROL: (
-        "{} uses remote control. A task may; Redis refuses it to an application, such as a web process, "
+        "{} may use remote control. A task may; Redis refuses it to an application, such as a web process, "
         f"unless {MAY_CONTROL} is true in the inventory."
     ),
 }
