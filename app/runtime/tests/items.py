@@ -98,9 +98,13 @@ def bad_commands() -> dict[str, bytes]:
     return {json.dumps(body): json.dumps(message(body)).encode() for body in bodies}
 
 
-def bad_events() -> dict[str, bytes]:
-    """Return messages on the channel of events that are none, by what is wrong."""
-    good = {"type": "worker-heartbeat", "hostname": "other@test", "pid": 1, "clock": 5, "timestamp": 1.0}
+def bad_events(node: str = "other@test") -> dict[str, bytes]:
+    """Return messages on the channel of events that are none, by what is wrong.
+
+    Args:
+        node: Whose events they claim to be. Whoever hears of one that is not known counts it as there.
+    """
+    good = {"type": "worker-heartbeat", "hostname": node, "pid": 1, "clock": 5, "timestamp": 1.0}
     bodies: list[Any] = [
         5, "text", None, [], {}, [5], [good, 5], {**good, "type": 5}, {**good, "type": None},
         {**good, "clock": "x"}, {**good, "clock": None}, {**good, "hostname": []}, {**good, "hostname": None},

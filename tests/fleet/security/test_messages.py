@@ -31,7 +31,7 @@ IDS, COMMANDS = 10_000, 20
         pytest.param(CONTROL, {**items.no_messages(), **items.bad_messages()}, id="control"),
         pytest.param(CONTROL, items.bad_commands(), id="commands"),
         pytest.param(EVENTS, {**items.no_messages(), **items.bad_messages()}, id="events"),
-        pytest.param(EVENTS, items.bad_events(), id="events-that-are-none"),
+        pytest.param(EVENTS, {}, id="events-that-are-none"),
     ],
 )
 def test_what_is_no_message_ends_no_node(
@@ -39,6 +39,7 @@ def test_what_is_no_message_ends_no_node(
 ) -> None:
     """No node is started anew, each answers, and each queue is served."""
     before = fleet.starts()
+    published = published or items.bad_events(min(fleet.celery_names))
     with fleet.broker.expected_denials(), fleet.broker.connect("worker") as client:
         database = client.connection_pool.connection_kwargs.get("db", 0)
         for item in published.values():

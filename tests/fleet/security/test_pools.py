@@ -7,6 +7,9 @@ of system calls, and so may try more than a task can. Each attack also does what
 from __future__ import annotations
 
 import re
+import shlex
+import subprocess
+from subprocess import PIPE
 from typing import TYPE_CHECKING
 
 import pytest
@@ -15,6 +18,7 @@ from filter.celery_worker import user
 from tests.fleet.support.hosts import eventually
 
 if TYPE_CHECKING:
+    from tests.fleet.support.clients import Producer
     from tests.fleet.support.fleet import Fleet, Node
     from tests.fleet.support.hosts import Host
 
@@ -153,6 +157,69 @@ def test_a_node_is_bounded(node: Node) -> None:
         size, kind = line.split()
         assert kind == "tmpfs"
         assert int(size) <= memory * 0.41
+
+
+@pytest.mark.long
+def test_a_task_cannot_fill_the_memory_of_its_host(fleet: Fleet, node: Node) -> None:
+    """By files: more than its share is refused at once, and the other pools still have theirs."""
+    places = ["/dev/shm"] + ["/tmp", "/var/tmp"] * (not node.options["tmp_on_disk"])  # noqa: S108 - its own
+    memory = node.host.size[1] * 1024**2
+    fill = """
+        size=$1; shift
+        for place; do
+            fallocate --length="$size" "$place/canary" 2>&1 | grep -o 'No space left'
+            rm -f "$place/canary"
+        done
+    """
+    assert as_task(node, fill, str(memory // 2), *places) == ["No space left"] * len(places)
+    small = 'for place; do fallocate --length=1MiB "$place/canary" && rm "$place/canary" && echo made; done'
+    for one in (node, *neighbours(fleet, node)):
+        assert as_task(one, small, *places) == ["made"] * len(places)
+
+
+# Puts this shell into every control group of a process ($1), and then becomes another user ($2).
+JOIN = """
+    pid=$1 user=$2; shift 2
+    while IFS=: read -r _ kinds path; do
+        for top in "/sys/fs/cgroup/$kinds" /sys/fs/cgroup/unified /sys/fs/cgroup; do
+            if [ -e "$top$path/cgroup.procs" ]; then echo $$ >"$top$path/cgroup.procs"; break; fi
+        done
+    done <"/proc/$pid/cgroup"
+    exec setpriv --reuid="$user" --regid=celery --clear-groups --bounding-set=-all "$@"
+"""
+# Starts threads until it may not, says how many that were, and goes on until its input ends.
+FORK = """
+import sys, threading
+threading.stack_size(65536)
+end, started = threading.Event(), 0
+try:
+    while started < 200000:
+        threading.Thread(target=end.wait, daemon=True).start()
+        started += 1
+except RuntimeError:
+    pass
+print(started, flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.long
+def test_a_task_that_forks_without_end_stops_nobody_else(
+    fleet: Fleet, producer: Producer, node: Node
+) -> None:
+    """It gets no more processes than its node may have; meanwhile tasks of the other pools run."""
+    host, unit = node.host, node.host.unit(node.unit)
+    words = (str(unit.main_pid), user(node.pool), "python3", "-c", FORK)
+    command = [*host.ssh, shlex.join(["sudo", "-n", "sh", "-c", JOIN, "sh", *words])]
+    others = {queue for other in neighbours(fleet, node) for queue in other.queues} - {*node.queues}
+    with subprocess.Popen(command, stdin=PIPE, stdout=PIPE, text=True) as attack:
+        assert attack.stdout
+        assert 0 < int(attack.stdout.readline()) < int(unit["TasksMax"])
+        for task in [producer.probe(queue) for queue in sorted(others)]:
+            assert producer.result(task)["queue"] in others
+        attack.communicate("")
+    assert attack.returncode == 0
+    eventually(lambda: set(fleet.operator.ask("ping", fleet.celery_names)) == fleet.celery_names, 120)
 
 
 def test_files_of_a_node_are_the_nodes_own(fleet: Fleet, node: Node) -> None:
