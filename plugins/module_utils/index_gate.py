@@ -27,6 +27,7 @@ from urllib.parse import unquote, urlsplit
 from urllib.request import proxy_bypass_environment  # type: ignore[attr-defined]  # typeshed lacks it
 
 from ansible.module_utils import index_gate_inside
+from ansible.module_utils.index_gate_inside import PROXIES
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -36,7 +37,6 @@ PYPI = "https://pypi.org/simple"
 # The hosts from which an index gives its files, where these are others than its own.
 FILES = {"pypi.org": "files.pythonhosted.org", "test.pypi.org": "test-files.pythonhosted.org"}
 PORTS = {"http": 80, "https": 443}
-PROXIES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
 # What the sandbox may ask: a tunnel, or a file by plain HTTP. A request that is passed on is made anew.
 TUNNEL = re.compile(
     rb"CONNECT (?P<host>[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]):(?P<port>[0-9]{1,5}) HTTP/1\.[01]"

@@ -12,6 +12,9 @@ import sys
 import threading
 from contextlib import suppress
 
+# What names a proxy in an environment, in either case of letters.
+PROXIES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
+
 
 def copy(source: socket.socket, target: socket.socket) -> None:
     """Copy all that comes, and then the end."""
@@ -50,9 +53,8 @@ def main(path: str, argv: list[str]) -> int:
     server = socket.create_server(("127.0.0.1", 0))
     proxy = f"http://127.0.0.1:{server.getsockname()[1]}"
     threading.Thread(target=accept, args=(server, path), daemon=True).start()
-    names = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
-    environment = {name: value for name, value in os.environ.items() if name.lower() not in names}
-    for name in names[:3]:
+    environment = {name: value for name, value in os.environ.items() if name.lower() not in PROXIES}
+    for name in PROXIES[:3]:
         environment[name] = environment[name.upper()] = proxy
     status = subprocess.run(argv, env=environment, check=False).returncode
     return status if status >= 0 else 128 - status

@@ -211,7 +211,7 @@ class _Store:
     """One key in Redis, for one who would hold it."""
 
     def __init__(self, app: Celery, key: str) -> None:
-        """Prepare."""
+        """Take the key, and make a value by which it is known who holds it."""
         self.app, self.key = app, key
         self.mine = f"{HELD}{uuid.uuid4()}"
 

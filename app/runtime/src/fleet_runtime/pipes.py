@@ -49,7 +49,7 @@ class Worker(asynpool.Worker):  # type: ignore[misc]  # celery ships no types
     """What runs in a process of the pool."""
 
     def on_loop_start(self, pid: int) -> None:
-        """Begin."""
+        """Send what is said by `say`, from before the first task on."""
         self.outq.put = partial(say, self.outq)
         super().on_loop_start(pid)
 
@@ -108,7 +108,7 @@ class Results(asynpool.ResultHandler):  # type: ignore[misc]  # celery ships no 
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        """Prepare."""
+        """Take what Celery's takes; no message has come in part yet."""
         super().__init__(*args, **kwargs)
         self.parts: dict[int, bytearray] = {}
 

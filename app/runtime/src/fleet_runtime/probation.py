@@ -206,7 +206,7 @@ class Probation(bootsteps.StartStopStep):  # type: ignore[misc]  # celery ships 
     current: Probation | None = None
 
     def __init__(self, consumer: Any, **options: Any) -> None:
-        """Prepare."""
+        """Take the node's consumer, and the queue of its proofs, which FLEET_NODE names."""
         super().__init__(consumer, **options)
         self._consumer = consumer
         self.loop = consumer.call_soon

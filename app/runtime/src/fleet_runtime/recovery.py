@@ -195,7 +195,7 @@ class Pulse:
             self._thread.start()
 
     def stop(self) -> None:
-        """End."""
+        """End the thread, or leave it behind after one interval, and disconnect."""
         self._stopping.set()
         if self._thread is not None:
             self._thread.join(self._interval)

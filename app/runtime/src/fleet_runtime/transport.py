@@ -167,7 +167,7 @@ return 1
 )
 
 
-# Puts messages that are held, and were not delivered, back where they were taken from; one that recovery has
+# Puts messages that are held, and were not delivered, back to the head of their lists; one that recovery has
 # given back meanwhile, and that is held again, has another text.
 # KEYS: unacked, unacked_index, then the list of each. ARGV: the tag and the message of each.
 BACK_AGAIN = (
