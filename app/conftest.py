@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
-from fleet_runtime import functions
+from fleet_runtime.broker import functions
 
 from app.tests.broker import Broker
 

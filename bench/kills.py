@@ -22,8 +22,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fleet_runtime import transport as own
-from fleet_runtime.recovery import own_keys
+from fleet_runtime.recovery.bootsteps import own_keys
+from fleet_runtime.transport import channel as own
 from kombu import Connection, Consumer, Exchange, Producer, Queue
 from kombu.asynchronous import Hub
 

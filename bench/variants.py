@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from filter import celery_worker
-from fleet_runtime import keys
+from fleet_runtime.broker import keys
 
 from bench import ROOT, publish
 from bench.app import QUEUE

@@ -3,7 +3,7 @@
 
 Usage: tools/redis_functions.py [--check]     --check: write nothing, and fail if a file is not up to date.
 
-A library has one function, which is named by the SHA-1 of the script: fleet_runtime.functions calls it so.
+A library has one function, named by the SHA-1 of the script, as fleet_runtime.broker.functions calls it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import fleet_runtime
 import kombu.transport.redis
 import redbeat.schedulers
 import redis.lock
-from fleet_runtime import fullness, functions
+from fleet_runtime.broker import functions, oom
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -52,7 +52,7 @@ redis.register_function{{
 
 def scripts() -> Iterator[tuple[str, str, str]]:
     """Yield each script: its name, where it is from, and its text."""
-    for info in pkgutil.iter_modules(fleet_runtime.__path__, "fleet_runtime."):
+    for info in pkgutil.walk_packages(fleet_runtime.__path__, "fleet_runtime."):
         if info.name == "fleet_runtime.app":  # which loads an app
             continue
         module = importlib.import_module(info.name)
@@ -72,7 +72,7 @@ def whole(found: list[tuple[str, str, str]]) -> list[tuple[str, str, str]]:
 
 def library(name: str, origin: str, text: str) -> str:
     """Return the library of a script, as Redis loads it."""
-    script = text.removeprefix(fullness.ALLOWED)
+    script = text.removeprefix(oom.ALLOWED)
     allowed = script != text or name.rpartition(".")[2] in FREEING
     return LIBRARY.format(
         name=functions.PREFIX + functions.sha(text),

@@ -192,8 +192,13 @@ class ReleaseTree:
 
     def scripted(self) -> list[str]:
         """Return the releases whose runtime loads scripts into Redis, and calls none of its functions."""
-        calls = "lib/python*/site-packages/fleet_runtime/functions.py"
-        return [one for one in self.whole() if not any((self.releases / one).glob(calls))]
+        package = "lib/python*/site-packages/fleet_runtime"
+        calls = (f"{package}/broker/functions.py", f"{package}/functions.py")  # the second in older releases
+        return [
+            one
+            for one in self.whole()
+            if not any(found for path in calls for found in (self.releases / one).glob(path))
+        ]
 
     def whole(self) -> list[str]:
         """Return the releases that can be switched to, the newest first."""

@@ -1,6 +1,6 @@
 """Names that the nodes have in Redis, for modules that run on its host, where the app is not installed.
 
-They are the runtime's (fleet_runtime.keys) and kombu's; tests/unit/test_fleet_keys.py compares them.
+They are the runtime's (fleet_runtime.broker.keys) and kombu's; tests/unit/test_fleet_keys.py compares them.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from fleet_runtime import keys
+from fleet_runtime.broker import keys
 
 from tests.fleet.faults import trial
 from tests.fleet.faults.faults import LEASE, Fault, powered_off

@@ -310,10 +310,11 @@ def test_where_a_rollback_goes(tree: ReleaseTree) -> None:
 
 def test_which_releases_load_scripts(tree: ReleaseTree) -> None:
     """Those with a runtime from before it called functions of Redis, and those without one."""
-    fake(tree, "before", "now", "foreign")
-    for release, module in (("before", "scripts.py"), ("now", "functions.py")):
+    fake(tree, "before", "then", "now", "foreign")
+    modules = {"before": "scripts.py", "then": "functions.py", "now": "broker/functions.py"}
+    for release, module in modules.items():
         runtime = tree.releases / release / "lib" / "python3.11" / "site-packages" / "fleet_runtime"
-        runtime.mkdir(parents=True)
+        (runtime / module).parent.mkdir(parents=True)
         (runtime / module).touch()
     assert sorted(tree.scripted()) == ["before", "foreign"]
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import redis
 from ansible.module_utils.fleet_keys import BINDINGS, SEPARATOR
-from fleet_runtime import keys
+from fleet_runtime.broker import keys
 from modules.fleet_nodes import Nodes, NodesError, apply
 
 LEASE = 30.0

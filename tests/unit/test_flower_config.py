@@ -16,7 +16,7 @@ from urllib.parse import quote
 
 import pytest
 from celery import Celery
-from fleet_runtime import channels
+from fleet_runtime.transport import broadcast
 from flower.events import Events
 from flower.options import default_options
 from flower.utils.broker import RedisBase, RedisSsl
@@ -153,7 +153,7 @@ def test_what_is_no_event_deafens_nobody(
     names: Any = run
     names.__globals__.update(PAUSE=3600, SILENCE=600)
     monkeypatch.setattr(Channel, "_receive_one", Channel._receive_one)  # so that it is put back
-    channels.guard_fanout()  # as it is where Flower runs by fleet_runtime.app
+    broadcast.guard_fanout()  # as it is where Flower runs by fleet_runtime.app
     with running(tmp_path) as server:
         admin = server.client("admin")
         password = quote(PASSWORDS["admin"], safe="")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import yaml
 from ansible.module_utils import inventory_check as preflight
-from fleet_runtime import check
+from fleet_runtime.inspect import app_check
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -514,4 +514,4 @@ def test_a_broken_inventory_is_refused_in_one_message(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["MEASURED", "LEAST_TASKS_PER_CHILD"])
 def test_preflight_and_the_check_of_a_release_warn_of_the_same(name: str) -> None:
-    assert getattr(preflight, name) == getattr(check, name)
+    assert getattr(preflight, name) == getattr(app_check, name)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import redis
 from ansible.module_utils.fleet_keys import PRIORITIES
-from fleet_runtime import keys
+from fleet_runtime.broker import keys
 from modules import redis_queues
 from modules.redis_queues import look, queues_of
 

@@ -11,7 +11,8 @@ import pytest
 import yaml
 from ansible.parsing.dataloader import DataLoader
 from ansible.template import Templar
-from fleet_runtime import overrides, rights
+from fleet_runtime.bootstrap import overrides
+from fleet_runtime.inspect import rights
 
 from tests.unit.rendering import PROJECT, Role, trusted
 from tests.unit.test_filters import read_environment_file

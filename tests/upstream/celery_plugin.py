@@ -45,17 +45,19 @@ def purge_as_operator(self: Control, connection: Any = None) -> int:
 @contextmanager
 def laid_app(create: Callable[..., Any], **options: Any) -> Iterator[Any]:
     """Yield the app that Celery's fixture makes, with the fleet's settings on it."""
-    from fleet_runtime import laying, probation, recovery
+    from fleet_runtime.bootstrap import configure
+    from fleet_runtime.recovery import bootsteps
     from fleet_runtime.settings import FleetSettings
+    from fleet_runtime.worker import readiness
 
     with create(**options) as app:
         os.environ.update(FLEET)
         settings = FleetSettings.from_environment()
-        laying.lay(app, settings)
+        configure.lay(app, settings)
         if settings.component == "worker":
-            probation.register(app)
+            readiness.register(app)
             # A node's app has them from its start; the tests have an app for the worker and others beside it.
-            app.conf.broker_transport_options.update(recovery.own_keys("tests@test"))
+            app.conf.broker_transport_options.update(bootsteps.own_keys("tests@test"))
         # Some tests start commands of their own, which are to find what the test gives them. A worker in this
         # process reads the environment as it starts.
         if os.environ["SUITE_WORKER"] == "outside":
@@ -69,7 +71,7 @@ if os.environ["SUITE_WORKER"] == "outside":
     nodenames.anon_nodename = lambda *_, **__: os.environ["SUITE_NODE"]
     fixtures.celery_session_worker = outside_worker
 if os.environ.get("SUITE_RUNTIME") == "true":
-    from fleet_runtime.laying import lay_defaults
+    from fleet_runtime.bootstrap.configure import lay_defaults
 
     lay_defaults()
     create_app = fixtures._create_app  # its fixtures look it up when they run

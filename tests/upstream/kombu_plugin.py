@@ -46,22 +46,24 @@ class Client(redis.Redis):  # type: ignore[misc]  # redis ships no types here
 
 def fleet_options(given: dict[str, Any]) -> dict[str, Any]:
     """Return the transport options of a node whose test gives these."""
-    from fleet_runtime import laying, recovery
+    from fleet_runtime.bootstrap import configure
+    from fleet_runtime.recovery import bootsteps
     from fleet_runtime.settings import FleetSettings
 
-    laid = laying.laid(Celery(set_as_current=False).conf, FleetSettings.from_environment())
-    own_keys = recovery.own_keys("kombu@test")
-    dropped = laying.KEY_OPTIONS - own_keys.keys()
+    laid = configure.laid(Celery(set_as_current=False).conf, FleetSettings.from_environment())
+    own_keys = bootsteps.own_keys("kombu@test")
+    dropped = configure.KEY_OPTIONS - own_keys.keys()
     kept = {name: value for name, value in given.items() if name not in dropped}
     return {**laid["broker_transport_options"], **own_keys, **kept}
 
 
 if os.environ.get("SUITE_RUNTIME") == "true":
-    from fleet_runtime import functions, selection
+    from fleet_runtime.bootstrap import plugins
+    from fleet_runtime.broker import functions
 
     BROKER, ADMIN = (parse_url(os.environ[name]) for name in ("SUITE_BROKER", "SUITE_ADMIN"))
     functions.adopt()
-    TRANSPORT_ALIASES.update(selection.TRANSPORTS)
+    TRANSPORT_ALIASES.update(plugins.TRANSPORTS)
     kombu.Connection = FleetConnection
     redis.Redis = redis.StrictRedis = Client
     # There is no Sentinel: the tests replace what connects to its master without TLS, and not this.

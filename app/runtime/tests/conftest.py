@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from celery import Celery
-from fleet_runtime import laying
+from fleet_runtime.bootstrap import configure
 from fleet_runtime.settings import FleetSettings
 
 from app.tests.broker import Broker
@@ -44,7 +44,7 @@ def lay(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
         }
         for name, value in environment.items():
             monkeypatch.setenv(name, value)
-        laying.lay(app, FleetSettings.from_environment())
+        configure.lay(app, FleetSettings.from_environment())
         return app.conf
 
     return lay

@@ -22,9 +22,9 @@ from celery.bin.base import CLIContext
 from celery.bin.worker import worker
 from celery.worker import WorkController
 from filter import celery_worker
-from fleet_runtime import laying, overrides
+from fleet_runtime.bootstrap import configure, overrides
+from fleet_runtime.bootstrap.overrides import LAID, LAID_OPTIONS, POOL_LAST, UNUSED, WHERE_SILENT, Rule
 from fleet_runtime.errors import FleetError
-from fleet_runtime.overrides import LAID, LAID_OPTIONS, POOL_LAST, UNUSED, WHERE_SILENT, Rule
 from fleet_runtime.settings import FleetSettings
 from kombu import Exchange, Producer, Queue
 from kombu.transport.redis import SentinelChannel
@@ -171,7 +171,7 @@ def laid_on(**own: Any) -> tuple[Any, list[overrides.Override]]:
     os.environ.update({**ENVIRONMENT, "CELERY_BROKER_READ_URL": "", "CELERY_BROKER_WRITE_URL": ""})
     app = Celery("shop", set_as_current=False)
     app.conf.update(own)
-    laying.lay(app, FleetSettings.from_environment())
+    configure.lay(app, FleetSettings.from_environment())
     return app.conf, overrides.find(app, "redbeat")
 
 
@@ -296,7 +296,7 @@ def task_attribute(name: str) -> Row:
     stock, fleet = (Celery("shop", set_as_current=False) for _ in range(2))
     for app in (stock, fleet):
         app.task(_pay, name="shop.pay", shared=False, **{name: value})
-    laying.lay(fleet, FleetSettings.from_environment())
+    configure.lay(fleet, FleetSettings.from_environment())
     expected = getattr(stock.tasks["shop.pay"], name)
     assert getattr(fleet.tasks["shop.pay"], name) == expected, name
     return Row(f"`{name}`", "the task's", "")

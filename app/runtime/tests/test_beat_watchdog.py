@@ -9,8 +9,8 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from fleet_runtime import beat_watchdog
-from fleet_runtime.beat_watchdog import Watchdog
+from fleet_runtime.beat import watchdog as beat_watchdog
+from fleet_runtime.beat.watchdog import Watchdog
 
 from app.runtime.tests.conftest import APPS
 from app.runtime.tests.systemd import Systemd

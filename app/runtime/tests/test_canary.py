@@ -12,7 +12,8 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from fleet_runtime import keys, redact
+from fleet_runtime.broker import keys
+from fleet_runtime.logging import redact
 from kombu.utils.uuid import uuid
 
 from app.runtime.tests.conftest import APPS
@@ -159,7 +160,7 @@ def test_what_gives_back_prints_no_argument(broker: Broker, web: Any) -> None:
         admin.hset(keys.unacked(name), tag, item)
     fleet = Fleet(broker, "canary:app", PYTHONPATH=APPS)
     done = subprocess.run(
-        [sys.executable, "-m", "fleet_runtime.give_back"],
+        [sys.executable, "-m", "fleet_runtime.recovery.requeue"],
         env={**fleet.component("worker"), "FLEET_NODE": name},
         capture_output=True,
         text=True,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from fleet_runtime import keys
+from fleet_runtime.broker import keys
 
 from app.runtime.tests.conftest import APPS
 from app.tests.commands import FLAGS, PATIENCE, Fleet, wait_until

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from celery import chord
 from celery.exceptions import ChordError, InvalidTaskError
-from fleet_runtime import dead_letters
-from fleet_runtime.dead_letters import End, Filter, Letter, Reason
+from fleet_runtime.dead_letters import store
+from fleet_runtime.dead_letters.store import End, Filter, Letter, Reason
 
 from app.runtime.tests.graves import (
     POOLS,
@@ -64,9 +64,9 @@ def worker(broker: Broker, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """Yield a client of Redis's for the functions of a node, and the node's settings."""
     for name, value in {**mortuary(broker).component("worker"), "FLEET_DEAD_LETTER_LIMIT": "3"}.items():
         monkeypatch.setenv(name, value)
-    dead_letters.settings.cache_clear()
+    store.settings.cache_clear()
     yield broker.client("worker")
-    dead_letters.settings.cache_clear()
+    store.settings.cache_clear()
 
 
 @QUEUES
@@ -337,7 +337,7 @@ def test_what_is_put_back_runs_again(
 def test_letters_are_bounded_by_count(worker: Any, broker: Broker) -> None:
     """The oldest go first."""
     for number in range(5):
-        assert dead_letters.bury_raw(worker, f"item {number}", End(Reason.MALFORMED), node="n")
+        assert store.bury_raw(worker, f"item {number}", End(Reason.MALFORMED), node="n")
     assert sorted(letter["raw"] for letter in letters(broker).values()) == ["item 2", "item 3", "item 4"]
 
 
@@ -346,7 +346,7 @@ def test_letters_are_bounded_by_age(worker: Any, broker: Broker) -> None:
     admin = broker.client("admin")
     admin.zadd("fleet:dead", {"old": time.time() - 15 * 86400, "new": time.time() - 13 * 86400})
     admin.hset("fleet:dead:letters", mapping={"old": "{}", "new": "{}"})
-    assert dead_letters.bury_raw(worker, "item", End(Reason.MALFORMED), node="n")
+    assert store.bury_raw(worker, "item", End(Reason.MALFORMED), node="n")
     assert len(letters(broker)) == 2
     assert "old" not in letters(broker)
     for key in ("fleet:dead", "fleet:dead:letters"):
@@ -363,22 +363,22 @@ def test_what_was_given_back_meanwhile_is_not_dead(web: Any, broker: Broker) -> 
         message = channel.basic_get(UNCONSUMED)
         assert channel.unacked_key in places(broker, message.delivery_tag)
         broker.client("admin").delete(channel.unacked_key, channel.unacked_index_key)
-        assert not dead_letters.bury(message, End(Reason.FAILED), node="n")
+        assert not store.bury(message, End(Reason.FAILED), node="n")
         assert letters(broker) == {}
-        assert dead_letters.bury(message, End(Reason.FAILED), node="n", held=False)
+        assert store.bury(message, End(Reason.FAILED), node="n", held=False)
         channel.qos._delivered.clear()  # or kombu gives it back as it closes
     assert list(letters(broker)) == [message.headers["id"]]
 
 
 def test_a_record_that_is_no_message_is_moved(worker: Any, broker: Broker) -> None:
     """From what a node held, once."""
-    held = dead_letters.Held("unacked:dead", "unacked_index:dead", "tag-1")
+    held = store.Held("unacked:dead", "unacked_index:dead", "tag-1")
     admin = broker.client("admin")
     admin.hset("unacked:dead", "tag-1", "garbage")
     admin.zadd("unacked_index:dead", {"tag-1": 1700000000})
     end = End(Reason.UNDECODABLE, "why")
-    assert dead_letters.bury_raw(worker, "garbage", end, node="n", held=held)
-    assert not dead_letters.bury_raw(worker, "garbage", end, node="n", held=held)
+    assert store.bury_raw(worker, "garbage", end, node="n", held=held)
+    assert not store.bury_raw(worker, "garbage", end, node="n", held=held)
     assert not admin.exists("unacked:dead", "unacked_index:dead")
     (letter,) = letters(broker).values()
     assert (letter["raw"], letter["received"], letter["record"]) == ("garbage", 1700000000, None)

@@ -7,7 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from fleet_runtime import functions
+from fleet_runtime.broker import functions
 from fleet_runtime.once import END
 from redis.backoff import ConstantBackoff
 from redis.exceptions import NoPermissionError

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from celery import Celery
-from fleet_runtime.logs import FleetLogging, LevelPrefix
+from fleet_runtime.logging.celery_logging import FleetLogging, LevelPrefix
 
 # Prints, tells of a child, and dies as a C library would make it die.
 PROGRAM = """

@@ -14,9 +14,10 @@ from collections import deque
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from fleet_runtime import keys, transport
-from fleet_runtime.recovery import give_back, own_keys
-from fleet_runtime.transport import Transport
+from fleet_runtime.broker import keys
+from fleet_runtime.recovery.bootsteps import give_back, own_keys
+from fleet_runtime.transport import channel as transport
+from fleet_runtime.transport.channel import Transport
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, multiple, rule

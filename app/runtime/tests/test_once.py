@@ -12,7 +12,8 @@ from uuid import uuid4
 
 import pytest
 from celery import Celery
-from fleet_runtime import BusyError, keys, once
+from fleet_runtime import BusyError, once
+from fleet_runtime.broker import keys
 from fleet_runtime.once import DONE, HELD
 
 from app.runtime.tests.conftest import APPS

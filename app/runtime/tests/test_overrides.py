@@ -12,12 +12,12 @@ import pytest
 from celery import Celery, Task
 from celery.signals import before_task_publish
 from click.testing import CliRunner
-from fleet_runtime import overrides
-from fleet_runtime.check import findings, overridden
-from fleet_runtime.cli import fleet as commands
-from fleet_runtime.laying import KEY_OPTIONS
-from fleet_runtime.overrides import LAID, LAID_OPTIONS, POOL_FIRST, POOL_LAST, UNUSED, WHERE_SILENT
-from fleet_runtime.stamp import SENT
+from fleet_runtime.bootstrap import overrides
+from fleet_runtime.bootstrap.configure import KEY_OPTIONS
+from fleet_runtime.bootstrap.overrides import LAID, LAID_OPTIONS, POOL_FIRST, POOL_LAST, UNUSED, WHERE_SILENT
+from fleet_runtime.cli.fleet import fleet as commands
+from fleet_runtime.inspect.app_check import findings, overridden
+from fleet_runtime.messages.sent_at import SENT
 
 from app.runtime.tests import settings_table
 from app.runtime.tests.conftest import APPS
@@ -259,7 +259,7 @@ def test_a_message_is_what_stock_celery_sends(
     """Whatever is said as a task is sent; but for the time of sending, which is a property."""
     fleets = {option: caught(connect(broker), broker, option) for option in CALL_OPTIONS}
     # Stock Celery by the rights of `admin`, and with the broker in its own settings.
-    before_task_publish.disconnect(dispatch_uid="fleet_runtime.stamp")
+    before_task_publish.disconnect(dispatch_uid="fleet_runtime.messages.sent_at")
     for name in ("BROKER_URL", "BROKER_READ_URL", "BROKER_WRITE_URL", "RESULT_BACKEND"):
         monkeypatch.delenv(f"CELERY_{name}", raising=False)
     stock = Celery("web", broker=broker.url("admin"), set_as_current=False)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from app.runtime.tests.conftest import APPS
-from app.runtime.tests.test_logs import FLAGS, SECRET, Journal, JournalDaemon
+from app.runtime.tests.test_celery_logging import FLAGS, SECRET, Journal, JournalDaemon
 from app.tests.commands import PATIENCE, Fleet
 
 if TYPE_CHECKING:

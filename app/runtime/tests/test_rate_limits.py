@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from celery.worker.consumer import consumer as stock
-from fleet_runtime import consumer as module
-from fleet_runtime.consumer import FleetConsumer
+from fleet_runtime.worker import consumer as module
+from fleet_runtime.worker.consumer import FleetConsumer
 from kombu.common import QoS
 from kombu.utils.limits import TokenBucket
 

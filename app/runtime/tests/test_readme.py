@@ -6,11 +6,14 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import fleet_runtime
 from fleet_runtime.settings import PREFIX, FleetSettings
 from pydantic_core import PydanticUndefinedType
 
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
+
+UNLISTED = {"errors", "give_back"}  # one class, and an old name
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 
@@ -25,6 +28,18 @@ def test_the_table_of_variables_is_that_of_the_settings() -> None:
     found = re.search(r"<!-- BEGIN variables -->\n(.*)\n<!-- END variables -->", README, re.DOTALL)
     assert found
     assert found[1].splitlines() == rows
+
+
+def test_the_table_of_modules_is_complete() -> None:
+    """Each module is in the table of README.md, in the row of its room."""
+    rows = re.findall(r"^\| (?:`(\w+)`)? ?\| (`[^|]+`) \|", README, re.MULTILINE)
+    listed, room = set(), ""
+    for named, modules in rows:
+        room = named or room
+        listed |= {f"{room}/{module}".lstrip("/") for module in re.findall(r"`(\w+)`", modules)}
+    package = Path(fleet_runtime.__file__).parent
+    modules = {str(path.relative_to(package).with_suffix("")) for path in package.rglob("*.py")}
+    assert listed == {name for name in modules if not name.endswith("__init__")} - UNLISTED
 
 
 def default(field: FieldInfo) -> str:

@@ -19,10 +19,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from celery import Celery, bootsteps
-from fleet_runtime import keys, reconnect, recovery, transport
+from fleet_runtime.broker import keys
 from fleet_runtime.errors import FleetError
-from fleet_runtime.give_back import GiveBack
-from fleet_runtime.recovery import Pulse
+from fleet_runtime.recovery import bootsteps as recovery
+from fleet_runtime.recovery import inflight
+from fleet_runtime.recovery.bootsteps import Pulse
+from fleet_runtime.recovery.requeue import GiveBack
+from fleet_runtime.transport import channel as transport
 from kombu import Exchange, Queue
 from redis.exceptions import ConnectionError as NoConnectionError
 from redis.exceptions import ResponseError
@@ -228,7 +231,7 @@ def test_what_could_not_be_settled_is_settled_later(
     consumer: Any = SimpleNamespace(
         blueprint=SimpleNamespace(state=bootsteps.RUN), hub=None, pool=SimpleNamespace(flush=None)
     )
-    held = reconnect.Held(consumer)
+    held = inflight.Held(consumer)
     message = {"headers": {}, "properties": {"delivery_tag": "tag", "delivery_info": {}}}
     admin.hset(keys.unacked(DEAD), "tag", json.dumps([message, "", "default"]))
 
@@ -519,7 +522,7 @@ def test_an_old_redis_is_refused() -> None:
 def end_of_unit(fleet: Fleet, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run what systemd runs when a node's processes are gone."""
     return subprocess.run(
-        [sys.executable, "-X", "importtime", "-m", "fleet_runtime.give_back"],
+        [sys.executable, "-X", "importtime", "-m", "fleet_runtime.recovery.requeue"],
         env={**fleet.component("worker"), "FLEET_NODE": DEAD, **environment},
         capture_output=True,
         text=True,

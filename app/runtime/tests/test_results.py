@@ -15,8 +15,8 @@ from celery.app.task import Context
 from celery.backends import redis as stock
 from celery.exceptions import BackendStoreError
 from celery.result import AsyncResult, GroupResult, ResultSet
-from fleet_runtime import results
-from fleet_runtime.results import RedisBackend, StoringRedisBackend
+from fleet_runtime.worker import results
+from fleet_runtime.worker.results import RedisBackend, StoringRedisBackend
 from redis.client import Pipeline, PubSub, Redis
 from redis.exceptions import TimeoutError as RedisTimeoutError
 

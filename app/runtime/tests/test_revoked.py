@@ -11,7 +11,8 @@ import pytest
 from celery import Celery
 from celery.worker import state
 from celery.worker.control import Panel
-from fleet_runtime import keys, revoked
+from fleet_runtime.broker import keys
+from fleet_runtime.worker import revoked
 from redis.exceptions import NoPermissionError
 
 from app.runtime.tests.graves import places

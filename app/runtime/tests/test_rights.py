@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from celery import Celery
 from click.testing import CliRunner
-from fleet_runtime import rights
-from fleet_runtime.check import findings, overridden
-from fleet_runtime.cli import fleet
+from fleet_runtime.cli.fleet import fleet
+from fleet_runtime.inspect import rights
+from fleet_runtime.inspect.app_check import findings, overridden
 from kombu import Exchange, Queue, binding
 from kombu.common import Broadcast
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import redis
-from fleet_runtime import selection
-from fleet_runtime.recovery import own_keys
+from fleet_runtime.bootstrap import plugins
+from fleet_runtime.recovery.bootsteps import own_keys
 from kombu import Connection, Consumer, Producer, Queue
 
 from app.tests.broker import HOST, free_port
@@ -86,7 +86,7 @@ def sentinels(tmp_path: Path) -> Iterator[Set]:
 
 def test_messages_come_from_whatever_is_the_master(sentinels: Set) -> None:
     """Also once the first one has died, with what was held then."""
-    url, _ = selection.select_transport(sentinels.url)
+    url, _ = plugins.select_transport(sentinels.url)
     with Connection(url, transport_options={**OPTIONS, **own_keys("one")}) as connection:
         got = consume(connection)
         send(sentinels, "first")

@@ -12,11 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from celery import Celery
-from fleet_runtime import history, keys, status, tables
-from fleet_runtime.drained import Drained
-from fleet_runtime.laying import REDBEAT_LOCK, REDBEAT_PREFIX
-from fleet_runtime.schedule import Schedule
-from fleet_runtime.status import Node, QueueState, Server, Status
+from fleet_runtime.bootstrap.configure import REDBEAT_LOCK, REDBEAT_PREFIX
+from fleet_runtime.broker import keys
+from fleet_runtime.cli import render
+from fleet_runtime.inspect import status
+from fleet_runtime.inspect.drains import Drained
+from fleet_runtime.inspect.schedule import Schedule
+from fleet_runtime.inspect.status import Node, QueueState, Server, Status
+from fleet_runtime.recovery import history
 from redis.exceptions import ResponseError
 
 from app.runtime.tests import items
@@ -184,7 +187,7 @@ def test_a_node_falls_that_dies_or_ends_soon(broker: Broker, monkeypatch: pytest
     """One that was stopped after a while was stopped by somebody."""
     client = broker.client("worker")
     clock = iter([1000.0, 1200.0, 1210.0, 1400.0, 1500.0, 1510.0])
-    monkeypatch.setattr("fleet_runtime.history.time.time", lambda: next(clock))
+    monkeypatch.setattr("fleet_runtime.recovery.history.time.time", lambda: next(clock))
     for step, falls in (
         (history.begins, 0),  # at 1000
         (history.leaves, 0),  # a release
@@ -195,7 +198,7 @@ def test_a_node_falls_that_dies_or_ends_soon(broker: Broker, monkeypatch: pytest
     ):
         step(client, "a@w")
         assert len(json.loads(client.hget(keys.HISTORY, "a@w"))["falls"]) == falls
-    monkeypatch.setattr("fleet_runtime.history.time.time", lambda: 1520.0)
+    monkeypatch.setattr("fleet_runtime.recovery.history.time.time", lambda: 1520.0)
     for number in range(2, 15):
         history.leaves(client, "a@w")
         history.begins(client, "a@w")
@@ -303,7 +306,7 @@ def test_a_message_of_a_plain_celery_that_nobody_takes(
     monkeypatch.setattr(time, "sleep", take)
     assert problems() == []
     found = status.look(app)
-    tables.show(found, [])
+    render.show(found, [])
     assert "Dropped       plain-1@test: 3 of control commands, which were none" in capsys.readouterr().out
 
 

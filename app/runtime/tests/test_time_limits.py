@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from billiard.exceptions import SoftTimeLimitExceeded, TimeLimitExceeded
-from fleet_runtime import pipes
-from fleet_runtime.time_limits import StockPool, requested
+from fleet_runtime.prefork import pool as pipes
+from fleet_runtime.prefork.time_limits import StockPool, requested
 
 from app.runtime.tests.graves import letters, mortuary
 from app.tests.commands import FLAGS, PATIENCE, wait_until

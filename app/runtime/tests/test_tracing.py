@@ -10,7 +10,7 @@ import pytest
 from celery.app import trace
 from celery.app.task import Context
 from celery.utils import threads
-from fleet_runtime import tracing
+from fleet_runtime.compat import tracing
 
 VALUES = [None, True, False, 0, 1, 1.0, "", "a" * 3000, [None], {"a": (1, 2)}, {"x" * 50: ["y" * 500]}]
 HEADERS = [

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from celery import bootsteps
-from fleet_runtime import reconnect, transport
-from fleet_runtime.recovery import own_keys
-from fleet_runtime.transport import WAIT, Transport
+from fleet_runtime.recovery import inflight
+from fleet_runtime.recovery.bootsteps import own_keys
+from fleet_runtime.transport import channel as transport
+from fleet_runtime.transport.channel import WAIT, Transport
 from kombu import Connection, Consumer, Exchange, Producer, Queue
 from kombu.asynchronous import Hub
 from kombu.utils.eventio import ERR
@@ -617,7 +618,7 @@ def test_a_redis_that_writes_nothing_gets_back_later_what_was_taken(
         raise ResponseError("MISCONF no disk")
 
     with monkeypatch.context() as refusing:
-        refusing.setattr("fleet_runtime.functions.run", refuse)
+        refusing.setattr("fleet_runtime.broker.functions.run", refuse)
         looping.turn(2 * transport.BACK)
         assert looping.held() == held
     looping.turn(3 * transport.BACK)
@@ -823,7 +824,7 @@ def test_what_was_done_as_the_connection_was_lost_is_told_by_the_next(
     worker: Any = SimpleNamespace(
         blueprint=SimpleNamespace(state=bootsteps.RUN), hub=None, pool=SimpleNamespace(flush=None)
     )
-    held = reconnect.Held(worker)
+    held = inflight.Held(worker)
     send(producer, 3)
     with Connection(url, transport=Transport, transport_options=OPTIONS) as first:
         channel, got = consume(first, "default")

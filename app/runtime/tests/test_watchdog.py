@@ -13,8 +13,8 @@ import pytest
 from celery import bootsteps
 from celery.concurrency import prefork, thread
 from celery.worker import state
-from fleet_runtime.recovery import _concurrency
-from fleet_runtime.watchdog import LEAKED, STOP, Watchdog, is_deaf
+from fleet_runtime.recovery.bootsteps import _concurrency
+from fleet_runtime.worker.watchdog import LEAKED, STOP, Watchdog, is_deaf
 
 from app.runtime.tests.conftest import APPS, FIRST_OF_POOLS
 from app.runtime.tests.systemd import Systemd

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from fleet_runtime import keys
+from fleet_runtime.broker import keys
 from fleet_runtime.settings import FleetSettings
 
 from tests.fleet.support.clients import Producer

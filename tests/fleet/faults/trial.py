@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from fleet_runtime import keys
+from fleet_runtime.broker import keys
 from kombu.transport.redis import PRIORITY_STEPS, Channel
 
 from tests.fleet.faults.load import Load

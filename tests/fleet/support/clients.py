@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from celery import Celery, states
-from fleet_runtime import functions
+from fleet_runtime.broker import functions
 
 from tests.fleet.support.hosts import eventually
 

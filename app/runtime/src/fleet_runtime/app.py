@@ -6,7 +6,7 @@ there is no second one, and no line of the first one changes.
 
 import sys
 
-from fleet_runtime import journal
+from fleet_runtime.logging import journal
 
 journal.adopt_streams()  # first, so that whatever fails from here on is seen
 
@@ -17,24 +17,25 @@ if "--detach" in sys.argv:
 
     app = Celery()
 else:
-    from fleet_runtime import laying, loading, probe
+    from fleet_runtime.bootstrap import app_loader, configure
     from fleet_runtime.errors import FleetError
+    from fleet_runtime.inspect import probe
     from fleet_runtime.settings import FleetSettings
 
     try:
         settings = FleetSettings.from_environment()
-        laying.lay_defaults()
-        app = loading.load(settings.app)
-        laying.lay(app, settings)
+        configure.lay_defaults()
+        app = app_loader.load(settings.app)
+        configure.lay(app, settings)
         probe.register(app, settings.release)
         if settings.component == "worker":
-            from fleet_runtime import probation  # by its name, because only a node is to import it
+            from fleet_runtime.worker import readiness  # by its name, because only a node is to import it
 
-            probation.register(app)
+            readiness.register(app)
         if settings.component == "beat":
-            from fleet_runtime import beat_watchdog
+            from fleet_runtime.beat import watchdog
 
-            beat_watchdog.register(app)
+            watchdog.register(app)
     except FleetError as error:
         # Any other exception would reach the operator as a traceback through Celery's command line.
         raise SystemExit(f"celery: {error}") from None

@@ -45,7 +45,7 @@ from dataclasses import dataclass, field
 from functools import wraps
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 
-from fleet_runtime import fullness, functions, keys
+from fleet_runtime.broker import functions, keys, oom
 from fleet_runtime.errors import FleetError
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ HELD, DONE = "held:", "done:"
 
 # Both do nothing if another one has the key by now.
 RENEW = (
-    fullness.ALLOWED
+    oom.ALLOWED
     + """
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
 redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])

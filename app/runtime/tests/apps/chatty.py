@@ -10,7 +10,7 @@ from typing import Any
 
 from celery import Celery
 from celery.utils.log import get_task_logger
-from fleet_runtime import journal
+from fleet_runtime.logging import journal
 
 journal.RECORDS = Path(os.environ["TEST_JOURNAL"])
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from celery import Celery, signals
-from fleet_runtime import journal
+from fleet_runtime.logging import journal
 
 journal.RECORDS = Path(os.environ["TEST_JOURNAL"])
 

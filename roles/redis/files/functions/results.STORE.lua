@@ -1,5 +1,5 @@
 #!lua name=fleet_d35d0090b8dbc80793b59db94409726c36a69d53
--- fleet_runtime.results.STORE. Written by tools/redis_functions.py.
+-- fleet_runtime.worker.results.STORE. Written by tools/redis_functions.py.
 local function body(KEYS, ARGV)
 local stored = redis.call('GET', KEYS[1])
 if stored then

@@ -1,0 +1,1 @@
+"""What a Beat process does besides Celery's own."""

@@ -1,0 +1,1 @@
+"""Loads the app, configures it, registers the plugins, and checks that the node can start."""

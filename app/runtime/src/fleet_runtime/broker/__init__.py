@@ -1,0 +1,1 @@
+"""Redis: key names, functions, references to unacknowledged messages, behaviour at its memory limit."""

@@ -1,0 +1,242 @@
+"""The sub-commands `celery -A fleet_runtime.app dead-letter ...`.
+
+Celery imports this module for every command that it runs, so it imports nothing that takes time.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from datetime import UTC, datetime, timedelta
+from functools import wraps
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from fleet_runtime.cli.fleet import sentences
+from fleet_runtime.errors import FleetError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from fleet_runtime.dead_letters.store import DeadLetters, Filter, Letter
+
+UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
+HIDDEN = frozenset({"text", "record"})  # of what `list` prints
+
+
+class Since(click.ParamType):  # type: ignore[type-arg]  # it takes none when it runs
+    """A point in time: `2h` ago, or in ISO 8601."""
+
+    name = "time"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Return it in seconds since 1970."""
+        if isinstance(value, float):
+            return value
+        if found := re.fullmatch(r"(\d+)([smhdw])", value):
+            return (datetime.now(UTC) - timedelta(**{UNITS[found[2]]: int(found[1])})).timestamp()
+        try:
+            then = datetime.fromisoformat(value)
+        except ValueError:
+            self.fail(f"{value!r} is neither such as 30m, 2h or 7d nor a time such as 2026-01-31T12:00.")
+        return (then if then.tzinfo else then.replace(tzinfo=UTC)).timestamp()
+
+
+def filters(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command the options that say which letters are meant."""
+
+    @click.option("--id", "ids", multiple=True, metavar="ID", help="Of the task.")
+    @click.option("--task", "tasks", multiple=True, metavar="NAME", help="Or a pattern, such as 'shop.*'.")
+    @click.option("--queue", "queues", multiple=True, metavar="NAME")
+    @click.option("--reason", "reasons", multiple=True, metavar="REASON", help="As `list` shows it.")
+    @click.option("--since", type=Since(), help="Such as 30m, 2h, 7d, or 2026-01-31T12:00 (UTC).")
+    @wraps(command)
+    def with_filters(*args: Any, **options: Any) -> Any:
+        from fleet_runtime.dead_letters.store import Filter, Reason
+
+        names = ("ids", "tasks", "queues", "reasons", "since")
+        wanted = Filter(**{name: options.pop(name) for name in names})
+        if unknown := set(wanted.reasons) - set(Reason):
+            raise click.ClickException(f"There is no reason {', '.join(unknown)}, but {', '.join(Reason)}.")
+        return command(*args, wanted=wanted, **options)
+
+    return with_filters
+
+
+def changes(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command the options of what changes something; then it must be said what."""
+
+    @click.option("--all", "everything", is_flag=True, help="All letters, if nothing else is said.")
+    @click.option("--dry-run", is_flag=True, help="Only say what would be done.")
+    @click.option("--json", "as_json", is_flag=True, help="Print {count, ids, dry_run}.")
+    @wraps(command)
+    def with_options(*args: Any, wanted: Filter, everything: bool, **options: Any) -> Any:
+        if bool(wanted) == everything:
+            raise click.ClickException("Say which: --id, --task, --queue, --reason, --since, or --all.")
+        return command(*args, wanted=wanted, **options)
+
+    return filters(with_options)
+
+
+@click.group("dead-letter")
+def dead_letter() -> None:
+    """Look at tasks that failed for good, and run them again."""
+
+
+@dead_letter.command("list")
+@filters
+@click.option("--limit", default=50, show_default=True, type=click.IntRange(1), help="The newest so many.")
+@click.option("--json", "as_json", is_flag=True, help="Print a list of letters, without their messages.")
+@click.pass_context
+def list_(ctx: click.Context, wanted: Filter, limit: int, as_json: bool) -> None:
+    """List letters, the newest first."""
+    from itertools import islice
+
+    from fleet_runtime.dead_letters.store import looking
+
+    with sentences(), looking(ctx.obj.app) as letters:
+        total = len(letters)
+        found = list(islice(letters.find(wanted), limit))
+    if as_json:
+        click.echo(json.dumps([_plain(letter, HIDDEN) for letter in found]))
+        return
+    if found:
+        click.echo("\n".join(_table(found)))
+    click.echo(f"{len(found)} of {total} dead letters.")
+
+
+@dead_letter.command()
+@click.argument("ids", nargs=-1, required=True, metavar="ID...")
+@click.option("--json", "as_json", is_flag=True, help="Print a list of whole letters.")
+@click.pass_context
+def show(ctx: click.Context, ids: tuple[str, ...], as_json: bool) -> None:
+    """Show letters as a whole: message, error and traceback.
+
+    Fails if one is not there.
+    """
+    from fleet_runtime.dead_letters.store import Filter, looking
+
+    with sentences(), looking(ctx.obj.app) as letters:
+        found = list(letters.find(Filter(ids=ids)))
+    if as_json:
+        click.echo(json.dumps([_plain(letter, frozenset({"text"})) for letter in found]))
+    else:
+        click.echo("\n\n".join("\n".join(_page(letter)) for letter in found))
+    if missing := set(ids) - {letter.id for letter in found}:
+        raise click.ClickException(f"There is no dead letter {', '.join(sorted(missing))}.")
+
+
+@dead_letter.command()
+@changes
+@click.pass_context
+def requeue(ctx: click.Context, wanted: Filter, dry_run: bool, as_json: bool) -> None:
+    """Put messages back into their queues, under the same ids.
+
+    They run as if for the first time: without the retries and deaths that there were, and without an expiry
+    that has passed. Fails if one is nothing that can be run.
+    """
+    from fleet_runtime.dead_letters.store import looking
+
+    faults = []
+    with sentences(), looking(ctx.obj.app) as letters:
+        done = []
+        for letter in _found(letters, wanted):
+            try:
+                letter.revived(datetime.now(UTC))
+            except FleetError as error:
+                faults.append(str(error))
+                continue
+            if dry_run or letters.requeue(letter):
+                done.append(letter)
+    _say("put back" if not dry_run else "would be put back", done, dry_run, as_json)
+    if faults:
+        raise click.ClickException("\n".join(faults))
+
+
+@dead_letter.command()
+@changes
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.pass_context
+def purge(ctx: click.Context, wanted: Filter, dry_run: bool, as_json: bool, yes: bool) -> None:
+    """Throw letters away, for good."""
+    from fleet_runtime.dead_letters.store import looking
+
+    with sentences(), looking(ctx.obj.app) as letters:
+        found = list(_found(letters, wanted))
+        if found and not (dry_run or yes):
+            click.confirm(f"Throw {len(found)} dead letters away, for good?", abort=True, err=True)
+        done = [letter for letter in found if dry_run or letters.purge(letter)]
+    _say("thrown away" if not dry_run else "would be thrown away", done, dry_run, as_json)
+
+
+def _found(letters: DeadLetters, wanted: Filter) -> Iterator[Letter]:
+    """Yield the letters that are meant, the oldest first, as they came."""
+    return reversed(list(letters.find(wanted)))
+
+
+def _say(what: str, letters: list[Letter], dry_run: bool, as_json: bool) -> None:
+    """Print what was done."""
+    if as_json:
+        ids = [letter.id for letter in letters]
+        click.echo(json.dumps({"count": len(ids), "ids": ids, "dry_run": dry_run}))
+        return
+    for letter in letters:
+        click.echo(f"{letter.id} {letter.task or '-'}")
+    click.echo(f"{len(letters)} dead letters {what}.")
+
+
+def _plain(letter: Letter, hidden: frozenset[str]) -> dict[str, Any]:
+    """Return a letter as JSON has it."""
+    return {name: value for name, value in vars(letter).items() if name not in hidden}
+
+
+def _table(letters: list[Letter]) -> list[str]:
+    """Return the lines of a table for people."""
+    rows = [("DIED (UTC)", "REASON", "QUEUE", "TASK", "ID", "ERROR")]
+    for letter in letters:
+        error = letter.error.splitlines()[0][:80] if letter.error else ""
+        task, queue = letter.task or "-", letter.queue or "-"
+        rows.append((_time(letter.died), letter.reason, queue, task, letter.id, error))
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+
+
+def _page(letter: Letter) -> Iterator[str]:
+    """Yield the lines that say all of a letter."""
+    for name in ("id", "task", "queue", "reason", "node", "deliveries", "retries"):
+        yield f"{name + ':':<12}{_or_dash(getattr(letter, name))}"
+    for name in ("received", "started", "died"):
+        yield f"{name + ':':<12}{_time(getattr(letter, name))}"
+    yield f"{'error:':<12}{letter.error or '-'}"
+    if letter.traceback:
+        yield letter.traceback.rstrip()
+    message = letter.message
+    if message is None:
+        yield f"item:       {letter.raw if letter.raw is not None else letter.raw_base64}"
+        return
+    yield f"headers:    {json.dumps(message.get('headers'))}"
+    yield f"properties: {json.dumps(message.get('properties'))}"
+    yield f"body:       {_body(message)}"
+
+
+def _body(message: dict[str, Any]) -> str:
+    """Return a message's body: as text if it is one, else as it is."""
+    body = str(message.get("body"))
+    if message.get("properties", {}).get("body_encoding") != "base64":
+        return body
+    try:
+        return base64.b64decode(body).decode()
+    except ValueError:
+        return body
+
+
+def _time(seconds: float | None) -> str:
+    """Return a time for people."""
+    return "-" if seconds is None else f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M:%S}"
+
+
+def _or_dash(value: Any) -> str:
+    """Return a value for people."""
+    return "-" if value is None else str(value)

@@ -1,0 +1,1 @@
+"""Supported versions of Celery, kombu, billiard and redis-py, and the patches that they need."""

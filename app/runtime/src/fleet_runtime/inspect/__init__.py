@@ -1,0 +1,1 @@
+"""Answers questions about the fleet: status, readiness, queues, rights, schedule and drains."""

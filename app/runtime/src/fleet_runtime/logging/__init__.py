@@ -1,0 +1,1 @@
+"""The systemd journal, and Celery's logging on it."""

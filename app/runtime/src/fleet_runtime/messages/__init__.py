@@ -1,0 +1,1 @@
+"""What the runtime reads from, and writes into, the headers of messages."""

@@ -1,0 +1,1 @@
+"""The prefork pool: how tasks reach child processes, time limits and memory."""

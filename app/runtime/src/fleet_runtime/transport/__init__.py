@@ -1,0 +1,1 @@
+"""The Redis transport: fetches and acknowledges messages, and records in one step who holds them."""

@@ -1,0 +1,1 @@
+"""What a worker node does besides Celery's own: consumer, request, readiness, watchdog, events, results."""

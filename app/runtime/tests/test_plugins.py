@@ -1,0 +1,208 @@
+"""The runtime's own transport and result backend are chosen where they are known to work, and only there."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from typing import Any
+
+import billiard
+import celery
+import kombu
+import pytest
+from celery import Celery
+from celery.backends import redis as stock_results
+from celery.concurrency import prefork
+from celery.concurrency.asynpool import AsynPool, ResultHandler
+from fleet_runtime.bootstrap import plugins
+from fleet_runtime.prefork import pool
+from fleet_runtime.prefork.time_limits import StockPool
+from fleet_runtime.transport import channel, decode
+from fleet_runtime.worker import results
+from kombu import Connection
+from kombu.serialization import registry
+from kombu.transport import redis as stock
+from kombu.utils.imports import symbol_by_name
+from kombu.utils.json import dumps
+from kombu.utils.json import loads as stock_loads
+
+URL = "rediss://worker:pw@redis:6379/0?ssl_cert_reqs=required&ssl_ca_certs=/etc/ca.crt"
+
+
+@pytest.mark.parametrize("scheme", ["redis", "rediss"])
+def test_a_transport_has_a_scheme_of_its_own(scheme: str) -> None:
+    """By which kombu finds it, with all that the URL says."""
+    plugins.select_transport(URL)
+    connection = Connection(URL.replace("rediss", f"fleet-{scheme}"))
+    assert type(connection.transport) is channel.Transport
+    assert (connection.hostname, connection.userid, connection.port) == ("redis", "worker", 6379)
+    assert connection.ssl["ssl_ca_certs"] == "/etc/ca.crt"
+
+
+def test_a_single_url_stays_what_other_programs_know() -> None:
+    """They find it in the environment of the task that starts them."""
+    assert plugins.select_transport(URL) == (URL, "fleet_runtime.transport.channel:Transport")
+
+
+def test_the_next_of_several_urls_has_it_too() -> None:
+    """Kombu goes by the scheme as it tries the next one."""
+    url, named = plugins.select_transport("sentinel://a:1;sentinel://b:2")
+    connection = Connection(url, transport=named)
+    assert type(connection.transport) is channel.SentinelTransport
+    connection.switch(next(connection.cycle))
+    assert connection.hostname == "b"
+    assert type(connection.transport) is channel.SentinelTransport
+
+
+def test_another_kind_of_broker_stays() -> None:
+    """The runtime has no other transports."""
+    assert plugins.select_transport("memory://") == ("memory://", None)
+
+
+def test_another_kombu_keeps_its_transport(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """And says so, in one line."""
+    monkeypatch.setattr(kombu, "__version__", "5.9.0")
+    assert plugins.select_transport(URL) == (URL, None)
+    (line,) = caplog.messages
+    assert line.startswith(plugins.KOMBU_STAYS)
+    assert "This is kombu 5.9.0" in line
+
+
+@pytest.mark.parametrize(
+    ("place", "name"), [(place, name) for place, names in plugins.PARAMETERS.items() for name in names]
+)
+def test_a_changed_kombu_keeps_its_transport(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, place: str, name: str
+) -> None:
+    """As by somebody who has mended something."""
+    monkeypatch.setattr(symbol_by_name(place), name, lambda changed: None)
+    assert plugins.select_transport(URL) == (URL, None)
+    (line,) = caplog.messages
+    assert line.startswith(plugins.KOMBU_STAYS)
+    assert f"{place}.{name}" in line
+
+
+@pytest.mark.parametrize(
+    ("own", "base"),
+    [
+        (channel.Channel, stock.Channel),
+        (channel.QoS, stock.QoS),
+        (channel.Poller, stock.MultiChannelPoller),
+        (channel.Transport, stock.Transport),
+        (channel.SentinelChannel, stock.SentinelChannel),
+        (channel.SentinelTransport, stock.SentinelTransport),
+    ],
+)
+def test_all_that_is_put_in_place_of_kombus_is_looked_at(own: type, base: type) -> None:
+    """So that another kombu, in which it is something else, keeps its transport."""
+    names = {name for place in plugins.PARAMETERS for name in plugins.PARAMETERS[place]}
+    replaced = {
+        name
+        for name, value in vars(own).items()
+        if inspect.isroutine(value) and inspect.isroutine(getattr(base, name, None)) and name != "__init__"
+    }
+    assert not replaced - names
+
+
+@pytest.mark.parametrize(
+    ("url", "stores", "backend"),
+    [
+        (URL, True, results.StoringRedisBackend),
+        (URL, False, results.RedisBackend),
+        ("sentinel://a:1", True, results.StoringSentinelBackend),
+        ("sentinel://a:1", False, results.SentinelBackend),
+    ],
+)
+def test_results_have_a_backend_of_their_own(url: str, stores: bool, backend: type) -> None:
+    """By the scheme of the URL that the app has anyhow; who is no node may load no script."""
+    app = Celery("shop", backend=url, set_as_current=False)
+    app.conf.result_backend_transport_options = {"master_name": "fleet"}
+    plugins.select_backend(app, stores=stores)
+    assert type(app.backend) is backend
+
+
+def test_another_celery_keeps_its_backend(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its insides are not known."""
+    app = Celery("shop", backend=URL, set_as_current=False)
+    monkeypatch.setattr(celery, "__version__", "5.9.0")
+    plugins.select_backend(app, stores=True)
+    assert type(app.backend) is stock_results.RedisBackend
+
+
+@pytest.fixture
+def _own_pool(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let Celery have its own pool, and forget after the test what it was given."""
+    monkeypatch.setattr(prefork.TaskPool, "Pool", AsynPool)
+
+
+@pytest.mark.usefixtures("_own_pool")
+def test_processes_are_run_by_a_pool_of_its_own() -> None:
+    """If all is as it was tested."""
+    plugins.select_pool()
+    assert prefork.TaskPool.Pool is pool.Pool
+
+
+@pytest.mark.usefixtures("_own_pool")
+def test_celerys_pool_has_its_time_limits_mended() -> None:
+    """Where the runtime's own is not wanted."""
+    plugins.select_pool(own=False)
+    assert prefork.TaskPool.Pool is StockPool
+
+
+@pytest.mark.usefixtures("_own_pool")
+@pytest.mark.parametrize("package", [celery, billiard])
+def test_another_celery_or_billiard_keeps_its_pool(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, package: Any
+) -> None:
+    """And says so, in one line."""
+    monkeypatch.setattr(package, "__version__", "5.9.0")
+    plugins.select_pool()
+    assert prefork.TaskPool.Pool is AsynPool
+    (line,) = caplog.messages
+    assert line.startswith(plugins.POOL_STAYS)
+    assert f"This is {package.__name__} 5.9.0" in line
+
+
+@pytest.mark.usefixtures("_own_pool")
+def test_a_changed_pool_stays(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """As by somebody who has mended something."""
+    monkeypatch.setattr(ResultHandler, "_make_process_result", lambda self, hub, more: None)
+    plugins.select_pool()
+    assert prefork.TaskPool.Pool is AsynPool
+    (line,) = caplog.messages
+    assert line.startswith(plugins.POOL_STAYS)
+    assert "ResultHandler._make_process_result" in line
+
+
+VALUES = [None, 1, "é", {"a": [1.5, None]}, b"bytes", b"\xff", {"__type__": "x"}]
+
+
+@pytest.mark.parametrize("value", VALUES)
+@pytest.mark.parametrize("as_", [str, str.encode, lambda text: memoryview(text.encode())])
+def test_json_is_read_as_kombu_reads_it(value: Any, as_: Any) -> None:
+    """Whatever type it is of."""
+    text = dumps(value)
+    assert decode.loads(as_(text)) == stock_loads(as_(text)) == value
+
+
+@pytest.mark.parametrize("text", ["", "{", b"\xff", "\ufeff{}", '{"__type__": "no", "__value__": 1}'])
+def test_what_is_no_json_is_none_here_either(text: Any) -> None:
+    """By the same kind of error."""
+    kinds = []
+    for loads in (stock_loads, decode.loads):
+        with pytest.raises(ValueError, match=r".") as raised:
+            loads(text)
+        kinds.append(type(raised.value))
+    assert kinds[0] is kinds[1]
+
+
+def test_an_app_that_reads_json_by_itself_does_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with another library."""
+    monkeypatch.setitem(registry._decoders, decode.JSON, stock_loads)
+    decode.read_json_faster()
+    assert registry._decoders[decode.JSON] is decode.loads
+    monkeypatch.setitem(registry._decoders, decode.JSON, json.loads)
+    decode.read_json_faster()
+    assert registry._decoders[decode.JSON] is json.loads
