@@ -19,9 +19,9 @@ from functools import partial
 from pathlib import Path
 from threading import Lock
 from typing import TextIO
-from xml.etree import ElementTree
 
 import yaml
+from junitparser import JUnitXml
 
 ROOT = Path(__file__).resolve().parent.parent
 REPORTS = ROOT / ".cache" / "test"
@@ -52,42 +52,45 @@ def run(*command: str | Path) -> tuple[bool, float, str]:
 
 
 def take_report(report: Path, succeeded: bool) -> dict[str, int]:
-    """The counts in pytest's JUnit report, which is removed; a failure that is not in it counts too."""
+    """Read and remove the JUnit report of a pytest run.
+
+    Args:
+        report: The report's path. It may be missing.
+        succeeded: Whether pytest exited with 0.
+
+    Returns:
+        The counts of tests by result. A run that failed, or ran no test, has at least one failure.
+    """
     tests = failed = skipped = 0
     if report.exists():
-        for suite in ElementTree.parse(report).getroot().iter("testsuite"):  # noqa: S314 (pytest wrote it)
-            tests += int(suite.attrib["tests"])
-            failed += int(suite.attrib["failures"]) + int(suite.attrib["errors"])
-            skipped += int(suite.attrib["skipped"])
+        for suite in JUnitXml.fromfile(str(report)):
+            tests += suite.tests
+            failed += suite.failures + suite.errors
+            skipped += suite.skipped
         report.unlink()
     passed = tests - failed - skipped
     return {"passed": passed, "failed": failed or int(not succeeded or not tests), "skipped": skipped}
 
 
 def lint() -> None:
-    """What can be said of the files without running them; each tool is a test."""
+    """Run each linter of .pre-commit-config.yaml on all files, also those that are not committed yet.
+
+    Each linter counts as a test. Two run at the same time.
+    """
     listing = subprocess.check_output(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, text=True)
-    files = [file for name in listing.split("\n") if (file := ROOT / name).is_file() and file.suffix != ".j2"]
-    scripts = [file for file in files if re.match(rb"#!/bin/(ba)?sh", file.read_bytes())]
-    playbooks = [ROOT / "site.yml", *sorted(ROOT.glob("playbooks/*.yml"))]
-    tools: dict[str, tuple[str | Path, ...]] = {
-        "ansible-lint": ("ansible-lint",),  # as long as all others: it has a core to itself
-        "ruff check": ("ruff", "check", "--quiet", "."),
-        "ruff format": ("ruff", "format", "--quiet", "--diff", "."),
-        "shellcheck": ("shellcheck", *scripts),
-        "yamllint": ("yamllint", "--strict", "."),
-        "mypy": ("mypy", "."),
-    }
-    for inventory in sorted(ROOT.glob("inventories/*/")):
-        tools[f"syntax, {inventory.name}"] = (
-            "ansible-playbook",
-            "--syntax-check",
-            "-i",
-            inventory,
-            *playbooks,
-        )
+    files = sorted(set(listing.splitlines()))
+    os.environ["PRE_COMMIT_HOME"] = str(ROOT / ".cache" / "pre-commit")
+    config = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())
+    stages = config["default_stages"]
+    hooks = [hook for repo in config["repos"] for hook in repo["hooks"]]
     with ThreadPoolExecutor(max_workers=2) as pool:
-        running = {pool.submit(run, *command): name for name, command in tools.items()}
+        running = {
+            pool.submit(
+                run, "pre-commit", "run", hook["id"], "--hook-stage", "manual", "--files", *files
+            ): hook["name"]
+            for hook in hooks
+            if "manual" in hook.get("stages", stages)
+        }
         for done in as_completed(running):
             succeeded, seconds, output = done.result()
             count(running[done], seconds, output, passed=int(succeeded), failed=int(not succeeded))
