@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import json
 from typing import Any
 
 import billiard
@@ -17,14 +16,11 @@ from celery.concurrency.asynpool import AsynPool, ResultHandler
 from fleet_runtime.bootstrap import plugins
 from fleet_runtime.prefork import pool
 from fleet_runtime.prefork.time_limits import StockPool
-from fleet_runtime.transport import channel, decode
+from fleet_runtime.transport import channel
 from fleet_runtime.worker import results
 from kombu import Connection
-from kombu.serialization import registry
 from kombu.transport import redis as stock
 from kombu.utils.imports import symbol_by_name
-from kombu.utils.json import dumps
-from kombu.utils.json import loads as stock_loads
 
 URL = "rediss://worker:pw@redis:6379/0?ssl_cert_reqs=required&ssl_ca_certs=/etc/ca.crt"
 
@@ -174,35 +170,3 @@ def test_a_changed_pool_stays(monkeypatch: pytest.MonkeyPatch, caplog: pytest.Lo
     (line,) = caplog.messages
     assert line.startswith(plugins.POOL_STAYS)
     assert "ResultHandler._make_process_result" in line
-
-
-VALUES = [None, 1, "é", {"a": [1.5, None]}, b"bytes", b"\xff", {"__type__": "x"}]
-
-
-@pytest.mark.parametrize("value", VALUES)
-@pytest.mark.parametrize("as_", [str, str.encode, lambda text: memoryview(text.encode())])
-def test_json_is_read_as_kombu_reads_it(value: Any, as_: Any) -> None:
-    """Whatever type it is of."""
-    text = dumps(value)
-    assert decode.loads(as_(text)) == stock_loads(as_(text)) == value
-
-
-@pytest.mark.parametrize("text", ["", "{", b"\xff", "\ufeff{}", '{"__type__": "no", "__value__": 1}'])
-def test_what_is_no_json_is_none_here_either(text: Any) -> None:
-    """By the same kind of error."""
-    kinds = []
-    for loads in (stock_loads, decode.loads):
-        with pytest.raises(ValueError, match=r".") as raised:
-            loads(text)
-        kinds.append(type(raised.value))
-    assert kinds[0] is kinds[1]
-
-
-def test_an_app_that_reads_json_by_itself_does_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As with another library."""
-    monkeypatch.setitem(registry._decoders, decode.JSON, stock_loads)
-    decode.read_json_faster()
-    assert registry._decoders[decode.JSON] is decode.loads
-    monkeypatch.setitem(registry._decoders, decode.JSON, json.loads)
-    decode.read_json_faster()
-    assert registry._decoders[decode.JSON] is json.loads

@@ -14,11 +14,9 @@ from celery.bin import graph
 from celery.concurrency.prefork import TaskPool
 
 from fleet_runtime.bootstrap import plugins
-from fleet_runtime.compat import tracing
 from fleet_runtime.errors import FleetError
 from fleet_runtime.prefork import memory
 from fleet_runtime.settings import FleetSettings
-from fleet_runtime.transport import decode
 
 logger = logging.getLogger(__name__)
 
@@ -45,9 +43,6 @@ class Guard(bootsteps.Step):  # type: ignore[misc]  # celery ships no types
             raise SystemExit(f"celery: {error}") from None
         memory.mend()
         plugins.select_pool(own=settings.atomic_fetch)
-        if settings.atomic_fetch:
-            tracing.mend()
-            decode.read_json_faster()
         memory.share_memory()
 
 

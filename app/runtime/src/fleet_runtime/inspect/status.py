@@ -10,6 +10,7 @@ from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 from kombu.exceptions import OperationalError
+from kombu.utils.json import loads
 from redis.exceptions import RedisError
 
 from fleet_runtime.broker import keys
@@ -20,7 +21,6 @@ from fleet_runtime.inspect.drains import Drained
 from fleet_runtime.inspect.schedule import Schedule
 from fleet_runtime.messages.sent_at import sent_at
 from fleet_runtime.recovery import history
-from fleet_runtime.transport import decode
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -509,7 +509,7 @@ def _age(item: bytes | None) -> float | None:
     Whoever may send can put anything there: what is no message says nothing, as to a node that takes it.
     """
     try:
-        sent = sent_at(decode.loads(item)) if item else None
+        sent = sent_at(loads(item)) if item else None
     except Exception:
         return None
     return None if sent is None or not isfinite(sent) else max(0.0, round(time.time() - sent, 1))

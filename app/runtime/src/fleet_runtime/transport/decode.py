@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from queue import Empty
 from typing import TYPE_CHECKING, Any
 
 import kombu
-from kombu.serialization import registry
 from kombu.transport.redis import Channel
-from kombu.utils import json as stock
 from kombu.utils.encoding import bytes_to_str
-from kombu.utils.json import dumps, object_hook
+from kombu.utils.json import dumps, loads
 
 from fleet_runtime.compat.versions import is_known
 from fleet_runtime.dead_letters import store
@@ -24,9 +21,6 @@ if TYPE_CHECKING:
     from fleet_runtime.dead_letters.store import Held
 
 logger = logging.getLogger(__name__)
-
-JSON = "application/json"
-_decode = json.JSONDecoder(object_hook=object_hook).decode
 
 # How the tag begins of what the script that takes messages cannot read.
 MALFORMED = "malformed:"
@@ -45,19 +39,6 @@ def guard() -> None:
     """
     if is_known(kombu, "An item in a queue that is no message ends this node."):
         Channel._brpop_read = read_queue
-
-
-def loads(data: Any) -> Any:
-    """Read JSON as kombu does, which makes a decoder each time (kombu 5.7, utils/json.py)."""
-    if isinstance(data, bytes):
-        data = data.decode()
-    return _decode(data) if isinstance(data, str) else stock.loads(data)
-
-
-def read_json_faster() -> None:
-    """Let bodies of messages be read so, unless an app reads them by a function of its own."""
-    if registry._decoders.get(JSON) is stock.loads and is_known(kombu, "Messages are read by kombu's JSON."):
-        registry._decoders[JSON] = loads
 
 
 def read_queue(channel: Any, **options: Any) -> bool:
