@@ -13,7 +13,7 @@ export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
 export LC_ALL := C.UTF-8
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help up down lab-args lab-secret test test-all lint unit apps apps-long servers upstream molecule bench docs lock clean
+.PHONY: help up down lab-args lab-secret test test-all lint unit apps apps-long servers upstream molecule matrix bench functions docs lock clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z% -]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 26
@@ -59,6 +59,10 @@ molecule: ## Run all Molecule scenarios
 molecule-%: ## Run one Molecule scenario
 	@lab/bootstrap lab
 	@lab/test.py $*
+
+matrix: ## Run the tests with each supported version of Ansible and Celery; SESSION=NAME runs one
+	@lab/bootstrap tools
+	@nox $(if $(SESSION),--session "$(SESSION)")
 
 bench: ## Measure what nodes and other task queues cost, and what kills lose (.cache/bench)
 	@lab/bootstrap tools bench
