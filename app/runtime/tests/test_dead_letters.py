@@ -12,7 +12,7 @@ import pytest
 from celery import chord
 from celery.exceptions import ChordError, InvalidTaskError
 from fleet_runtime.dead_letters import store
-from fleet_runtime.dead_letters.store import End, Filter, Letter, Reason
+from fleet_runtime.dead_letters.model import End, Filter, Letter, Reason
 
 from app.runtime.tests.graves import (
     POOLS,

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from fleet_runtime.broker import keys
-from fleet_runtime.recovery.bootsteps import give_back, own_keys
+from fleet_runtime.recovery.bootsteps import own_keys
+from fleet_runtime.recovery.requeue import give_back
 from fleet_runtime.transport import channel as transport
 from fleet_runtime.transport.channel import Transport
 from hypothesis import HealthCheck, settings

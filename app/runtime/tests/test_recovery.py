@@ -22,8 +22,8 @@ from celery import Celery, bootsteps
 from fleet_runtime.broker import keys
 from fleet_runtime.errors import FleetError
 from fleet_runtime.recovery import bootsteps as recovery
-from fleet_runtime.recovery import inflight
-from fleet_runtime.recovery.bootsteps import Pulse
+from fleet_runtime.recovery import inflight, preconditions, requeue
+from fleet_runtime.recovery.lease import Pulse
 from fleet_runtime.recovery.requeue import GiveBack
 from fleet_runtime.transport import channel as transport
 from kombu import Exchange, Queue
@@ -98,7 +98,7 @@ def hold(admin: Any) -> Callable[..., None]:
 
 def give_back(channel: Any, **options: Any) -> int:
     """Give back what the dead node held."""
-    return recovery.give_back(channel, DEAD, "finder@test", **{"step": 100, **options})
+    return requeue.give_back(channel, DEAD, "finder@test", **{"step": 100, **options})
 
 
 def test_two_who_give_back_at_once_move_each_message_once(
@@ -516,7 +516,7 @@ def test_an_old_redis_is_refused() -> None:
             return [b"server", b"redis", b"version", b"6.0.16"]
 
     with pytest.raises(FleetError, match=r"this Redis is 6.0.16, and a node needs 7.0 or newer."):
-        recovery._require_version(Old())
+        preconditions._require_version(Old())
 
 
 def end_of_unit(fleet: Fleet, **environment: str) -> subprocess.CompletedProcess[str]:

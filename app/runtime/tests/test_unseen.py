@@ -7,8 +7,8 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from fleet_runtime.messages.headers import RECOVERED
 from fleet_runtime.messages.sent_at import SENT, sent_at
-from fleet_runtime.recovery.requeue import RECOVERED
 
 from app.runtime.tests.conftest import APPS, FIRST_OF_POOLS
 from app.tests.commands import FLAGS, PATIENCE, Fleet, wait_until

@@ -20,7 +20,8 @@ from fleet_runtime.errors import FleetError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from fleet_runtime.dead_letters.store import DeadLetters, Filter, Letter
+    from fleet_runtime.dead_letters.model import Filter, Letter
+    from fleet_runtime.dead_letters.store import DeadLetters
 
 UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 HIDDEN = frozenset({"text", "record"})  # of what `list` prints
@@ -54,7 +55,7 @@ def filters(command: Callable[..., Any]) -> Callable[..., Any]:
     @click.option("--since", type=Since(), help="Such as 30m, 2h, 7d, or 2026-01-31T12:00 (UTC).")
     @wraps(command)
     def with_filters(*args: Any, **options: Any) -> Any:
-        from fleet_runtime.dead_letters.store import Filter, Reason
+        from fleet_runtime.dead_letters.model import Filter, Reason
 
         names = ("ids", "tasks", "queues", "reasons", "since")
         wanted = Filter(**{name: options.pop(name) for name in names})
@@ -116,7 +117,8 @@ def show(ctx: click.Context, ids: tuple[str, ...], as_json: bool) -> None:
 
     Fails if one is not there.
     """
-    from fleet_runtime.dead_letters.store import Filter, looking
+    from fleet_runtime.dead_letters.model import Filter
+    from fleet_runtime.dead_letters.store import looking
 
     with sentences(), looking(ctx.obj.app) as letters:
         found = list(letters.find(Filter(ids=ids)))

@@ -25,15 +25,16 @@ from kombu.utils.json import dumps, loads
 from redis.exceptions import RedisError, ResponseError
 
 from fleet_runtime.broker import functions, keys, oom
+from fleet_runtime.dead_letters import store
+from fleet_runtime.dead_letters.model import End, Reason
+from fleet_runtime.logging import redact
+from fleet_runtime.messages.headers import RECOVERED
 from fleet_runtime.settings import FleetSettings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator
 
 logger = logging.getLogger(__name__)
-
-# Header of a message that was given back by others than who held it, which had died.
-RECOVERED = "fleet_recovered"
 
 MOST_BYTES = 1_000_000  # in one step, or one of large messages would keep Redis from all else
 # For the unit of a dead node: seconds to wait for Redis, and for all. Its next start waits for this, and
@@ -208,6 +209,32 @@ class GiveBack:
                 return one
             moved += one
         return moved
+
+
+def give_back(channel: Any, node: str, finder: str, step: int, **options: Any) -> int:
+    """Give back what a node held, and return how many messages; what can go nowhere goes to the dead letters.
+
+    Args:
+        channel: A channel that knows the app's exchanges.
+        node: Whose messages.
+        finder: The node that does it.
+        step: How many at a time.
+        options: What else `GiveBack` takes.
+    """
+
+    def bury(tag: str, record: bytes, error: Exception) -> None:
+        """Move a message to the dead letters."""
+        what = redact.described(error)  # no more of it, because the error may quote the record
+        logger.error("What %s held as %s goes to the dead letters: %s", node, tag, what)
+        held = store.Held(keys.unacked(node), keys.unacked_index(node), tag)
+        try:
+            with channel.conn_or_acquire() as client:
+                end = End.of(Reason.UNDECODABLE, error)
+                store.bury_raw(client, record, end, node=finder, held=held)
+        except ResponseError as refusal:
+            logger.error("It cannot be moved there, and stays where it is: %s", refusal)
+
+    return GiveBack(channel, node, step, unreadable=bury, **options).run()
 
 
 def main() -> None:

@@ -14,7 +14,7 @@ from kombu.utils.json import dumps, loads
 
 from fleet_runtime.compat.versions import is_known
 from fleet_runtime.dead_letters import store
-from fleet_runtime.dead_letters.store import End, Reason
+from fleet_runtime.dead_letters.model import End, Reason
 from fleet_runtime.logging import redact
 
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ from kombu.exceptions import ContentDisallowed
 from redis.exceptions import ResponseError
 
 from fleet_runtime.broker import functions
-from fleet_runtime.dead_letters.store import End, Reason
+from fleet_runtime.dead_letters.model import End, Reason
 from fleet_runtime.inspect.queues import consumed
 from fleet_runtime.logging.celery_logging import about
 from fleet_runtime.recovery import inflight

@@ -31,11 +31,11 @@ from kombu.transport import virtual
 from kombu.utils.json import dumps
 
 from fleet_runtime.dead_letters import store
-from fleet_runtime.dead_letters.store import End, Reason
+from fleet_runtime.dead_letters.model import COUNTED, End, Reason
 from fleet_runtime.inspect import probe
+from fleet_runtime.messages.headers import RECOVERED
 from fleet_runtime.messages.sent_at import SENT
 from fleet_runtime.prefork.time_limits import requested
-from fleet_runtime.recovery.requeue import RECOVERED
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -203,7 +203,7 @@ class Mortal(Request):  # type: ignore[misc]  # celery ships no types
         It asks the task, and no one else, whether to (celery 5.7, Request.on_failure). Nothing else asks
         meanwhile: in a pool of threads, several tasks may end so at a time, one after another.
         """
-        if not (self._end and self._end.reason in store.COUNTED):
+        if not (self._end and self._end.reason in COUNTED):
             yield
             return
         task = self.task

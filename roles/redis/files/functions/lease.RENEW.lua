@@ -1,5 +1,5 @@
 #!lua name=fleet_56ea7e4f87bfccc709328e33195099f4f9ebb10e
--- fleet_runtime.recovery.bootsteps.RENEW. Written by tools/redis_functions.py.
+-- fleet_runtime.recovery.lease.RENEW. Written by tools/redis_functions.py.
 local function body(KEYS, ARGV)
 local leases, nodes = unpack(KEYS)
 local node, lease, facts, limit = unpack(ARGV)
