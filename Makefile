@@ -13,7 +13,7 @@ export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
 export LC_ALL := C.UTF-8
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help up down lab-args lab-secret test test-all lint unit apps apps-long servers upstream molecule matrix bench functions docs lock clean
+.PHONY: help up down lab-args lab-secret test test-all lint unit apps apps-long servers upstream molecule matrix bench functions fixtures docs lock clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z% -]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 26
@@ -74,6 +74,10 @@ bench: ## Measure what nodes and other task queues cost, and what kills lose (.c
 functions: ## Write the scripts of the runtime and its libraries as functions of Redis, for the role redis
 	@lab/bootstrap tools
 	@.venv/bin/python tools/redis_functions.py
+
+fixtures: ## Write the access rules with which the runtime's tests run Redis, as the role redis renders them
+	@lab/bootstrap tools
+	@WRITE_FIXTURES=1 pytest --quiet tests/unit/test_runtime_acl.py
 
 docs: ## Write the tables of the docs: the roles' variables, and what becomes of each setting of Celery
 	@lab/bootstrap tools

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import redis
 
-from app.tests.broker import HOST, Broker, free_port
+from fleet_testing import kills
+from fleet_testing.broker import HOST, Broker, free_port
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -21,14 +22,8 @@ FLEET = "TLS + ACL + AOF"
 PATIENCE = 10.0  # seconds for a server to answer
 
 
-class Server(Protocol):
-    """A redis-server and how to reach it."""
-
-    def client(self, user: str) -> Any:
-        """Return a connection of Redis's own client."""
-
-    def url(self, user: str) -> str:
-        """Return the URL of a component."""
+class Server(kills.Server, Protocol):
+    """A redis-server that can be stopped."""
 
     def stop(self) -> None:
         """Stop the server."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -53,14 +52,3 @@ def trusted(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: trusted(item) for key, item in value.items()}
     return [trusted(item) for item in value] if isinstance(value, list) else value
-
-
-def rules_without(command: str, user: str, users: str) -> list[str]:
-    """Return a user's rules in a file of users without a command, whatever its keys.
-
-    Redis changes no selector, so whoever takes a right away gives all others anew.
-    """
-    line = next(line for line in users.splitlines() if line.split()[1:2] == [user])
-    kept = re.sub(rf" \+{re.escape(command)}(?=[ )]|$)", "", line)
-    assert kept != line, f"{user} does not have {command}"
-    return kept.split()[2:]

@@ -22,9 +22,10 @@ from flower.options import default_options
 from flower.utils.broker import RedisBase, RedisSsl
 from kombu.transport.redis import Channel
 
-from app.runtime.tests import items
+from fleet_testing import items
+from fleet_testing.broker import rules_without
 from tests.unit.redis_server import PASSWORDS, Server, running
-from tests.unit.rendering import PROJECT, rules_without
+from tests.unit.rendering import PROJECT
 
 CONFIG = PROJECT / "roles/flower/files/flowerconfig.py"
 

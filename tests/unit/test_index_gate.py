@@ -21,7 +21,7 @@ from ansible.module_utils.app_release_sandbox import Sandbox
 from ansible.module_utils.app_release_source import ReleaseError
 from ansible.module_utils.index_gate import Indexes, Place, open_gate, without_proxies
 
-from app.tests.broker import make_certificates
+from fleet_testing.broker import make_certificates
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

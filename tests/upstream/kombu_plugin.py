@@ -18,7 +18,7 @@ from kombu.transport import TRANSPORT_ALIASES
 from kombu.transport import redis as stock
 from kombu.utils.url import parse_url, url_to_parts
 
-from app.tests.broker import HOST
+from fleet_testing.broker import HOST
 
 
 class FleetConnection(kombu.Connection):  # type: ignore[misc]  # kombu ships no types

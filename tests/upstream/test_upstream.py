@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from app.tests.broker import HOST, Broker
-from app.tests.commands import Daemon, Fleet
 from bench.servers import Plain
+from fleet_testing.broker import HOST, PASSWORDS, Broker
+from fleet_testing.commands import Daemon, Fleet
+from tests.unit.rendering import Role
 from tests.upstream.comparison import Comparison, Group, groups
 from tests.upstream.suite import FAILED, ROOT, Outcome, Suite, UnavailableError
 
@@ -55,7 +56,7 @@ CELERY_INSIDE = Group(
 KOMBU_FILES = ("test_redis.py", "test_redis_brpop_qos.py")
 # What the inventory would have of what kombu's tests use; a pattern where a name is random, or for several.
 KOMBU_RIGHTS = {
-    "queues": (
+    "redis_queues": (
         *("test", "test_*", "simple_*_test", "priority_*", "direct1", "rk_direct?", "topic?", "fanout?"),
         *("batch_*", "expire_*", "binding_*", "restore_*", "reconnect-*", "brpop*", "health_*_queue"),
         "sfc_*_q",
@@ -97,7 +98,9 @@ def plain(tmp_path: Path) -> Iterator[Plain]:
 def secured(folder: Path, **rights: Any) -> Iterator[Broker]:
     """Run a Redis as the fleet has it, in a new folder, whose users have some rights besides."""
     folder.mkdir()
-    server = Broker(folder, **rights)
+    own = {"redis_passwords": PASSWORDS, "__redis_has_client_setinfo": True, "redis_exchanges": ["topics"]}
+    role = Role("redis", **own, **rights)
+    server = Broker(folder, role.template("users.acl.j2"))
     try:
         yield server
     finally:
@@ -213,7 +216,7 @@ def test_celery(plain: Plain, tmp_path: Path) -> None:
     """Celery's suite ends the same; what needs a worker in the tests' own process is run with one."""
     began = time.monotonic()
     suite = suite_of("celery", "tests.upstream.celery_plugin", CELERY_FILES)
-    with secured(tmp_path / "secured", queues=["celery"], redis_web_may_control=True) as server:
+    with secured(tmp_path / "secured", redis_queues=["celery"], redis_web_may_control=True) as server:
         stock, runtime = Side(STOCK, suite, plain), Side(RUNTIME, suite, server)
 
         def outside(name: str, tests: Collection[str] | None = None) -> tuple[Outcomes, Outcomes]:

@@ -14,8 +14,8 @@ from celery.exceptions import Retry
 from demo import tasks
 from demo.app import app
 
-from app.tests.broker import QUEUES, Broker
-from app.tests.commands import Fleet
+from fleet_testing.broker import QUEUES, Broker
+from fleet_testing.commands import Fleet
 
 if TYPE_CHECKING:
     from pathlib import Path

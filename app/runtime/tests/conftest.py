@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -10,21 +9,15 @@ from celery import Celery
 from fleet_runtime.bootstrap import configure
 from fleet_runtime.settings import FleetSettings
 
-from app.tests.broker import Broker
-from app.tests.commands import Fleet
+from fleet_testing.broker import Broker
+from fleet_testing.commands import Fleet, shop
+from fleet_testing.fixtures import _redis, _scripts_are_functions, broker, redis_server
+from fleet_testing.params import URL
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-# The kinds of pool, of which only the first is tested each time by what takes long.
-FIRST_OF_POOLS = [
-    "prefork",
-    *(pytest.param(pool, marks=pytest.mark.long) for pool in ("threads", "gevent", "solo")),
-]
-# FLEET_ATOMIC_FETCH: the runtime's own transport and pool, or kombu's and Celery's.
-TRANSPORTS = [pytest.param("true", id="own"), pytest.param("false", id="kombu", marks=pytest.mark.long)]
-APPS = str(Path(__file__).parent / "apps")
-URL = "rediss://worker:pw@redis:6379/0?ssl_cert_reqs=required&ssl_ca_certs=/etc/ca.crt"
+__all__ = ["_redis", "_scripts_are_functions", "broker", "redis_server"]
 
 
 @pytest.fixture
@@ -72,8 +65,3 @@ def connect(lay: Callable[..., Any]) -> Callable[[Broker], Any]:
 def web(broker: Broker, connect: Callable[[Broker], Any]) -> Any:
     """Return an app with which to send tasks."""
     return connect(broker)
-
-
-def shop(broker: Broker) -> Fleet:
-    """Return the app of these tests on a broker."""
-    return Fleet(broker, "shop:app", PYTHONPATH=APPS, FLEET_RELEASE="3fa9c1d2e4b5")

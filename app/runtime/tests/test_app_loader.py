@@ -10,7 +10,7 @@ import pytest
 from fleet_runtime.bootstrap.app_loader import load
 from fleet_runtime.errors import FleetError
 
-from app.tests.commands import run
+from fleet_testing.commands import run
 
 MODULES = {
     "fine": "from celery import Celery\napp = Celery('fine')\nnumber = 7\nclass inner:\n    app = app",

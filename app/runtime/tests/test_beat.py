@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from app.runtime.tests.conftest import APPS
-from app.tests.broker import Broker
-from app.tests.commands import Fleet, wait_until
+from fleet_testing.broker import Broker
+from fleet_testing.commands import APPS, Fleet, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -12,10 +12,9 @@ import pytest
 from fleet_runtime.beat import watchdog as beat_watchdog
 from fleet_runtime.beat.watchdog import Watchdog
 
-from app.runtime.tests.conftest import APPS
-from app.runtime.tests.systemd import Systemd
-from app.tests.broker import Broker
-from app.tests.commands import Daemon, Fleet
+from fleet_testing.broker import Broker
+from fleet_testing.commands import APPS, Daemon, Fleet
+from fleet_testing.systemd import Systemd
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

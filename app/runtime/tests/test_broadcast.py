@@ -14,15 +14,14 @@ from kombu.exceptions import OperationalError
 from redis.exceptions import ConnectionError as NoConnectionError
 from redis.exceptions import DataError
 
-from app.runtime.tests import items
-from app.runtime.tests.conftest import shop
-from app.tests.commands import PATIENCE, Daemon, together, wait_until
-from app.tests.relay import Relay
+from fleet_testing import items
+from fleet_testing.commands import PATIENCE, Daemon, shop, together, wait_until
+from fleet_testing.relay import Relay
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from app.tests.broker import Broker
+    from fleet_testing.broker import Broker
 
 # A queue for each type of pool. The nodes hear each other's events, as they do in a fleet.
 POOLS = {"default": "prefork", "email": "gevent", "heavy": "solo", "io": "threads"}

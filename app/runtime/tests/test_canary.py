@@ -16,14 +16,13 @@ from fleet_runtime.broker import keys
 from fleet_runtime.logging import redact
 from kombu.utils.uuid import uuid
 
-from app.runtime.tests.conftest import APPS
-from app.runtime.tests.graves import caught, letters, put
-from app.tests.commands import FLAGS, PATIENCE, Fleet, wait_until
+from fleet_testing.commands import APPS, FLAGS, PATIENCE, Fleet, wait_until
+from fleet_testing.graves import caught, letters, put
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from app.tests.broker import Broker
+    from fleet_testing.broker import Broker
 
 CANARY = "CANARY4111"
 ARGUMENTS = ([CANARY], {"key": CANARY})

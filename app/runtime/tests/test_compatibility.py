@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from celery import Celery, chain, chord, group
 
-from app.tests.broker import Broker
-from app.tests.commands import FLAGS, PATIENCE, Daemon, Fleet, together, wait_until
+from fleet_testing.broker import Broker
+from fleet_testing.commands import FLAGS, PATIENCE, Daemon, Fleet, together, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

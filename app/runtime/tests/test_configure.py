@@ -16,7 +16,7 @@ from fleet_runtime.errors import FleetError
 from fleet_runtime.transport import broadcast
 from kombu.transport.redis import Channel, Transport
 
-from app.runtime.tests.conftest import URL
+from fleet_testing.params import URL
 
 if TYPE_CHECKING:
     from collections.abc import Callable

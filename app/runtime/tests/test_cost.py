@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from app.runtime.tests.conftest import APPS, FIRST_OF_POOLS
-from app.tests.commands import FLAGS, PATIENCE, Fleet
+from fleet_testing.commands import APPS, FLAGS, PATIENCE, Fleet
+from fleet_testing.params import FIRST_OF_POOLS
 
 if TYPE_CHECKING:
-    from app.tests.broker import Broker
+    from fleet_testing.broker import Broker
 
 SETTLED, IDLE = 15.0, 20.0  # seconds
 

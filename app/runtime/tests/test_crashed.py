@@ -6,13 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 from fleet_runtime.broker import keys
 
-from app.runtime.tests.conftest import APPS
-from app.tests.commands import FLAGS, PATIENCE, Fleet, wait_until
+from fleet_testing.commands import APPS, FLAGS, PATIENCE, Fleet, wait_until
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from app.tests.broker import Broker
+    from fleet_testing.broker import Broker
 
 
 def test_what_a_node_held_that_an_error_ends_counts_as_lost(broker: Broker, web: Any, tmp_path: Path) -> None:

@@ -14,7 +14,9 @@ from celery.exceptions import ChordError, InvalidTaskError
 from fleet_runtime.dead_letters import store
 from fleet_runtime.dead_letters.model import End, Filter, Letter, Reason
 
-from app.runtime.tests.graves import (
+from fleet_testing.broker import Broker
+from fleet_testing.commands import FLAGS, PATIENCE, Daemon, Fleet, together, wait_until
+from fleet_testing.graves import (
     POOLS,
     QUEUES,
     UNCONSUMED,
@@ -25,8 +27,6 @@ from app.runtime.tests.graves import (
     places,
     put,
 )
-from app.tests.broker import Broker
-from app.tests.commands import FLAGS, PATIENCE, Daemon, Fleet, together, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

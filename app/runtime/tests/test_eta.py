@@ -11,13 +11,12 @@ from fleet_runtime.transport.channel import DELAYED_IN_ROW, NEWEST_OF, Transport
 from fleet_runtime.worker.consumer import _count_if_delayed
 from kombu import Connection, Consumer, Exchange, Queue
 
-from app.runtime.tests.conftest import shop
-from app.tests.commands import FLAGS, PATIENCE
+from fleet_testing.commands import FLAGS, PATIENCE, shop
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from app.tests.broker import Broker
+    from fleet_testing.broker import Broker
 
 pytestmark = pytest.mark.server
 ROOM = 8  # messages that the channel reserves

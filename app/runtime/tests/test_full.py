@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from app.runtime.tests.conftest import FIRST_OF_POOLS
-from app.runtime.tests.graves import mortuary
-from app.tests.commands import wait_until
+from fleet_testing.commands import wait_until
+from fleet_testing.graves import mortuary
+from fleet_testing.params import FIRST_OF_POOLS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from app.tests.broker import Broker
+    from fleet_testing.broker import Broker
 
 pytestmark = pytest.mark.server
 FLAGS = ("--queues=default", "--concurrency=2", "--without-gossip", "--without-mingle")

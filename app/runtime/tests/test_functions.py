@@ -14,10 +14,8 @@ from redis.exceptions import NoPermissionError
 from redis.lock import Lock
 from redis.retry import Retry
 
-from app.runtime.tests.conftest import APPS, shop
-from app.runtime.tests.test_recovery import noted
-from app.tests.broker import HOST, Broker
-from app.tests.commands import FLAGS, PATIENCE, Fleet, wait_until
+from fleet_testing.broker import HOST, Broker
+from fleet_testing.commands import APPS, FLAGS, PATIENCE, Fleet, noted, shop, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -13,9 +13,8 @@ from kombu import Exchange, Queue
 from kombu.common import Broadcast
 from redbeat import RedBeatSchedulerEntry
 
-from app.runtime.tests.conftest import APPS
-from app.tests.broker import QUEUES, Broker
-from app.tests.commands import FLAGS, PATIENCE, Fleet, together, wait_until
+from fleet_testing.broker import Broker, acl
+from fleet_testing.commands import APPS, FLAGS, PATIENCE, Fleet, together, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
 @pytest.fixture
 def allowing(tmp_path: Path) -> Iterator[Broker]:
     """Yield a Redis of an inventory that allows an app more."""
-    broker = Broker(tmp_path, redis_web_may_control=True, redis_expiring_queues=["email"])
+    broker = Broker(tmp_path, acl("control"))
     yield broker
     denied = broker.denied()
     broker.stop()
@@ -80,19 +79,10 @@ def test_what_an_inventory_may_allow(allowing: Broker, connect: Callable[[Broker
     assert 0 < allowing.client("admin").pttl("email") <= 3600000
 
 
-ALLOWS: dict[str, Any] = {
-    "redis_broadcasts": {"news": "default"},
-    "redis_worker_direct": True,
-    "redis_beat_remote_control": True,
-    "redis_web_may_schedule": True,
-    "redis_app_key_prefixes": {"worker": ["qo_"], "web": ["qo_"]},
-}
-
-
 @pytest.fixture(scope="module")
 def wide(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
     """Yield a Redis of an inventory that allows an app all that it can, and hold it to that at the end."""
-    broker = Broker(tmp_path_factory.mktemp("wide"), [*QUEUES, "news"], **ALLOWS)
+    broker = Broker(tmp_path_factory.mktemp("wide"), acl("wide"))
     yield broker
     denied = broker.denied()
     broker.stop()

@@ -20,10 +20,8 @@ from kombu.transport.redis import Channel, QoS
 from redis.exceptions import ConnectionError as NoConnectionError
 from redis.exceptions import RedisError, ResponseError
 
-from app.runtime.tests.conftest import shop
-from app.runtime.tests.test_recovery import noted
-from app.tests.broker import HOST, Broker, make_certificates
-from app.tests.commands import FLAGS, PATIENCE, Daemon, together, wait_until
+from fleet_testing.broker import HOST, Broker, make_certificates
+from fleet_testing.commands import FLAGS, PATIENCE, Daemon, noted, shop, together, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -17,11 +17,11 @@ from fleet_runtime.recovery import inflight
 from fleet_runtime.transport.channel import Channel
 from fleet_runtime.worker import mailbox as listening
 
-from app.runtime.tests.conftest import APPS, TRANSPORTS, shop
-from app.tests.commands import PATIENCE, Fleet, wait_until
+from fleet_testing.commands import APPS, PATIENCE, Fleet, shop, wait_until
+from fleet_testing.params import TRANSPORTS
 
 if TYPE_CHECKING:
-    from app.tests.broker import Broker
+    from fleet_testing.broker import Broker
 
 TASKS, TIMES, SLOTS = 20, 10, 20
 

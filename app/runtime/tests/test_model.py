@@ -27,7 +27,7 @@ from kombu import Connection, Consumer, Exchange, Producer, Queue
 from kombu.asynchronous import Hub
 
 if TYPE_CHECKING:
-    from app.tests.broker import Broker
+    from fleet_testing.broker import Broker
 
 pytestmark = pytest.mark.server
 QUEUES = ("default", "email")

@@ -16,9 +16,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from billiard.exceptions import TimeLimitExceeded
 
-from app.runtime.tests.conftest import shop
-from app.tests.broker import Broker
-from app.tests.commands import CELERY, FLAGS, PATIENCE, Daemon, Fleet, together, wait_until
+from fleet_testing.broker import Broker
+from fleet_testing.commands import CELERY, FLAGS, PATIENCE, Daemon, Fleet, shop, together, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -16,9 +16,8 @@ from fleet_runtime import BusyError, once
 from fleet_runtime.broker import keys
 from fleet_runtime.once import DONE, HELD
 
-from app.runtime.tests.conftest import APPS
-from app.tests.broker import Broker
-from app.tests.commands import PATIENCE, Fleet
+from fleet_testing.broker import Broker
+from fleet_testing.commands import APPS, PATIENCE, Fleet
 
 if TYPE_CHECKING:
     from collections.abc import Callable

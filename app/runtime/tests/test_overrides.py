@@ -20,14 +20,13 @@ from fleet_runtime.inspect.app_check import findings, overridden
 from fleet_runtime.messages.sent_at import SENT
 
 from app.runtime.tests import settings_table
-from app.runtime.tests.conftest import APPS
 from app.runtime.tests.settings_table import CALL_OPTIONS, PAGE, TO_TOPICS
-from app.tests.commands import FLAGS, PATIENCE, Fleet
+from fleet_testing.commands import APPS, FLAGS, PATIENCE, Fleet
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from app.tests.broker import Broker
+    from fleet_testing.broker import Broker
 
 SECRET = "hunter2hunter2"
 SCHEDULER = "django_celery_beat.schedulers:DatabaseScheduler"

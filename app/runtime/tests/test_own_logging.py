@@ -7,14 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from app.runtime.tests.conftest import APPS
-from app.runtime.tests.test_celery_logging import FLAGS, SECRET, Journal, JournalDaemon
-from app.tests.commands import PATIENCE, Fleet
+from fleet_testing.commands import APPS, PATIENCE, Fleet
+from fleet_testing.journal import FLAGS, SECRET, Journal, JournalDaemon
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from app.tests.broker import Broker
+    from fleet_testing.broker import Broker
 
 # Besides prefork, whose children write for themselves, one pool whose tasks are in the node's own process.
 WAYS = [

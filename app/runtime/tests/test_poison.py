@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from billiard.exceptions import WorkerLostError
 
-from app.runtime.tests.graves import (
+from fleet_testing.commands import FLAGS, PATIENCE, Daemon, Fleet, together, wait_until
+from fleet_testing.graves import (
     POOLS,
     QUEUES,
     UNCONSUMED,
@@ -18,13 +19,12 @@ from app.runtime.tests.graves import (
     places,
     put,
 )
-from app.tests.commands import FLAGS, PATIENCE, Daemon, Fleet, together, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from app.tests.broker import Broker
+    from fleet_testing.broker import Broker
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ from billiard.queues import _SimpleQueue
 from fleet_runtime.prefork import pool as pipes
 from kombu.asynchronous import Hub
 
-from app.tests.commands import FLAGS, PATIENCE, Daemon, Fleet, wait_until
+from fleet_testing.commands import FLAGS, PATIENCE, Daemon, Fleet, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -13,7 +13,7 @@ import pytest
 from celery import Celery
 from fleet_runtime import PartlyPublishedError, publish_many
 
-from app.tests.broker import Broker, counted
+from fleet_testing.broker import Broker, counted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

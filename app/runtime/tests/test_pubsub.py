@@ -14,15 +14,15 @@ from fleet_runtime.transport.channel import Transport
 from kombu import Connection, Consumer, Exchange, Queue
 from kombu.utils import eventio
 
-from app.runtime.tests import items
-from app.runtime.tests.test_transport import drain, receive
-from app.tests.commands import PATIENCE, wait_until
-from app.tests.relay import Relay
+from fleet_testing import items
+from fleet_testing.commands import PATIENCE, wait_until
+from fleet_testing.consuming import drain, receive
+from fleet_testing.relay import Relay
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from app.tests.broker import Broker
+    from fleet_testing.broker import Broker
 
 pytestmark = pytest.mark.server
 CONTROL = "/0.celery.pidbox"

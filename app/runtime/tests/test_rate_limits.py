@@ -13,10 +13,10 @@ from fleet_runtime.worker.consumer import FleetConsumer
 from kombu.common import QoS
 from kombu.utils.limits import TokenBucket
 
-from app.tests.commands import FLAGS, PATIENCE
+from fleet_testing.commands import FLAGS, PATIENCE
 
 if TYPE_CHECKING:
-    from app.tests.commands import Fleet
+    from fleet_testing.commands import Fleet
 
 RESERVE = 4
 

@@ -11,11 +11,11 @@ from fleet_runtime.broker import keys
 from fleet_runtime.recovery.requeue import forget
 from fleet_runtime.worker.readiness import LOOK
 
-from app.runtime.tests.conftest import APPS, FIRST_OF_POOLS
-from app.tests.commands import FLAGS, PATIENCE, Fleet, wait_until
+from fleet_testing.commands import APPS, FLAGS, PATIENCE, Fleet, wait_until
+from fleet_testing.params import FIRST_OF_POOLS
 
 if TYPE_CHECKING:
-    from app.tests.broker import Broker
+    from fleet_testing.broker import Broker
 
 PROVED = "This node takes tasks now, from"
 

@@ -30,9 +30,8 @@ from kombu import Exchange, Queue
 from redis.exceptions import ConnectionError as NoConnectionError
 from redis.exceptions import ResponseError
 
-from app.runtime.tests.conftest import shop
-from app.tests.broker import HOST, Broker, counted
-from app.tests.commands import FLAGS, PATIENCE, Daemon, Fleet, wait_until
+from fleet_testing.broker import HOST, Broker, counted
+from fleet_testing.commands import FLAGS, PATIENCE, Daemon, Fleet, noted, shop, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -538,13 +537,6 @@ def kill(daemon: Daemon) -> None:
     for each in [pid, *map(int, children)]:
         os.kill(each, signal.SIGKILL)
     daemon.process.wait()
-
-
-def noted(folder: Path, what: str) -> list[str]:
-    """Return which tasks have started or ended."""
-    notes = folder / "notes"
-    lines = notes.read_text().splitlines() if notes.exists() else []
-    return [line.split()[0] for line in lines if line.endswith(what)]
 
 
 def tag(text: str) -> str:

@@ -12,13 +12,12 @@ from fleet_runtime.transport.channel import Transport
 from kombu import Connection, Consumer, Exchange, Queue
 from kombu.common import Broadcast
 
-from app.runtime.tests.conftest import APPS, shop
-from app.tests.commands import FLAGS, Daemon, Fleet, together, wait_until
+from fleet_testing.commands import APPS, FLAGS, Daemon, Fleet, shop, together, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from app.tests.broker import Broker
+    from fleet_testing.broker import Broker
 
 UNKNOWN = "overflow"  # a queue that the access rules do not name
 KINDS = ["prefork", "gevent"]  # with a loop, and without

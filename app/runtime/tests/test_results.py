@@ -20,12 +20,12 @@ from fleet_runtime.worker.results import RedisBackend, StoringRedisBackend
 from redis.client import Pipeline, PubSub, Redis
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from app.tests.broker import counted
+from fleet_testing.broker import counted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from app.tests.broker import Broker
+    from fleet_testing.broker import Broker
 
 pytestmark = [
     pytest.mark.server,

@@ -12,14 +12,13 @@ from celery import Celery, states
 from celery.worker import control, state
 from fleet_runtime.worker import revoke_command
 
-from app.runtime.tests import items
-from app.runtime.tests.conftest import shop
-from app.tests.commands import FLAGS, PATIENCE, wait_until
+from fleet_testing import items
+from fleet_testing.commands import FLAGS, PATIENCE, shop, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from app.tests.broker import Broker
+    from fleet_testing.broker import Broker
 
 CONTROL = "/0.celery.pidbox"
 COMMANDS, IDS = 20, 3000

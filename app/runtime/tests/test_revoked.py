@@ -15,15 +15,15 @@ from fleet_runtime.broker import keys
 from fleet_runtime.worker import revoked
 from redis.exceptions import NoPermissionError
 
-from app.runtime.tests.graves import places
-from app.tests.commands import FLAGS, PATIENCE, wait_until
+from fleet_testing.commands import FLAGS, PATIENCE, wait_until
+from fleet_testing.graves import places
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from contextlib import AbstractContextManager
 
-    from app.tests.broker import Broker
-    from app.tests.commands import Fleet
+    from fleet_testing.broker import Broker
+    from fleet_testing.commands import Fleet
 
 pytestmark = pytest.mark.server
 OFFLINE = ("--queues=email", *FLAGS)

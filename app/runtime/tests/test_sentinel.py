@@ -14,8 +14,8 @@ from fleet_runtime.bootstrap import plugins
 from fleet_runtime.recovery.bootsteps import own_keys
 from kombu import Connection, Consumer, Producer, Queue
 
-from app.tests.broker import HOST, free_port
-from app.tests.commands import PATIENCE, wait_until
+from fleet_testing.broker import HOST, free_port
+from fleet_testing.commands import PATIENCE, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -14,12 +14,12 @@ from celery.utils.dispatch import Signal
 from fleet_runtime.bootstrap.startup_checks import Guard
 from fleet_runtime.prefork import memory
 
-from app.runtime.tests.conftest import shop
+from fleet_testing.commands import shop
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from app.tests.broker import Broker
+    from fleet_testing.broker import Broker
 
 
 @pytest.fixture(autouse=True)

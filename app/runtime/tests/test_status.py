@@ -22,14 +22,14 @@ from fleet_runtime.inspect.status import Node, QueueState, Server, Status
 from fleet_runtime.recovery import history
 from redis.exceptions import ResponseError
 
-from app.runtime.tests import items
-from app.tests.commands import PATIENCE, wait_until
+from fleet_testing import items
+from fleet_testing.commands import PATIENCE, wait_until
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from app.tests.broker import Broker
-    from app.tests.commands import Fleet
+    from fleet_testing.broker import Broker
+    from fleet_testing.commands import Fleet
 
 SERVER = Server("7.0.15", "master", 100, 1000, persistent=True, loading=False, replicas=0, link_up=True)
 NODE = Node("default-1@w", lease=20, reserved=0, running=0, queues=["default"], uptime=600)

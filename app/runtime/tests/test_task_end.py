@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from kombu.utils.uuid import uuid
 
-from app.runtime.tests import items
-from app.runtime.tests.apps.ends import FAILS, LOST
-from app.runtime.tests.conftest import APPS, TRANSPORTS
-from app.runtime.tests.graves import UNCONSUMED, letter_of, letters, places
-from app.tests.commands import FLAGS, PATIENCE, Daemon, Fleet, together, wait_until
+from ends import FAILS, LOST
+from fleet_testing import items
+from fleet_testing.commands import APPS, FLAGS, PATIENCE, Daemon, Fleet, together, wait_until
+from fleet_testing.graves import UNCONSUMED, letter_of, letters, places
+from fleet_testing.params import TRANSPORTS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from app.tests.broker import Broker
+    from fleet_testing.broker import Broker
 
 # A queue for each type of pool.
 POOLS = {"default": "prefork", "email": "gevent", "heavy": "solo", "io": "threads"}

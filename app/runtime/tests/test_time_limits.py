@@ -10,14 +10,14 @@ from billiard.exceptions import SoftTimeLimitExceeded, TimeLimitExceeded
 from fleet_runtime.prefork import pool as pipes
 from fleet_runtime.prefork.time_limits import StockPool, requested
 
-from app.runtime.tests.graves import letters, mortuary
-from app.tests.commands import FLAGS, PATIENCE, wait_until
+from fleet_testing.commands import FLAGS, PATIENCE, wait_until
+from fleet_testing.graves import letters, mortuary
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from app.tests.broker import Broker
+    from fleet_testing.broker import Broker
 
 pytestmark = pytest.mark.server
 

@@ -24,14 +24,15 @@ from kombu.utils.eventio import ERR
 from redis.exceptions import ConnectionError as NoConnectionError
 from redis.exceptions import ResponseError
 
-from app.tests.commands import PATIENCE, wait_until
-from bench import kills
+from fleet_testing import kills
+from fleet_testing.commands import PATIENCE, wait_until
+from fleet_testing.consuming import drain, receive
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from app.tests.broker import Broker
+    from fleet_testing.broker import Broker
 
 pytestmark = pytest.mark.server
 OPTIONS = own_keys("one")
@@ -90,25 +91,6 @@ def consume(connection: Connection, *queues: str, room: int = 0) -> tuple[Any, l
     channel.basic_qos(0, room, False)
     Consumer(channel, [Queue(q, Exchange(q), q) for q in queues], on_message=got.append).consume()
     return channel, got
-
-
-def receive(connection: Connection, got: list[Any], count: int) -> None:
-    """Deliver messages until there are so many, and what else comes at once."""
-    until = time.monotonic() + PATIENCE
-    while len(got) < count:
-        assert time.monotonic() < until, f"of {count} messages, {len(got)} came"
-        drain(connection, 0.05)
-    drain(connection)
-
-
-def drain(connection: Connection, seconds: float = 0.3) -> None:
-    """Deliver what comes in a time."""
-    until = time.monotonic() + seconds
-    while time.monotonic() < until:
-        try:
-            connection.drain_events(timeout=0.05)
-        except OSError:
-            continue
 
 
 @pytest.fixture

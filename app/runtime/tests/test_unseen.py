@@ -10,13 +10,13 @@ import pytest
 from fleet_runtime.messages.headers import RECOVERED
 from fleet_runtime.messages.sent_at import SENT, sent_at
 
-from app.runtime.tests.conftest import APPS, FIRST_OF_POOLS
-from app.tests.commands import FLAGS, PATIENCE, Fleet, wait_until
+from fleet_testing.commands import APPS, FLAGS, PATIENCE, Fleet, wait_until
+from fleet_testing.params import FIRST_OF_POOLS
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from app.tests.broker import Broker
+    from fleet_testing.broker import Broker
 
 
 @pytest.fixture

@@ -16,10 +16,10 @@ from celery.worker import state
 from fleet_runtime.recovery.bootsteps import _concurrency
 from fleet_runtime.worker.watchdog import LEAKED, STOP, Watchdog, is_deaf
 
-from app.runtime.tests.conftest import APPS, FIRST_OF_POOLS
-from app.runtime.tests.systemd import Systemd
-from app.tests.broker import Broker
-from app.tests.commands import PATIENCE, Daemon, Fleet
+from fleet_testing.broker import Broker
+from fleet_testing.commands import APPS, PATIENCE, Daemon, Fleet
+from fleet_testing.params import FIRST_OF_POOLS
+from fleet_testing.systemd import Systemd
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from app.runtime.tests import items
+from fleet_testing import items
 from tests.fleet.support.hosts import eventually
 
 if TYPE_CHECKING:

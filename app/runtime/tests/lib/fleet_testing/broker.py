@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import ipaddress
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -24,19 +25,18 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from redis.connection import AbstractConnection
 
-from tests.unit.rendering import Role, rules_without
-
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
 HOST = "127.0.0.1"
 QUEUES = ["default", "email", "heavy", "io"]
-# Those of the tests' apps that are not named as a queue is.
-EXCHANGES = ["topics"]
 # Each character here is special to something on the way: URLs, shells, systemd, ACL files, Python's %.
 HOSTILE = 'it\'s a "hard" $HOME `id` \\ 100% p@ss:w/rd #1'
 USERS = ("admin", "worker", "beat", "flower", "web", "ops", "health")
-FUNCTIONS = Path(__file__).parents[2] / "roles" / "redis" / "files" / "functions"
+PASSWORDS = {user: f"{HOSTILE} {user}" for user in USERS}
+ACL = Path(__file__).parent / "acl"
+SETINFO = " +client|setinfo"  # a Redis before 7.2 does not start with this rule
+FUNCTIONS = Path(__file__).parents[5] / "roles" / "redis" / "files" / "functions"
 CONFIG = """\
 bind {host}
 port 0
@@ -56,21 +56,19 @@ maxmemory-policy noeviction
 class Broker:
     """A redis-server and how to reach it."""
 
-    def __init__(self, folder: Path, queues: Sequence[str] = QUEUES, **variables: object) -> None:
+    def __init__(self, folder: Path, users: str = "") -> None:
         """Write what the server needs into a folder, and start it.
 
         Args:
             folder: An empty one.
-            queues: What components may use.
-            variables: Of the role redis, as what the inventory allows.
+            users: The contents of users.acl for Redis 7.2 and later; by default those of `acl("fleet")`.
         """
         self.folder = folder
-        self.variables = {"redis_queues": list(queues), "redis_exchanges": EXCHANGES, **variables}
         self.program = self.program_path()
         self.port = free_port()
-        self.passwords = {user: f"{HOSTILE} {user}" for user in USERS}
+        self.passwords = PASSWORDS
         make_certificates(folder)
-        (folder / "users.acl").write_text(self._users())
+        (folder / "users.acl").write_text(self._users(users or acl("fleet")))
         (folder / "redis.conf").write_text(CONFIG.format(host=HOST, port=self.port, folder=folder))
         self.start()
         self.load_functions()
@@ -142,16 +140,32 @@ class Broker:
         kept = rules_without(command, user, (self.folder / "users.acl").read_text())
         self.client("admin").execute_command("ACL", "SETUSER", user, "reset", *kept)
 
-    def _users(self) -> str:
-        """Return the access rules, as the role renders them for this version of Redis."""
+    def _users(self, users: str) -> str:
+        """Return the access rules for this version of Redis."""
         version = subprocess.run([self.program, "--version"], capture_output=True, text=True, check=True)
         number = version.stdout.split("v=")[1].split()[0]
-        return Role(
-            "redis",
-            redis_passwords=self.passwords,
-            __redis_has_client_setinfo=tuple(int(part) for part in number.split(".")[:2]) >= (7, 2),
-            **self.variables,
-        ).template("users.acl.j2")
+        is_before_setinfo = tuple(int(part) for part in number.split(".")[:2]) < (7, 2)
+        return users.replace(SETINFO, "") if is_before_setinfo else users
+
+
+def acl(name: str) -> str:
+    """Return a users.acl, as the fleet's role `redis` renders it for Redis 7.2 and later.
+
+    Args:
+        name: `fleet` for the usual rules; `control` and `wide` for inventories that allow an app more.
+    """
+    return (ACL / f"{name}.acl").read_text()
+
+
+def rules_without(command: str, user: str, users: str) -> list[str]:
+    """Return a user's rules in a users.acl without a command, whatever its keys.
+
+    Redis changes no selector, so whoever takes a right away gives all others anew.
+    """
+    line = next(line for line in users.splitlines() if line.split()[1:2] == [user])
+    kept = re.sub(rf" \+{re.escape(command)}(?=[ )]|$)", "", line)
+    assert kept != line, f"{user} does not have {command}"
+    return kept.split()[2:]
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from app.tests.commands import PATIENCE
+from fleet_testing.commands import PATIENCE
 
 if TYPE_CHECKING:
     from pathlib import Path

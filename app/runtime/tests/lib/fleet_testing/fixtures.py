@@ -1,4 +1,4 @@
-"""Fixtures for the tests of both packages."""
+"""Fixtures with a real Redis. Each conftest.py imports them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 from fleet_runtime.broker import functions
 
-from app.tests.broker import Broker
+from fleet_testing.broker import Broker
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

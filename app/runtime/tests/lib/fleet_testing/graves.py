@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from app.runtime.tests.conftest import APPS
-from app.tests.commands import Fleet, wait_until
+from fleet_testing.commands import APPS, Fleet, wait_until
 
 if TYPE_CHECKING:
-    from app.tests.broker import Broker
+    from fleet_testing.broker import Broker
 
 # A queue for each type of pool that is looked at, and one that nobody consumes.
 POOLS = {"default": "prefork", "io": "threads"}

@@ -8,10 +8,10 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Self
 from urllib.parse import urlsplit
 
-from app.tests.broker import HOST
+from fleet_testing.broker import HOST
 
 if TYPE_CHECKING:
-    from app.tests.broker import Broker
+    from fleet_testing.broker import Broker
 
 CHUNK = 65536  # bytes that are read at a time
 

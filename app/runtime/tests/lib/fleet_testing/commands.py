@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any, Self
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from app.tests.broker import Broker
+    from fleet_testing.broker import Broker
 
 CELERY = Path(sys.executable).with_name("celery")
 ENTRY = ("-A", "fleet_runtime.app")
 # How a node is run in tests: nothing that others would have to answer.
 FLAGS = ("--concurrency=2", "--without-gossip", "--without-mingle", "--heartbeat-interval=10")
+APPS = str(Path(__file__).parents[2] / "apps")  # the tests' own
 PATIENCE = 40  # seconds; a machine that does other things needs some just to import Celery
 
 
@@ -134,3 +135,15 @@ def wait_until(happened: Callable[[], Any]) -> None:
     while not happened():
         assert time.monotonic() < deadline, "it did not happen"
         time.sleep(0.05)
+
+
+def shop(broker: Broker) -> Fleet:
+    """Return an app that names another broker, on a broker."""
+    return Fleet(broker, "shop:app", PYTHONPATH=APPS, FLEET_RELEASE="3fa9c1d2e4b5")
+
+
+def noted(folder: Path, what: str) -> list[str]:
+    """Return which tasks have started or ended."""
+    notes = folder / "notes"
+    lines = notes.read_text().splitlines() if notes.exists() else []
+    return [line.split()[0] for line in lines if line.endswith(what)]

@@ -1,0 +1,1 @@
+"""What the runtime's tests share: a Redis with the fleet's access rules, Celery's commands, odd messages."""
