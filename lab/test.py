@@ -3,22 +3,24 @@
 
 Usage: lab/test.py STAGE...; a stage is lint, unit, apps, apps-long, servers, upstream, or a Molecule
 scenario. A failure is the end.
+
+The tools do the work: pre-commit, pytest, Molecule. This runs two stages at a time, which nox does not, and
+adds up their counts.
 """
 
 from __future__ import annotations
 
 import os
-import re
 import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryFile
 from threading import Lock
-from typing import TextIO
 
 import yaml
 from junitparser import JUnitXml
@@ -26,7 +28,6 @@ from junitparser import JUnitXml
 ROOT = Path(__file__).resolve().parent.parent
 REPORTS = ROOT / ".cache" / "test"
 LAB = ROOT / "lab" / "lab.py"
-PHASE = re.compile(r"[A-Z]+ +\[\S+ > (?P<phase>\w+)\] (\x1b\[\d+m)?Execut(ing$|ed: (?P<result>\w+))")
 
 SEVERAL = ("--numprocesses=4", "--dist=loadfile")
 RESULTS = ("passed", "failed", "skipped")
@@ -44,11 +45,27 @@ def count(name: str, seconds: float, output: str = "", **results: int) -> None:
         counts.update(results)
 
 
-def run(*command: str | Path) -> tuple[bool, float, str]:
-    """Run a command; return whether it succeeded, the seconds that it took, and its output."""
+def run(
+    *command: str | Path, environment: Mapping[str, str] | None = None, log: Path | None = None
+) -> tuple[bool, float, str]:
+    """Run a command to its end.
+
+    Args:
+        command: The program and its arguments.
+        environment: Its environment, by default that of this process.
+        log: A file to which the output is appended while the command runs.
+
+    Returns:
+        Whether it exited with 0, the seconds that it took, and its output, standard error included.
+    """
     start = time.monotonic()
-    done = subprocess.run(command, cwd=ROOT, text=True, capture_output=True, check=False)
-    return done.returncode == 0, time.monotonic() - start, done.stdout + done.stderr
+    with log.open("a+", errors="replace") if log else TemporaryFile("w+", errors="replace") as file:
+        begin = file.seek(0, os.SEEK_END)
+        done = subprocess.run(
+            command, cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT, check=False
+        )
+        file.seek(begin)
+        return done.returncode == 0, time.monotonic() - start, file.read()
 
 
 def take_report(report: Path, succeeded: bool) -> dict[str, int]:
@@ -104,35 +121,21 @@ def pytest(name: str, *arguments: str) -> None:
     count(name, seconds, output, **take_report(report, succeeded))
 
 
-def phases(lines: Iterable[str]) -> Iterator[tuple[str, str, float, str]]:
-    """The phases in Molecule's output, as they end: name, result, seconds and output."""
-    phase, start, output = "", 0.0, ""
-    for line in lines:
-        match = PHASE.match(line)
-        if match and not match["result"]:
-            if phase:  # Molecule does not say so of each that fails
-                yield phase, "Failed", time.monotonic() - start, output
-            phase, start, output = match["phase"], time.monotonic(), ""
-        output += line
-        if match and match["result"]:
-            yield phase, match["result"], time.monotonic() - start, output
-            phase = ""
-    if phase:
-        yield phase, "Failed", time.monotonic() - start, output
-
-
-def tee(lines: Iterable[str], file: TextIO) -> Iterator[str]:
-    """The same lines, which the file gets too."""
-    for line in lines:
-        file.write(line)
-        file.flush()
-        yield line
-
-
 def molecule(scenario: str) -> None:
-    """Run a Molecule scenario; count each of its phases, and for `verify` each test."""
+    """Run the steps of a Molecule scenario one after another, each as a command of its own.
+
+    A step counts as one test, `verify` as each test of its pytest run. After a step that fails, only
+    `destroy` runs. The output of all steps is in `.cache/test/<scenario>.log`.
+
+    `molecule test` runs the same steps, but with one exit code for all, and its `--report` is for readers.
+
+    Args:
+        scenario: The name of a folder in molecule/.
+    """
     env = f"test-{scenario}"
+    shared = yaml.safe_load((ROOT / ".config" / "molecule" / "config.yml").read_text())
     config = yaml.safe_load((ROOT / "molecule" / scenario / "molecule.yml").read_text())
+    steps = (shared["scenario"] | config.get("scenario", {}))["test_sequence"]
     plain = {"MOLECULE_COMMAND_BORDERS": "0", "NO_COLOR": "1", "ANSIBLE_NOCOLOR": "1"}
     environment = os.environ | config["ansible"]["env"] | plain
     report = REPORTS / f"{scenario}.xml"
@@ -141,28 +144,19 @@ def molecule(scenario: str) -> None:
         count(f"{scenario}: prepare", 0, failed=1)
         return
 
-    own: Counter[str] = Counter()
+    failed = False
     log = REPORTS / f"{scenario}.log"
-    with (
-        log.open("w") as file,
-        subprocess.Popen(
-            ("molecule", "test", "--scenario-name", scenario),
-            cwd=ROOT,
-            env=environment,
-            text=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-        ) as process,
-    ):
-        for phase, result, seconds, output in phases(tee(process.stdout or (), file)):
-            results = {"passed": int(result == "Successful"), "failed": int(result == "Failed")}
-            if phase == "verify":
-                results = take_report(report, result == "Successful")
-            if any(results.values()):  # Molecule knows phases that no scenario here has
-                own.update(results)
-                count(f"{scenario}: {phase}", seconds, output, **results)
-    if not own["failed"] and (process.returncode or not own):
-        count(f"{scenario}: molecule", 0, log.read_text(), failed=1)
+    log.unlink(missing_ok=True)
+    for step in steps:
+        if failed and step != "destroy":
+            continue
+        command = ("molecule", step.replace("_", "-"), "--scenario-name", scenario)
+        succeeded, seconds, output = run(*command, environment=environment, log=log)
+        results = {"passed": int(succeeded), "failed": int(not succeeded)}
+        if step == "verify":
+            results = take_report(report, succeeded)
+        failed = failed or bool(results["failed"])
+        count(f"{scenario}: {step}", seconds, output, **results)
     subprocess.run([LAB, "destroy", env], cwd=ROOT, env=environment, check=True)
 
 
