@@ -8,18 +8,15 @@ A library has one function, named by the SHA-1 of the script, as fleet_runtime.b
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import celery.backends.redis
-import fleet_runtime
 import kombu.transport.redis
 import redbeat.schedulers
 import redis.lock
-from fleet_runtime.broker import functions, oom
+from fleet_runtime.broker import functions, scripts
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -50,29 +47,19 @@ redis.register_function{{
 """
 
 
-def scripts() -> Iterator[tuple[str, str, str]]:
-    """Yield each script: its name, where it is from, and its text."""
-    for info in pkgutil.walk_packages(fleet_runtime.__path__, "fleet_runtime."):
-        if info.name == "fleet_runtime.app":  # which loads an app
-            continue
-        module = importlib.import_module(info.name)
-        for name, value in vars(module).items():
-            if isinstance(value, str) and CALL in value:
-                yield f"{info.name.rpartition('.')[2]}.{name}", f"{info.name}.{name}", value
+def found() -> Iterator[tuple[str, str, str]]:
+    """Yield each script: its name, its origin, and its text."""
+    for name in scripts.names():
+        yield f"fleet.{name}", f"fleet_runtime/broker/scripts/{name}.lua", scripts.text(name)
     for library, (holder, licence) in LIBRARIES.items():
         for name, value in vars(holder).items():
             if isinstance(value, str) and CALL in value:
                 yield f"{library}.{name}", f"{library}, {name} ({licence})", value
 
 
-def whole(found: list[tuple[str, str, str]]) -> list[tuple[str, str, str]]:
-    """Return the scripts that are not a part of another one."""
-    return [one for one in found if not any(one[2] in other[2] and one[2] != other[2] for other in found)]
-
-
 def library(name: str, origin: str, text: str) -> str:
     """Return the library of a script, as Redis loads it."""
-    script = text.removeprefix(oom.ALLOWED)
+    script = text.removeprefix(scripts.ALLOW_OOM)
     allowed = script != text or name.rpartition(".")[2] in FREEING
     return LIBRARY.format(
         name=functions.PREFIX + functions.sha(text),
@@ -85,7 +72,7 @@ def library(name: str, origin: str, text: str) -> str:
 
 def files() -> dict[str, str]:
     """Return the name and the text of each file."""
-    return {f"{name}.lua": library(name, origin, text) for name, origin, text in whole(list(scripts()))}
+    return {f"{name}.lua": library(name, origin, text) for name, origin, text in found()}
 
 
 def main() -> int:

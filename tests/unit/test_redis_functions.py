@@ -89,8 +89,8 @@ def test_whose_scripts_there_are() -> None:
         "redis-py.LUA_EXTEND_SCRIPT.lua",
         "redis-py.LUA_REACQUIRE_SCRIPT.lua",
         "redis-py.LUA_RELEASE_SCRIPT.lua",
-        "bootsteps.RENEW.lua",
-        "channel.TURN.lua",
+        "fleet.fetch_and_ack.lua",
+        "fleet.renew_lease.lua",
     } <= {path.name for path in FOLDER.glob("*.lua")}
 
 

@@ -7,8 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from fleet_runtime.broker import functions
-from fleet_runtime.once import END
+from fleet_runtime.broker import functions, scripts
 from redis.backoff import ConstantBackoff
 from redis.exceptions import NoPermissionError
 from redis.lock import Lock
@@ -56,7 +55,7 @@ def test_nobody_may_load_a_script(own: Broker, user: str) -> None:
 
 def test_a_function_gives_no_right(own: Broker) -> None:
     """Beat may call it, and not touch what a node holds."""
-    call = functions.PREFIX + functions.sha(END)
+    call = functions.PREFIX + functions.sha(scripts.ONCE_FINISH)
     with pytest.raises(NoPermissionError):
         own.client("beat").fcall(call, 1, "fleet:once:key", "mine", "", "0")
 
@@ -66,9 +65,9 @@ def test_a_redis_without_functions_gets_the_script(own: Broker) -> None:
     admin = own.client("admin")
     admin.function_flush()
     admin.set("fleet:once:key", "mine")
-    functions.run(admin, END, ["fleet:once:key"], ["mine", "", "0"])
+    functions.run(admin, scripts.ONCE_FINISH, ["fleet:once:key"], ["mine", "", "0"])
     assert not admin.exists("fleet:once:key")
-    assert admin.script_exists(functions.sha(END)) == [True]
+    assert admin.script_exists(functions.sha(scripts.ONCE_FINISH)) == [True]
 
 
 def test_a_lock_of_redis_is_a_function(own: Broker) -> None:
@@ -83,12 +82,12 @@ def test_a_lock_of_redis_is_a_function(own: Broker) -> None:
 def test_a_function_that_is_missing_is_named(own: Broker) -> None:
     """And found again, once it is there."""
     own.client("admin").function_flush()
-    expected = functions.PREFIX + functions.sha(END)
+    expected = functions.PREFIX + functions.sha(scripts.ONCE_FINISH)
     with pytest.raises(functions.FunctionMissingError, match=expected) as caught:
-        functions.run(own.client("worker"), END, ["fleet:once:key"], ["mine", "", "0"])
+        functions.run(own.client("worker"), scripts.ONCE_FINISH, ["fleet:once:key"], ["mine", "", "0"])
     assert "playbooks/redis.yml" in str(caught.value)
     own.load_functions()
-    functions.run(own.client("worker"), END, ["fleet:once:key"], ["mine", "", "0"])
+    functions.run(own.client("worker"), scripts.ONCE_FINISH, ["fleet:once:key"], ["mine", "", "0"])
 
 
 def test_a_function_that_is_missing_for_a_moment_is_waited_for(own: Broker) -> None:
@@ -98,7 +97,7 @@ def test_a_function_that_is_missing_for_a_moment_is_waited_for(own: Broker) -> N
     own.client("admin").function_flush()
     later = threading.Timer(2, own.load_functions)
     later.start()
-    functions.run(client, END, ["fleet:once:key"], ["mine", "", "0"])
+    functions.run(client, scripts.ONCE_FINISH, ["fleet:once:key"], ["mine", "", "0"])
     later.join()
 
 
@@ -246,6 +245,6 @@ def test_a_replica_loses_the_functions_with_its_master(own: Broker, replica: Bro
     promote(replica)
     client = replica.client("worker")
     with pytest.raises(functions.FunctionMissingError):
-        functions.run(client, END, ["fleet:once:key"], ["mine", "", "0"])
+        functions.run(client, scripts.ONCE_FINISH, ["fleet:once:key"], ["mine", "", "0"])
     replica.load_functions()
-    functions.run(client, END, ["fleet:once:key"], ["mine", "", "0"])
+    functions.run(client, scripts.ONCE_FINISH, ["fleet:once:key"], ["mine", "", "0"])

@@ -45,7 +45,7 @@ from dataclasses import dataclass, field
 from functools import wraps
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 
-from fleet_runtime.broker import functions, keys, oom
+from fleet_runtime.broker import functions, keys, scripts
 from fleet_runtime.errors import FleetError
 
 if TYPE_CHECKING:
@@ -67,23 +67,6 @@ PATIENCE = 60.0
 
 # A value is one of these with a holder's name, or with a result as JSON, behind it.
 HELD, DONE = "held:", "done:"
-
-# Both do nothing if another one has the key by now.
-RENEW = (
-    oom.ALLOWED
-    + """
-if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
-redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
-return 1
-"""
-)
-# The end of a lease alone takes nothing from who held it: nobody else ran meanwhile.
-END = """
-local value = redis.call('GET', KEYS[1])
-if value and value ~= ARGV[1] then return 0 end
-if ARGV[2] == '' then redis.call('DEL', KEYS[1]) else redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3]) end
-return 1
-"""
 
 logger = logging.getLogger(__name__)
 
@@ -230,7 +213,9 @@ class _Store:
 
     def renew(self, lease: float) -> bool:
         """Prolong the lease; return whether there still was one."""
-        return self._try(lambda client: bool(self._run(client, RENEW, self.mine, _milliseconds(lease))))
+        return self._try(
+            lambda client: bool(self._run(client, scripts.ONCE_RENEW, self.mine, _milliseconds(lease)))
+        )
 
     def keep(self, result: str, ttl: float, key: str) -> None:
         """Put a result in the lease's place.
@@ -239,7 +224,7 @@ class _Store:
         """
         arguments = (self.mine, DONE + result, _milliseconds(ttl))
         try:
-            if not self._insist(lambda client: self._run(client, END, *arguments)):
+            if not self._insist(lambda client: self._run(client, scripts.ONCE_FINISH, *arguments)):
                 logger.error("%s ran, and another run has taken its key meanwhile.", key)
         except Exception:
             logger.exception("%s ran, and its result cannot be kept: if it comes again, it runs again.", key)
@@ -247,7 +232,7 @@ class _Store:
     def free(self) -> None:
         """Give the key back. If Redis is away, it is free when the lease ends."""
         try:
-            self._try(lambda client: self._run(client, END, self.mine, "", "0"))
+            self._try(lambda client: self._run(client, scripts.ONCE_FINISH, self.mine, "", "0"))
         except Exception as error:
             logger.warning("%s is free only when its lease ends: %s", self.key, error)
 

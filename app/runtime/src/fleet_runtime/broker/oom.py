@@ -8,10 +8,6 @@ from __future__ import annotations
 
 from redis.exceptions import OutOfMemoryError, ResponseError
 
-# The first line of a script that runs even so, since it moves what is there, or writes a few bytes.
-# Since Redis 7.0. Source: redis.io, "Script flags".
-ALLOWED = "#!lua flags=allow-oom"
-
 
 def is_full(error: ResponseError) -> bool:
     """Return whether Redis refuses for want of memory, or of a disk that it can write to (MISCONF)."""

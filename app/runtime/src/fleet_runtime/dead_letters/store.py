@@ -19,7 +19,7 @@ from kombu.exceptions import OperationalError
 from kombu.utils.json import dumps
 from redis.exceptions import RedisError
 
-from fleet_runtime.broker import functions, keys, oom
+from fleet_runtime.broker import functions, keys, scripts
 from fleet_runtime.dead_letters.model import COUNTED, Letter
 from fleet_runtime.errors import FleetError
 from fleet_runtime.settings import FleetSettings
@@ -33,91 +33,6 @@ if TYPE_CHECKING:
 
 LOSSES_TTL = 7 * 86400  # seconds that deaths are remembered: as long as messages are held at most
 PAGE = 200  # letters in one answer of Redis
-
-# Writes the letter first: a Redis that is full refuses that, and then nothing has been done.
-# KEYS: dead, letters [, losses, unacked, unacked_index]
-# ARGV: id, letter, limit, age [, tag, record, needed, deliveries before the count of losses]
-BURY = """
-local dead, letters, losses, unacked, index = unpack(KEYS)
-local id, letter, limit, age, tag, record, needed, deliveries = unpack(ARGV)
-local time = redis.call('TIME')
-local now = time[1] + time[2] / 1000000
-local more = string.format(',"died":%.3f', now)
-if unacked then
-  local held = redis.call('HGET', unacked, tag)
-  if not held and needed == '1' then
-    return 0
-  end
-  if record == '' then
-    record = held
-  end
-  local received = redis.call('ZSCORE', index, tag)
-  if received then
-    more = more .. string.format(',"received":%.3f', received)
-  end
-  local lost = redis.call('GET', losses) or 0
-  more = more .. string.format(',"deliveries":%d', deliveries + lost)
-  more = more .. ',"record":' .. record
-end
-redis.call('HSET', letters, id, string.sub(letter, 1, -2) .. more .. '}')
-redis.call('ZADD', dead, now, id)
-if unacked then
-  redis.call('HDEL', unacked, tag)
-  redis.call('ZREM', index, tag)
-  redis.call('DEL', losses)
-end
-local function drop(ids)
-  for _, one in ipairs(ids) do
-    redis.call('ZREM', dead, one)
-    redis.call('HDEL', letters, one)
-  end
-end
-drop(redis.call('ZRANGE', dead, '-inf', now - age, 'BYSCORE', 'LIMIT', 0, 100))
-local surplus = redis.call('ZCARD', dead) - limit
-if surplus > 0 then
-  drop(redis.call('ZRANGE', dead, 0, math.min(surplus, 100) - 1))
-end
-redis.call('EXPIRE', dead, age)
-redis.call('EXPIRE', letters, age)
-return 1
-"""
-
-# Takes a letter away, if it is still the one that was looked at, and puts its message into a queue, if told.
-# KEYS: dead, letters [, losses, queue]
-# ARGV: id, letter [, message]
-TAKE = """
-local dead, letters, losses, queue = unpack(KEYS)
-local id, letter, message = unpack(ARGV)
-if redis.call('HGET', letters, id) ~= letter then
-  return 0
-end
-if queue then
-  redis.call('LPUSH', queue, message)
-  redis.call('DEL', losses)
-end
-redis.call('HDEL', letters, id)
-redis.call('ZREM', dead, id)
-return 1
-"""
-
-# Counts that the process that ran a message died, if told, and says how many did so far.
-# KEYS: losses, unacked. ARGV: tag, how many more, how long to remember, a record instead of the one held
-COUNT = (
-    oom.ALLOWED
-    + """
-local losses, unacked = unpack(KEYS)
-local tag, more, memory, record = unpack(ARGV)
-local count = tonumber(redis.call('GET', losses) or 0)
-if more == '1' then
-  count = redis.call('INCR', losses)
-  redis.call('EXPIRE', losses, memory)
-end
-if record ~= '' and redis.call('HEXISTS', unacked, tag) == 1 then
-  redis.call('HSET', unacked, tag, record)
-end
-return count
-"""
-)
 
 
 @dataclass(frozen=True)
@@ -177,7 +92,7 @@ class DeadLetters:
         with self._channel.conn_or_acquire() as client:
             names = [keys.DEAD, keys.DEAD_LETTERS, *more_keys]
             words = [letter.id, letter.text, *more_arguments]
-            return bool(functions.run(client, TAKE, names, words))
+            return bool(functions.run(client, scripts.TAKE_DEAD_LETTER, names, words))
 
 
 @contextmanager
@@ -269,7 +184,7 @@ def count_losses(message: Any, *, more: bool, record: str = "") -> int:
     with channel.conn_or_acquire() as client:
         names = [keys.losses(message.delivery_tag), channel.unacked_key]
         words = [message.delivery_tag, int(more), LOSSES_TTL, record]
-        return int(functions.run(client, COUNT, names, words))
+        return int(functions.run(client, scripts.COUNT_CRASH, names, words))
 
 
 @cache
@@ -286,7 +201,7 @@ def _bury(client: Any, letter: dict[str, Any], held: Held | None, record: str, *
     if held:
         names += [keys.losses(held.tag), held.unacked, held.index]
         arguments += [held.tag, record, int(needed), 0 if letter["reason"] in COUNTED else 1]
-    return bool(functions.run(client, BURY, names, arguments))
+    return bool(functions.run(client, scripts.DEAD_LETTER, names, arguments))
 
 
 def _queue(channel: Any, exchange: str, routing_key: str) -> str | None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from kombu.utils.encoding import bytes_to_str
 
-from fleet_runtime.broker import functions, keys, oom
+from fleet_runtime.broker import functions, keys, scripts
 from fleet_runtime.recovery.connections import connect, declare_exchanges
 from fleet_runtime.recovery.requeue import forget, give_back
 from fleet_runtime.settings import FleetSettings
@@ -29,28 +29,6 @@ PULSES = 3  # in one lease
 SHORT = 1.0  # seconds until the next try, after one that failed
 LOOKED_AT = 10  # leases, in one pulse: those that end first
 SPREAD = 0.5  # seconds: the nodes that notice a dead one do not all begin at once
-
-# Renews a lease, and returns for how long it still was, the time, how it is with those that end first, and
-# how many there are.
-# KEYS: leases, nodes. ARGV: node, seconds, what the node says of itself, how many to return
-RENEW = (
-    oom.ALLOWED
-    + """
-local leases, nodes = unpack(KEYS)
-local node, lease, facts, limit = unpack(ARGV)
-local time = redis.call('TIME')
-local now = time[1] + time[2] / 1000000
-local ends = redis.call('ZSCORE', leases, node)
-redis.call('ZADD', leases, now + lease, node)
-redis.call('HSET', nodes, node, facts)
-return {
-  ends and string.format('%.6f', ends - now) or '',
-  string.format('%.6f', now),
-  redis.call('ZRANGE', leases, 0, limit - 1, 'WITHSCORES'),
-  redis.call('ZCARD', leases),
-}
-"""
-)
 
 
 class Renewal(NamedTuple):
@@ -72,7 +50,7 @@ class Renewal(NamedTuple):
 def renew(client: Any, node: str, lease: float, facts: str) -> Renewal:
     """Renew a node's lease, and look at those that end first."""
     words = [node, lease, facts, LOOKED_AT]
-    left, now, listed, nodes = functions.run(client, RENEW, [keys.LEASES, keys.NODES], words)
+    left, now, listed, nodes = functions.run(client, scripts.RENEW_LEASE, [keys.LEASES, keys.NODES], words)
     others = {}
     for name, ends in zip(listed[::2], listed[1::2], strict=True):
         others[bytes_to_str(name)] = float(ends) - float(now)

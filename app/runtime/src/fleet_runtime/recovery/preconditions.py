@@ -13,13 +13,10 @@ from kombu.exceptions import OperationalError
 from kombu.utils.encoding import bytes_to_str
 from redis.exceptions import NoPermissionError, RedisError, ResponseError
 
-from fleet_runtime.broker import functions, keys
-from fleet_runtime.dead_letters import store
+from fleet_runtime.broker import functions, keys, scripts
 from fleet_runtime.errors import FleetError
-from fleet_runtime.recovery import lease
 from fleet_runtime.recovery.connections import client as redis_client
 from fleet_runtime.settings import FleetSettings
-from fleet_runtime.transport import channel as transport
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -45,7 +42,8 @@ def require_rights(app: Celery, node: str) -> None:
             _require_version(client)
             for command in _harmless(node):
                 _try(client, user, command)
-            functions.require(client, (lease.RENEW, transport.TURN, transport.RETURN, store.BURY))
+            needed = (scripts.RENEW_LEASE, scripts.FETCH_AND_ACK, scripts.REQUEUE_ONE, scripts.DEAD_LETTER)
+            functions.require(client, needed)
     except NoPermissionError as error:
         raise FleetError(f"Redis does not let its user {user} connect as a node does: {error}.") from None
     except (OperationalError, OSError, RedisError) as error:

@@ -24,7 +24,7 @@ from kombu.utils.encoding import bytes_to_str
 from kombu.utils.json import dumps, loads
 from redis.exceptions import RedisError, ResponseError
 
-from fleet_runtime.broker import functions, keys, oom
+from fleet_runtime.broker import functions, keys, scripts
 from fleet_runtime.dead_letters import store
 from fleet_runtime.dead_letters.model import End, Reason
 from fleet_runtime.logging import redact
@@ -41,60 +41,6 @@ MOST_BYTES = 1_000_000  # in one step, or one of large messages would keep Redis
 # gives back what is left.
 UNIT_WAITS, UNIT_TAKES = 2.0, 5.0
 
-# Whether a node's lease goes on: the beginning of both scripts that take something from a dead one.
-ALIVE = """
-local function alive(leases, node)
-  local time = redis.call('TIME')
-  local ends = redis.call('ZSCORE', leases, node)
-  return ends and tonumber(ends) > time[1] + time[2] / 1000000
-end
-"""
-
-# Moves messages, and returns how many; -1 if their node lives. The queue comes first: whatever Redis refuses
-# there, the message is still held.
-# KEYS: leases, unacked, unacked_index, queues. ARGV: node, whether it must be dead, and for each message its
-# tag, its text, how many queues it goes to, and the places of these among the keys
-GIVE_BACK = (
-    oom.ALLOWED
-    + ALIVE
-    + """
-local leases, unacked, index = unpack(KEYS)
-if ARGV[2] == '1' and alive(leases, ARGV[1]) then
-  return -1
-end
-local moved, at = 0, 3
-while at <= #ARGV do
-  local tag, message, count = ARGV[at], ARGV[at + 1], tonumber(ARGV[at + 2])
-  if redis.call('HEXISTS', unacked, tag) == 1 then
-    for place = at + 3, at + 2 + count do
-      redis.call('RPUSH', KEYS[tonumber(ARGV[place])], message)
-    end
-    redis.call('HDEL', unacked, tag)
-    redis.call('ZREM', index, tag)
-    moved = moved + 1
-  end
-  at = at + 3 + count
-end
-return moved
-"""
-)
-
-# Forgets a node that holds nothing, and returns whether it did.
-# KEYS: leases, nodes, unacked, unacked_index, unacked_mutex, proofs. ARGV: node, whether it must be dead
-FORGET = (
-    ALIVE
-    + """
-local leases, nodes, unacked, index, mutex, proofs = unpack(KEYS)
-if ARGV[2] == '1' and alive(leases, ARGV[1]) or redis.call('HLEN', unacked) > 0 then
-  return 0
-end
-redis.call('DEL', index, mutex, proofs)
-redis.call('HDEL', nodes, ARGV[1])
-redis.call('ZREM', leases, ARGV[1])
-return 1
-"""
-)
-
 
 class Message(NamedTuple):
     """A message that goes back to its queues."""
@@ -108,7 +54,7 @@ def forget(client: Any, node: str, *, if_dead: bool) -> bool:
     """Remove all keys of a node that holds nothing; return whether that is so."""
     names = [keys.LEASES, keys.NODES]
     names += [keys.unacked(node), keys.unacked_index(node), keys.unacked_mutex(node), keys.proofs(node)]
-    return bool(functions.run(client, FORGET, names, [node, int(if_dead)]))
+    return bool(functions.run(client, scripts.FORGET_NODE, names, [node, int(if_dead)]))
 
 
 @dataclass
@@ -196,7 +142,7 @@ class GiveBack:
             words += [message.tag, message.text, len(places), *places]
         try:
             with self.channel.conn_or_acquire() as client:
-                return int(functions.run(client, GIVE_BACK, names, words))
+                return int(functions.run(client, scripts.REQUEUE_UNACKED, names, words))
         except ResponseError as error:
             if len(messages) == 1:
                 logger.error("What %s held for %s cannot be given back: %s",

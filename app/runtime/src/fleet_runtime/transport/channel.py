@@ -34,7 +34,7 @@ from redis.exceptions import ConnectionError as NoConnectionError
 from redis.exceptions import NoPermissionError, ResponseError
 
 from fleet_runtime.bootstrap.plugins import without_prefix
-from fleet_runtime.broker import functions, oom
+from fleet_runtime.broker import functions, scripts
 from fleet_runtime.broker.oom import is_full
 from fleet_runtime.dead_letters.store import Held
 from fleet_runtime.transport import decode
@@ -76,115 +76,7 @@ AGAIN = 30.0
 # Seconds that a node handles control commands and events in one turn of its loop; the rest is for the next.
 TURN_OF_FANOUT = 0.1
 
-# Forgets messages that are done, and takes others: each time the oldest of the first list that has one; the
-# last `newest` from its other end. A message is recorded before it leaves its list, so that a Redis that
-# refuses to write leaves it there; with the queue that it came from, and not the exchange: that may have put
-# it into other queues, too. Another one of them that is taken by the same node, and what is no message, gets
-# a tag of its own. Returns the place of the list, the tag and the message, for each.
-# KEYS: unacked, unacked_index, then for each priority the list of each queue.
-# ARGV: how many to take, how many of these as the newest, whether the queues take turns, how many queues, the
-# name of each (nothing if what is in it is not to be recorded), then the tags of what is done.
-TURN = (
-    oom.ALLOWED
-    + """
-local room, newest, in_turn, queues = tonumber(ARGV[1]), tonumber(ARGV[2]), ARGV[3] == '1', tonumber(ARGV[4])
-if #ARGV > 4 + queues then
-  redis.call('HDEL', KEYS[1], unpack(ARGV, 5 + queues))
-  redis.call('ZREM', KEYS[2], unpack(ARGV, 5 + queues))
-end
-local taken, order, empty = {}, {}, {}
-for at = 1, queues do
-  order[at] = at
-end
-local function find(place)
-  for first = 2, #KEYS - 1, queues do
-    for at, queue in ipairs(order) do
-      local key = KEYS[first + queue]
-      local item = not empty[key] and redis.call('LINDEX', key, place)
-      if item then
-        return at, queue, key, item, first + queue - 3
-      end
-      empty[key] = true
-    end
-  end
-end
-local time = room > 0 and redis.call('TIME')
-while #taken < 3 * room do
-  local oldest = #taken < 3 * (room - newest)
-  local at, queue, key, item, place = find(oldest and -1 or 0)
-  if not item then
-    break
-  end
-  local tag, record
-  local name = ARGV[4 + queue]
-  local good, message = pcall(cjson.decode, item)
-  local properties = good and type(message) == 'table' and message.properties
-  local info = type(properties) == 'table' and properties.delivery_info
-  if type(info) == 'table' and type(properties.delivery_tag) == 'string'
-      and type(info.exchange) == 'string' and type(info.routing_key) == 'string' then
-    tag = properties.delivery_tag
-    record = '[' .. item .. ', "", ' .. cjson.encode(name) .. ']'
-  else
-    tag, record = '"""
-    + decode.MALFORMED
-    + """' .. redis.sha1hex(item), item
-  end
-  if name ~= '' then
-    while redis.call('HEXISTS', KEYS[1], tag) == 1 do
-      tag = tag .. '+'
-    end
-    redis.call('HSET', KEYS[1], tag, record)
-    redis.call('ZADD', KEYS[2], time[1] + time[2] / 1000000, tag)
-  end
-  redis.call(oldest and 'RPOP' or 'LPOP', key)
-  taken[#taken + 1] = place
-  taken[#taken + 1] = tag
-  taken[#taken + 1] = item
-  if in_turn then
-    table.insert(order, table.remove(order, at))
-  end
-end
-return taken
-"""
-)
-TURN_SHA = functions.sha(TURN)
-
-# Puts a message that is held into lists, if it is still what was read.
-# KEYS: unacked, unacked_index, lists. ARGV: tag, record that was read, message, LPUSH or RPUSH
-RETURN = (
-    oom.ALLOWED
-    + """
-local tag, record, message, push = unpack(ARGV)
-if redis.call('HGET', KEYS[1], tag) ~= record then
-  return 0
-end
-for at = 3, #KEYS do
-  redis.call(push, KEYS[at], message)
-end
-redis.call('HDEL', KEYS[1], tag)
-redis.call('ZREM', KEYS[2], tag)
-return 1
-"""
-)
-
-
-# Puts messages that are held, and were not delivered, back to the head of their lists; one that recovery has
-# given back meanwhile, and that is held again, has another text.
-# KEYS: unacked, unacked_index, then the list of each. ARGV: the tag and the message of each.
-BACK_AGAIN = (
-    oom.ALLOWED
-    + """
-for at = #KEYS - 2, 1, -1 do
-  local tag, item = ARGV[2 * at - 1], ARGV[2 * at]
-  local record = redis.call('HGET', KEYS[1], tag)
-  if record and string.find(record, item, 1, true) then
-    redis.call('RPUSH', KEYS[2 + at], item)
-    redis.call('HDEL', KEYS[1], tag)
-    redis.call('ZREM', KEYS[2], tag)
-  end
-end
-"""
-)
+FETCH_AND_ACK_SHA = functions.sha(scripts.FETCH_AND_ACK)
 
 
 class Taken(NamedTuple):
@@ -254,7 +146,7 @@ class QoS(stock.QoS):  # type: ignore[misc]  # kombu ships no types
                     return
                 names = [self.unacked_key, self.unacked_index_key, *lists]
                 words = [tag, record, message, "LPUSH" if leftmost else "RPUSH"]
-                if functions.run(redis, RETURN, names, words):
+                if functions.run(redis, scripts.REQUEUE_ONE, names, words):
                     return
 
     def _read(self, record: bytes) -> tuple[str, list[str]]:
@@ -300,7 +192,7 @@ class QoS(stock.QoS):  # type: ignore[misc]  # kombu ships no types
 
 def acknowledge(client: Any, unacked: str, index: str, tags: Iterable[str]) -> None:
     """Acknowledge messages, and wait for the answer."""
-    functions.run(client, TURN, [unacked, index], [0, 0, 0, 0, *tags])
+    functions.run(client, scripts.FETCH_AND_ACK, [unacked, index], [0, 0, 0, 0, *tags])
 
 
 def is_refusal(error: ResponseError) -> bool:
@@ -422,7 +314,7 @@ class Channel(stock.Channel):  # type: ignore[misc]  # kombu ships no types
                 for key in lists:
                     client.llen(key)
                 command = "the function that takes messages"
-                functions.run(client, TURN, names, [0, 0, 0, 1, queue])
+                functions.run(client, scripts.FETCH_AND_ACK, names, [0, 0, 0, 1, queue])
         except ResponseError as error:
             if is_refusal(error):
                 return f"{command}: {error}"
@@ -690,7 +582,7 @@ class Channel(stock.Channel):  # type: ignore[misc]  # kombu ships no types
         words = [word for one in ahead for word in (one.tag, one.item)]
         try:
             with self.conn_or_acquire() as client:
-                functions.run(client, BACK_AGAIN, names, words)
+                functions.run(client, scripts.UNPREFETCH, names, words)
         except ResponseError as error:
             if not is_full(error):
                 raise
@@ -749,7 +641,7 @@ class Channel(stock.Channel):  # type: ignore[misc]  # kombu ships no types
 
     def _turn_call(self) -> tuple[str, str]:
         """Return how the script is called."""
-        return functions.command(TURN_SHA, self.client)
+        return functions.command(FETCH_AND_ACK_SHA, self.client)
 
     def _words_of(self, queues: list[str]) -> tuple[list[str], list[Any]]:
         """Return the keys that the script has for some queues, and what it is told of them."""
@@ -872,16 +764,16 @@ class Channel(stock.Channel):  # type: ignore[misc]  # kombu ships no types
 
     def _on_missing(self, error: ResponseError) -> None:
         """Load the script that Redis lacks now, or look again later, where only others may load it."""
-        functions.forget(TURN_SHA)
+        functions.forget(FETCH_AND_ACK_SHA)
         self._look = True
         try:
-            if not functions.is_present(TURN_SHA, self.client):
+            if not functions.is_present(FETCH_AND_ACK_SHA, self.client):
                 with self.conn_or_acquire() as client:
-                    client.script_load(TURN)
+                    client.script_load(scripts.FETCH_AND_ACK)
         except NoPermissionError:
             self._back_off(RETRY_INTERVAL)
-            functions.forget(TURN_SHA)
-            logger.error("%s", functions.missing(TURN_SHA, error))
+            functions.forget(FETCH_AND_ACK_SHA)
+            logger.error("%s", functions.missing(FETCH_AND_ACK_SHA, error))
 
     def _look_anew(self) -> None:
         """Look at the lists, which are others now."""

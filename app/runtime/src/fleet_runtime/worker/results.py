@@ -20,31 +20,10 @@ from celery import states
 from celery.backends import redis as stock
 from kombu.utils.encoding import bytes_to_str, str_to_bytes
 
-from fleet_runtime.broker import functions
+from fleet_runtime.broker import functions, scripts
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-# Stores a result, unless there is a success, and tells who waits for it. Unlike what moves messages, it is
-# refused by a Redis that is full: a result takes room.
-# KEYS: the result's. ARGV: the result, seconds to keep it (0: for ever)
-STORE = """
-local stored = redis.call('GET', KEYS[1])
-if stored then
-  local good, result = pcall(cjson.decode, stored)
-  if good and type(result) == 'table' and result.status == 'SUCCESS' then
-    return 0
-  end
-end
-if tonumber(ARGV[2]) > 0 then
-  redis.call('SETEX', KEYS[1], ARGV[2], ARGV[1])
-else
-  redis.call('SET', KEYS[1], ARGV[1])
-end
-redis.call('PUBLISH', KEYS[1], ARGV[1])
-return 1
-"""
-
 
 # Whether a part of a chord ends here, in this thread or greenlet.
 _ends_part: ContextVar[bool] = ContextVar("ends_part", default=False)
@@ -302,7 +281,7 @@ class StoringRedisBackend(RedisBackend):
 
     def _store(self, key: Any, value: str, seconds: int) -> None:
         """Run the script."""
-        functions.run(self.client, STORE, [key], [value, seconds])
+        functions.run(self.client, scripts.STORE_RESULT, [key], [value, seconds])
 
 
 class StoringSentinelBackend(StoringRedisBackend, SentinelBackend):

@@ -1,0 +1,19 @@
+-- Replaces the lease on a key of `once` by a result, or removes it, unless another holder has the key.
+--
+-- A lease that has ended, and that nobody took since, is still this holder's: nobody else ran meanwhile.
+--
+-- KEYS[1]  the key
+-- ARGV[1]  the value of this holder
+-- ARGV[2]  the result; "" to remove the key
+-- ARGV[3]  milliseconds to keep the result
+-- Returns 1 if that was done, 0 if another holder has the key.
+local value = redis.call('GET', KEYS[1])
+if value and value ~= ARGV[1] then
+  return 0
+end
+if ARGV[2] == '' then
+  redis.call('DEL', KEYS[1])
+else
+  redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3])
+end
+return 1
