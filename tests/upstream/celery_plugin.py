@@ -46,9 +46,8 @@ def purge_as_operator(self: Control, connection: Any = None) -> int:
 def laid_app(create: Callable[..., Any], **options: Any) -> Iterator[Any]:
     """Yield the app that Celery's fixture makes, with the fleet's settings on it."""
     from fleet_runtime.bootstrap import configure
-    from fleet_runtime.recovery import bootsteps
     from fleet_runtime.settings import FleetSettings
-    from fleet_runtime.worker import readiness
+    from fleet_runtime.worker import bootsteps, readiness
 
     with create(**options) as app:
         os.environ.update(FLEET)

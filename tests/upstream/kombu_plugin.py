@@ -47,8 +47,8 @@ class Client(redis.Redis):  # type: ignore[misc]  # redis ships no types here
 def fleet_options(given: dict[str, Any]) -> dict[str, Any]:
     """Return the transport options of a node whose test gives these."""
     from fleet_runtime.bootstrap import configure
-    from fleet_runtime.recovery import bootsteps
     from fleet_runtime.settings import FleetSettings
+    from fleet_runtime.worker import bootsteps
 
     laid = configure.laid(Celery(set_as_current=False).conf, FleetSettings.from_environment())
     own_keys = bootsteps.own_keys("kombu@test")

@@ -6,8 +6,8 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from fleet_runtime.recovery.bootsteps import own_keys
 from fleet_runtime.transport.channel import DELAYED_IN_ROW, NEWEST_OF, Transport
+from fleet_runtime.worker.bootsteps import own_keys
 from fleet_runtime.worker.consumer import _count_if_delayed
 from kombu import Connection, Consumer, Exchange, Queue
 

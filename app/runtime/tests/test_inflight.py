@@ -13,8 +13,8 @@ import kombu
 import pytest
 from celery import Celery, bootsteps
 from fleet_runtime.broker import keys
-from fleet_runtime.recovery import bootsteps as recovery
 from fleet_runtime.recovery import inflight
+from fleet_runtime.worker import bootsteps as recovery
 from kombu.exceptions import OperationalError
 from kombu.transport.redis import Channel, QoS
 from redis.exceptions import ConnectionError as NoConnectionError

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from fleet_runtime.broker import keys
-from fleet_runtime.recovery.bootsteps import own_keys
 from fleet_runtime.recovery.requeue import give_back
 from fleet_runtime.transport import channel as transport
 from fleet_runtime.transport.channel import Transport
+from fleet_runtime.worker.bootsteps import own_keys
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, multiple, rule

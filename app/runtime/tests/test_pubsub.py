@@ -8,9 +8,9 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from fleet_runtime.recovery.bootsteps import own_keys
 from fleet_runtime.transport import broadcast, channel
 from fleet_runtime.transport.channel import Transport
+from fleet_runtime.worker.bootsteps import own_keys
 from kombu import Connection, Consumer, Exchange, Queue
 from kombu.utils import eventio
 

@@ -21,11 +21,11 @@ import pytest
 from celery import Celery, bootsteps
 from fleet_runtime.broker import keys
 from fleet_runtime.errors import FleetError
-from fleet_runtime.recovery import bootsteps as recovery
 from fleet_runtime.recovery import inflight, preconditions, requeue
 from fleet_runtime.recovery.lease import Pulse
 from fleet_runtime.recovery.requeue import GiveBack
 from fleet_runtime.transport import channel as transport
+from fleet_runtime.worker import bootsteps as recovery
 from kombu import Exchange, Queue
 from redis.exceptions import ConnectionError as NoConnectionError
 from redis.exceptions import ResponseError

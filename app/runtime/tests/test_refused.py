@@ -6,9 +6,9 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from fleet_runtime.recovery.bootsteps import own_keys
 from fleet_runtime.transport import channel as transport
 from fleet_runtime.transport.channel import Transport
+from fleet_runtime.worker.bootsteps import own_keys
 from kombu import Connection, Consumer, Exchange, Queue
 from kombu.common import Broadcast
 

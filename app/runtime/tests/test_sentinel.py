@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import redis
 from fleet_runtime.bootstrap import plugins
-from fleet_runtime.recovery.bootsteps import own_keys
+from fleet_runtime.worker.bootsteps import own_keys
 from kombu import Connection, Consumer, Producer, Queue
 
 from fleet_testing.broker import HOST, free_port

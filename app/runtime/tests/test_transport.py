@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from celery import bootsteps
 from fleet_runtime.recovery import inflight
-from fleet_runtime.recovery.bootsteps import own_keys
 from fleet_runtime.transport import channel as transport
 from fleet_runtime.transport.channel import WAIT, Transport
+from fleet_runtime.worker.bootsteps import own_keys
 from kombu import Connection, Consumer, Exchange, Producer, Queue
 from kombu.asynchronous import Hub
 from kombu.utils.eventio import ERR

@@ -13,7 +13,7 @@ import pytest
 from celery import bootsteps
 from celery.concurrency import prefork, thread
 from celery.worker import state
-from fleet_runtime.recovery.bootsteps import _concurrency
+from fleet_runtime.worker.bootsteps import _concurrency
 from fleet_runtime.worker.watchdog import LEAKED, STOP, Watchdog, is_deaf
 
 from fleet_testing.broker import Broker

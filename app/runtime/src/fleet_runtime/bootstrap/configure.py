@@ -52,8 +52,8 @@ REDBEAT_LOCK = "redbeat::lock"
 # What takes messages in a node: by its name, because only a node is to import it.
 CONSUMER = "fleet_runtime.worker.consumer:FleetConsumer"
 OWNERSHIP, RECOVERY = (
-    "fleet_runtime.recovery.bootsteps:Ownership",
-    "fleet_runtime.recovery.bootsteps:Recovery",
+    "fleet_runtime.worker.bootsteps:Ownership",
+    "fleet_runtime.worker.bootsteps:Recovery",
 )
 WATCHDOG, EVENTS = "fleet_runtime.worker.watchdog:Watchdog", "fleet_runtime.worker.events:Together"
 PROBATION, REVOKED = "fleet_runtime.worker.readiness:Probation", "fleet_runtime.worker.revoked:Revoked"

@@ -202,7 +202,7 @@ class Probation(bootsteps.StartStopStep):  # type: ignore[misc]  # celery ships 
     """Holds a node's queues back until it has run a task."""
 
     # What it held before goes back first, and the consumer is there.
-    requires = ("fleet_runtime.recovery.bootsteps:Recovery",)
+    requires = ("fleet_runtime.worker.bootsteps:Recovery",)
     # Of this process, which has one node.
     current: Probation | None = None
 

@@ -46,7 +46,7 @@ class Revoked(bootsteps.StartStopStep):  # type: ignore[misc]  # celery ships no
     """Before a node consumes: learns what was revoked."""
 
     # The node's memory of it is emptied by nobody, but on a new connection the record may have more.
-    requires = ("fleet_runtime.recovery.bootsteps:Recovery",)
+    requires = ("fleet_runtime.worker.bootsteps:Recovery",)
 
     def __init__(self, consumer: Any, **options: Any) -> None:
         """Let commands that revoke record it."""

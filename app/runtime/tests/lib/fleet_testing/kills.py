@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
-from fleet_runtime.recovery.bootsteps import own_keys
 from fleet_runtime.transport import channel as own
+from fleet_runtime.worker.bootsteps import own_keys
 from kombu import Connection, Consumer, Exchange, Producer, Queue
 from kombu.asynchronous import Hub
 
