@@ -291,9 +291,9 @@ def _renewing(store: _Store, lease: float, run: Run, key: str) -> Iterator[None]
 
 def _current_app() -> Celery:
     """Return the current app; Celery is imported by then, or there is none."""
-    from celery import current_app
+    from celery.app import app_or_default
 
-    return cast("Celery", current_app._get_current_object())
+    return cast("Celery", app_or_default())
 
 
 def _written(result: Any, key: str) -> str:

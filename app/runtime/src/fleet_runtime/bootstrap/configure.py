@@ -12,7 +12,7 @@ import os
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from celery.app.defaults import _OLD_DEFAULTS, _TO_OLD_KEY, DEFAULTS
+from celery.app.defaults import DEFAULTS
 from celery.utils.text import match_case
 from kombu.exceptions import SerializerNotInstalled
 from kombu.serialization import prepare_accept_content, registry
@@ -23,7 +23,7 @@ from fleet_runtime.bootstrap import overrides, plugins
 from fleet_runtime.bootstrap.app_loader import blaming
 from fleet_runtime.bootstrap.startup_checks import Guard
 from fleet_runtime.broker import functions
-from fleet_runtime.compat import gevent_sleep
+from fleet_runtime.compat import celery_defaults, gevent_sleep
 from fleet_runtime.errors import FleetError
 from fleet_runtime.logging.celery_logging import FleetLogging, lay_messages
 from fleet_runtime.messages.sent_at import stamp_messages
@@ -85,10 +85,7 @@ def lay_defaults() -> None:
     `lay` is called, such a task has its copy, which does not tell what its author has said on purpose.
     """
     for name, value in OF_EACH_TASK.items():
-        if name not in DEFAULTS:
-            continue  # an older Celery does not have it: task_retry_on_worker_lost came with 5.7
-        DEFAULTS[name] = value
-        _OLD_DEFAULTS[_TO_OLD_KEY[name]] = value
+        celery_defaults.set_default(name, value)  # task_retry_on_worker_lost came with Celery 5.7
 
 
 def lay(app: Celery, settings: FleetSettings) -> None:

@@ -15,9 +15,11 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 from weakref import WeakKeyDictionary
 
-from celery.app.defaults import _TO_OLD_KEY, DEFAULTS
+from celery.app.defaults import DEFAULTS
 from celery.app.utils import HIDDEN_SETTINGS
 from celery.utils.text import match_case
+
+from fleet_runtime.compat import celery_defaults
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -260,10 +262,10 @@ def own_settings(conf: Any) -> dict[str, Any]:
     """Return what an app has set itself, under Celery's names of today."""
     found = {}
     for name in (*DEFAULTS, *(name for name in LAID if name not in DEFAULTS)):
-        spellings = [name, _TO_OLD_KEY.get(name, name)]
+        names = celery_defaults.spellings(name)
         if conf.prefix:
-            spellings += [match_case(conf.prefix + one, conf.prefix) for one in spellings]
-        given = ((part, one) for part in conf.maps[:-1] for one in spellings if one in part)
+            names += [match_case(conf.prefix + one, conf.prefix) for one in names]
+        given = ((part, one) for part in conf.maps[:-1] for one in names if one in part)
         for part, one in given:  # the first comes before the others
             found[name] = part[one]
             break

@@ -20,12 +20,13 @@ from kombu.utils.json import dumps
 from redis.exceptions import RedisError
 
 from fleet_runtime.broker import functions, keys, scripts
+from fleet_runtime.compat import kombu_channel
 from fleet_runtime.dead_letters.model import COUNTED, Letter
 from fleet_runtime.errors import FleetError
 from fleet_runtime.settings import FleetSettings
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterator
 
     from celery import Celery
 
@@ -68,8 +69,10 @@ class DeadLetters:
         """Put a message back into its queue; return whether the letter was still there."""
         payload = letter.revived(datetime.now(UTC))
         message = json.loads(payload)
-        priority = self._channel._get_message_priority(message, reverse=False)
-        queue = self._channel._q_for_pri(letter.queue, priority)
+        priority = kombu_channel.priority_of(self._channel, message)
+        queue = kombu_channel.list_of(
+            self._channel, str(letter.queue), priority
+        )  # `revived` has refused none
         losses = keys.losses(message["properties"]["delivery_tag"])
         return self._take(letter, [losses, queue], [payload])
 
@@ -138,7 +141,7 @@ def bury(message: Any, end: End, *, node: str, started: float | None = None, hel
         "retries": headers.get("retries"),
         **asdict(end),
     }
-    record = "" if held else dumps([message._raw, exchange, routing_key])
+    record = "" if held else dumps([kombu_channel.stored(message), exchange, routing_key])
     channel = message.channel
     hold = Held(channel.unacked_key, channel.unacked_index_key, message.delivery_tag)
     with channel.conn_or_acquire() as client:
@@ -206,14 +209,14 @@ def _bury(client: Any, letter: dict[str, Any], held: Held | None, record: str, *
 
 def _queue(channel: Any, exchange: str, routing_key: str) -> str | None:
     """Return the queue that a message came from: of those that it would be sent to, one consumed here."""
-    found: Iterable[str] = channel._lookup(exchange, routing_key)
+    found = kombu_channel.queues_of(channel, exchange, routing_key)
     queues = sorted(found, key=lambda queue: queue not in channel.active_queues)
     return queues[0] if queues else None
 
 
 def _id_of_first_protocol(message: Any) -> str | None:
     """Return the task's id from a message of Celery's first protocol, which has it in its body."""
-    body = message._decoded_cache
+    body = kombu_channel.decoded_body(message)
     return _text(body.get("id")) if isinstance(body, dict) else None
 
 

@@ -11,6 +11,7 @@ from celery.exceptions import QueueNotFound
 from celery.utils.nodenames import worker_direct
 from kombu import Queue
 
+from fleet_runtime.compat.celery_task import sending_options
 from fleet_runtime.errors import FleetError
 
 if TYPE_CHECKING:
@@ -89,10 +90,10 @@ def _sent(app: Celery) -> Iterator[Route]:
     """Yield how Celery itself would send each task, and each entry of the schedule."""
     for name, task in app.tasks.items():
         if not name.startswith(OWN):
-            yield _route(app, name, task._get_exec_options(), task=task), f"the task {name}"
+            yield _route(app, name, sending_options(task), task=task), f"the task {name}"
     for entry, given in (app.conf.beat_schedule or {}).items():
         task = app.tasks.get(given["task"])
-        options = {**(task._get_exec_options() if task else {}), **given.get("options", {})}
+        options = {**(sending_options(task) if task else {}), **given.get("options", {})}
         route = _route(app, given["task"], options, given.get("args", ()), given.get("kwargs"), task)
         yield route, f"the schedule's entry {entry}"
 

@@ -14,6 +14,7 @@ from kombu.utils.json import loads
 from redis.exceptions import RedisError
 
 from fleet_runtime.broker import keys
+from fleet_runtime.compat.kombu_channel import list_of
 from fleet_runtime.errors import FleetError
 from fleet_runtime.inspect import drains as drained
 from fleet_runtime.inspect import schedule
@@ -383,7 +384,7 @@ def _ask(app: Celery, queues: Iterable[str]) -> tuple[Status, dict[str, list[Any
         consumed = {queue for of_node in facts.values() for queue in of_node.get("queues", ())}
         wanted = sorted(consumed | set(queues))
         lists = [
-            (queue, channel._q_for_pri(queue, step)) for queue in wanted for step in channel.priority_steps
+            (queue, list_of(channel, queue, step)) for queue in wanted for step in channel.priority_steps
         ]
 
         second = client.pipeline(transaction=False)

@@ -17,8 +17,7 @@ from logging.handlers import QueueHandler, WatchedFileHandler
 from pathlib import Path
 from typing import Any
 
-from celery import signals
-from celery._state import get_current_task
+from celery import current_task, signals
 from celery.app import trace
 from celery.app.defaults import DEFAULTS
 from celery.app.log import Logging
@@ -168,7 +167,7 @@ class FleetLogging(Logging):  # type: ignore[misc]  # celery ships no types
         """Give a logger its handlers: for the journal, if its stream leads there, and for the JSON file."""
         if _is_ours(logger):
             return logger
-        if logfile is None and _writes_to_journal(self._detect_handler()):
+        if logfile is None and _writes_to_journal(logging.StreamHandler(sys.__stderr__)):
             layout = FORMATS.get(layout, layout)
         super().setup_handlers(logger, logfile, layout, *args, **kwargs)
         for handler in logger.handlers:
@@ -259,7 +258,7 @@ def _about(record: logging.LogRecord) -> dict[str, Any]:
     if noted := getattr(record, "fleet_about", None):
         return dict(noted)
     about: dict[str, Any] = {"node": os.environ.get("FLEET_NODE")}
-    task = get_current_task()
+    task = current_task
     request = task.request if task else None
     said = getattr(record, "data", None)  # Celery's own records: trace.py, strategy.py
     if isinstance(said, dict) and said.get("id"):
