@@ -23,6 +23,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
+from fleet_runtime.broker.libraries import libraries
 from redis.connection import AbstractConnection
 
 if TYPE_CHECKING:
@@ -36,7 +37,6 @@ USERS = ("admin", "worker", "beat", "flower", "web", "ops", "health")
 PASSWORDS = {user: f"{HOSTILE} {user}" for user in USERS}
 ACL = Path(__file__).parent / "acl"
 SETINFO = " +client|setinfo"  # a Redis before 7.2 does not start with this rule
-FUNCTIONS = Path(__file__).parents[5] / "roles" / "redis" / "files" / "functions"
 CONFIG = """\
 bind {host}
 port 0
@@ -75,8 +75,8 @@ class Broker:
 
     def load_functions(self) -> None:
         """Load the functions, as the role does."""
-        for file in sorted(FUNCTIONS.glob("*.lua")):
-            self.client("admin").execute_command("FUNCTION LOAD", "REPLACE", file.read_text())
+        for text in libraries().values():
+            self.client("admin").execute_command("FUNCTION LOAD", "REPLACE", text)
 
     @staticmethod
     def program_path() -> str:
