@@ -1,8 +1,14 @@
-"""What all tests share: some run only on request."""
+"""What all tests share: the collection is found as Ansible finds it, and some tests run only on request."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
+from ansible.plugins.loader import init_plugin_loader
+
+# From here on ansible_collections.fleet.celery is this clone, wherever the tests are started.
+init_plugin_loader([str(Path(__file__).parent / ".ansible" / "collections")])
 
 ON_REQUEST = {  # marker -> what its option does
     "long": "run what takes minutes, or happens seldom, too",

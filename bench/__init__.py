@@ -4,5 +4,5 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.append(str(ROOT / "plugins"))  # what the roles ask their filters for is asked here, too
+sys.path.append(str(ROOT / ".ansible" / "collections"))  # the roles' filters are asked here, too
 sys.path.append(str(ROOT / "app" / "runtime" / "tests" / "lib"))  # servers, as its tests have them

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 BAR = 1.05  # CPU of a task, of the commit's
 VARIANTS = ("RUNTIME", "RUNTIME_TLS", "EVENTS")
 HEAD = ["variant", "CPU before", "CPU now", "ratio", "bar", "met"]
-PATHS = ("", "plugins", "app/runtime/src", "app/demo/src")
+PATHS = ("", "plugins", ".ansible/collections", "app/runtime/src", "app/demo/src")
 
 
 def main() -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
-from filter import celery_worker
+from ansible_collections.fleet.celery.plugins.filter import celery_worker
 from fleet_runtime.broker import keys
 
 from bench import ROOT, publish

@@ -53,7 +53,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # ansible ships no types
         """Run the module."""
         arguments = {"state": self._task.args["state"], "who": me, "instead_of": instead_of}
         answer: dict[str, Any] = self._execute_module(
-            module_name="fleet_lock", module_args=arguments, task_vars=task_vars
+            module_name="fleet.celery.fleet_lock", module_args=arguments, task_vars=task_vars
         )
         return answer
 

@@ -64,7 +64,7 @@ HEADER = (
     "# The passwords of this fleet, made by playbooks/secrets.yml, which never changes one that is here.\n"
 )
 BEFORE_HEADER = (
-    "# Being replaced, and valid until playbooks/rotate-secrets.yml has ended. It removes them itself.\n"
+    "# Being replaced, and valid until playbooks/rotate_secrets.yml has ended. It removes them itself.\n"
 )
 
 

@@ -5,18 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import ansible.module_utils
 import yaml
 from ansible import constants as C  # noqa: N812  # as all of Ansible calls it
 from ansible.errors import AnsibleError
 from ansible.plugins.action import ActionBase
 from ansible.plugins.loader import filter_loader
+from ansible_collections.fleet.celery.plugins.module_utils import inventory_check as preflight
 
-PROJECT = Path(__file__).resolve().parents[2]
-# In a plain project only modules find its module_utils by themselves.
-ansible.module_utils.__path__.append(str(PROJECT / "plugins" / "module_utils"))
-
-from ansible.module_utils import inventory_check as preflight  # noqa: E402
+COLLECTION = Path(__file__).resolve().parents[2]
 
 DOCUMENTATION = r"""
 name: inventory_check
@@ -88,7 +84,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # ansible ships no types
 
 def specification(role: str) -> Path:
     """Return the path of a role's argument specification."""
-    return PROJECT / "roles" / role / "meta" / "argument_specs.yml"
+    return COLLECTION / "roles" / role / "meta" / "argument_specs.yml"
 
 
 def argument_specs(role: str) -> dict[str, Any]:
@@ -100,12 +96,12 @@ def argument_specs(role: str) -> dict[str, Any]:
 
 def given(role: str) -> list[str]:
     """Return the names of the variables that the playbooks set for a role."""
-    path = PROJECT / "playbooks" / "vars" / f"{role}.yml"
+    path = COLLECTION / "playbooks" / "vars" / f"{role}.yml"
     return sorted(yaml.safe_load(path.read_text())) if path.exists() else []
 
 
 def pool_problems(pools: Any, host: str) -> list[str]:
     """Return what the role celery_worker finds wrong with a host's pools, whatever the host's size."""
     spec = str(specification("celery_worker"))
-    problems = filter_loader.get("celery_worker_problems").j2_function
+    problems = filter_loader.get("fleet.celery.celery_worker_problems").j2_function
     return list(problems(pools, spec, host, None, None))  # its CPUs and its memory are asked on the host

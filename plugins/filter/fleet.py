@@ -6,16 +6,10 @@ Nothing here asks a host or reads a file: each function turns inventory data int
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote, urlencode
 
-import ansible.module_utils
-
-# In a plain project only modules find its module_utils by themselves.
-ansible.module_utils.__path__.append(str(Path(__file__).resolve().parents[1] / "module_utils"))
-
-from ansible.module_utils.systemd_env import env_file  # noqa: E402
+from ansible_collections.fleet.celery.plugins.module_utils.systemd_env import env_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping

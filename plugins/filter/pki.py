@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import ansible.module_utils
-
-# In a plain project only modules find its module_utils by themselves.
-ansible.module_utils.__path__.append(str(Path(__file__).resolve().parents[1] / "module_utils"))
-
-from ansible.module_utils import pki_certificate, pki_names  # noqa: E402
-from ansible.module_utils.pki_names import Called  # noqa: E402
+from ansible_collections.fleet.celery.plugins.module_utils import pki_certificate, pki_names
+from ansible_collections.fleet.celery.plugins.module_utils.pki_names import Called
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping

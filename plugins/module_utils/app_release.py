@@ -22,8 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ansible.module_utils import app_release_hook
-from ansible.module_utils.app_release_lock import (
+from ansible_collections.fleet.celery.plugins.module_utils import app_release_hook
+from ansible_collections.fleet.celery.plugins.module_utils.app_release_lock import (
     Locked,
     find_lock,
     merge,
@@ -31,9 +31,13 @@ from ansible.module_utils.app_release_lock import (
     read_lock,
     render,
 )
-from ansible.module_utils.app_release_sandbox import PATH as SANDBOX_PATH
-from ansible.module_utils.app_release_sandbox import PYTHON, Sandbox, own_file
-from ansible.module_utils.app_release_source import (
+from ansible_collections.fleet.celery.plugins.module_utils.app_release_sandbox import PATH as SANDBOX_PATH
+from ansible_collections.fleet.celery.plugins.module_utils.app_release_sandbox import (
+    PYTHON,
+    Sandbox,
+    own_file,
+)
+from ansible_collections.fleet.celery.plugins.module_utils.app_release_source import (
     Directory,
     Pinned,
     ReleaseError,
@@ -42,8 +46,8 @@ from ansible.module_utils.app_release_source import (
     file_digest,
     run,
 )
-from ansible.module_utils.app_release_tree import TRUST, explained, inherited
-from ansible.module_utils.index_gate import open_gate, without_proxies
+from ansible_collections.fleet.celery.plugins.module_utils.app_release_tree import TRUST, explained, inherited
+from ansible_collections.fleet.celery.plugins.module_utils.index_gate import open_gate, without_proxies
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name, parse_sdist_filename, parse_wheel_filename

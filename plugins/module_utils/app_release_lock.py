@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ansible.module_utils.app_release_source import ReleaseError
+from ansible_collections.fleet.celery.plugins.module_utils.app_release_source import ReleaseError
 from packaging.markers import InvalidMarker, Marker
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name

@@ -17,12 +17,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ansible.module_utils.app_release_source import ReleaseError, run
+from ansible_collections.fleet.celery.plugins.module_utils.app_release_source import ReleaseError, run
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from ansible.module_utils.index_gate import IndexGate
+    from ansible_collections.fleet.celery.plugins.module_utils.index_gate import IndexGate
 
 # The interpreter that builds, and what it needs besides /usr: not the environment that Ansible is in.
 PYTHON = [Path(sys.executable).resolve(), Path(sys.base_prefix)]

@@ -22,14 +22,14 @@ import tarfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ansible.module_utils.fleet_kept import everyones
-from ansible.module_utils.index_gate import open_gate, without_proxies
+from ansible_collections.fleet.celery.plugins.module_utils.fleet_kept import everyones
+from ansible_collections.fleet.celery.plugins.module_utils.index_gate import open_gate, without_proxies
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from typing import Any
 
-    from ansible.module_utils.confined import Confined
+    from ansible_collections.fleet.celery.plugins.module_utils.confined import Confined
 
 MARKER = "release.json"
 RUN = "/run"  # where a sandbox sees sockets
@@ -131,7 +131,7 @@ class Installer:
     def _call(
         self,
         path: Path,
-        argv: list[str | Path],
+        argv: Sequence[str | Path],
         env: Mapping[str, str],
         *,
         cwd: Path | None = None,

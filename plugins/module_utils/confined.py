@@ -10,7 +10,7 @@ import tempfile
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from ansible.module_utils.systemd_env import env_file
+from ansible_collections.fleet.celery.plugins.module_utils.systemd_env import env_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

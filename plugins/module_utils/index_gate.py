@@ -26,8 +26,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import unquote, urlsplit
 from urllib.request import proxy_bypass_environment  # type: ignore[attr-defined]  # typeshed lacks it
 
-from ansible.module_utils import index_gate_inside
-from ansible.module_utils.index_gate_inside import PROXIES
+from ansible_collections.fleet.celery.plugins.module_utils import index_gate_inside
+from ansible_collections.fleet.celery.plugins.module_utils.index_gate_inside import PROXIES
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping

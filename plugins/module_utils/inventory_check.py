@@ -15,11 +15,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ansible.module_utils import pki_names
 from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
-from ansible.module_utils.index_gate import Place
 from ansible.module_utils.parsing.convert_bool import boolean
-from ansible.module_utils.systemd_env import env_fault
+from ansible_collections.fleet.celery.plugins.module_utils import pki_names
+from ansible_collections.fleet.celery.plugins.module_utils.index_gate import Place
+from ansible_collections.fleet.celery.plugins.module_utils.systemd_env import env_fault
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -574,7 +574,7 @@ def under_way(of: Mapping[str, Any]) -> Iterator[Finding]:
     """Find passwords of which the one before is still taken."""
     if names := sorted(dict_of(of.get("fleet_secrets_previous"))):
         reason = f"not empty: {', '.join(names)} is being replaced, and the old one is not refused yet"
-        yield Finding("fleet_secrets_previous", reason, "playbooks/rotate-secrets.yml finishes that")
+        yield Finding("fleet_secrets_previous", reason, "playbooks/rotate_secrets.yml finishes that")
 
 
 def is_on(value: Any) -> bool:

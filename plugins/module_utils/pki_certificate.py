@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ansible.module_utils.pki_names import address, covered, entry, normal
+from ansible_collections.fleet.celery.plugins.module_utils.pki_names import address, covered, entry, normal
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization

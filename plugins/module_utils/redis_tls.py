@@ -8,7 +8,7 @@ import ssl
 from typing import TYPE_CHECKING
 
 try:
-    import redis
+    import redis as redis  # the modules take it from here, None where the host lacks it
     from redis.backoff import NoBackoff
     from redis.retry import Retry
 except ImportError:

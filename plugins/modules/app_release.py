@@ -90,7 +90,7 @@ author: celery-fleet
 
 EXAMPLES = r"""
 - name: Identify the release
-  app_release:
+  fleet.celery.app_release:
     state: identified
     source: /home/me/shop
     runtime_source: "{{ playbook_dir }}/../app/runtime"
@@ -113,16 +113,16 @@ archive:
 
 from pathlib import Path
 
-from ansible.module_utils.app_release import Builder, Uv
-from ansible.module_utils.app_release_sandbox import Sandbox
-from ansible.module_utils.app_release_source import (
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.fleet.celery.plugins.module_utils.app_release import Builder, Uv
+from ansible_collections.fleet.celery.plugins.module_utils.app_release_sandbox import Sandbox
+from ansible_collections.fleet.celery.plugins.module_utils.app_release_source import (
     Directory,
     Git,
     ReleaseError,
     parse_source,
     split_extras,
 )
-from ansible.module_utils.basic import AnsibleModule
 
 
 def main() -> None:

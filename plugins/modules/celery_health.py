@@ -28,7 +28,7 @@ author: celery-fleet
 
 EXAMPLES = r"""
 - name: Ask all nodes
-  celery_health:
+  fleet.celery.celery_health:
     expected: {default-1@worker1: [default], heavy-1@worker2: [heavy]}
   run_once: true
 """

@@ -32,7 +32,8 @@ options:
     description: The release. Not for V(pruned) and V(rollback_ended).
     type: str
   archive:
-    description: The release's archive on the host, made by M(app_release). Removed once it is installed.
+    description:
+      - The release's archive on the host, made by M(fleet.celery.app_release). Removed once it is installed.
     type: path
   python:
     description: The interpreter to install for.
@@ -88,7 +89,9 @@ options:
     type: int
     default: 3
   keep_for:
-    description: With V(current), keep the links as they were, for M(fleet_kept) and the role of this name.
+    description:
+      - With V(current), keep the links as they were, for M(fleet.celery.fleet_kept) and the role of this
+        name.
     type: str
     default: ""
 attributes:
@@ -102,7 +105,7 @@ author: celery-fleet
 
 EXAMPLES = r"""
 - name: Roll back
-  celery_release:
+  fleet.celery.celery_release:
     path: /opt/celery/shop
     state: current
     id: 3fa9c1d2e4b5
@@ -116,12 +119,16 @@ import os
 import time
 from pathlib import Path
 
-from ansible.module_utils.app_release_tree import Installer, ReleaseTree, TreeError
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.blotted import secrets_among
-from ansible.module_utils.confined import Confined, stop
-from ansible.module_utils.fleet_kept import Kept
-from ansible.module_utils.install_lock import StillHeldError, only_one
+from ansible_collections.fleet.celery.plugins.module_utils.app_release_tree import (
+    Installer,
+    ReleaseTree,
+    TreeError,
+)
+from ansible_collections.fleet.celery.plugins.module_utils.blotted import secrets_among
+from ansible_collections.fleet.celery.plugins.module_utils.confined import Confined, stop
+from ansible_collections.fleet.celery.plugins.module_utils.fleet_kept import Kept
+from ansible_collections.fleet.celery.plugins.module_utils.install_lock import StillHeldError, only_one
 
 CACHE_LIMIT = 1024**3
 # So begins a line of `celery fleet check` that is no fault: what costs much, and what an app sets in vain.
@@ -216,7 +223,7 @@ def app_fault(module: AnsibleModule, path: Path) -> str:
     exists only meanwhile.
     """
     given = module.params
-    celery = [path / "bin" / "celery", "-A", "fleet_runtime.app", "fleet", "check"]
+    celery: list[str | Path] = [path / "bin" / "celery", "-A", "fleet_runtime.app", "fleet", "check"]
     queues = ["--queues", ",".join(given["queues"])] if given["queues"] else []
     unit = f"celery-release-check-{os.getpid()}"
     started = time.monotonic()

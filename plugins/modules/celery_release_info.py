@@ -42,7 +42,7 @@ author: celery-fleet
 
 EXAMPLES = r"""
 - name: See what the host runs
-  celery_release_info:
+  fleet.celery.celery_release_info:
     path: /opt/celery/shop
 """
 
@@ -64,9 +64,9 @@ missing_packages: {description: Those of the packages that are not installed., r
 
 from pathlib import Path
 
-from ansible.module_utils.app_release_tree import ReleaseTree
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.debian_packages import missing
+from ansible_collections.fleet.celery.plugins.module_utils.app_release_tree import ReleaseTree
+from ansible_collections.fleet.celery.plugins.module_utils.debian_packages import missing
 
 
 def main() -> None:

@@ -61,7 +61,7 @@ options:
     default: []
   keep_for:
     description: >-
-      Keep each file as it was before it is written, for M(fleet_kept) and the role of this name.
+      Keep each file as it was before it is written, for M(fleet.celery.fleet_kept) and the role of this name.
       What I(purge) removes is not kept.
     type: str
     default: ""
@@ -75,7 +75,7 @@ author: celery-fleet
 
 EXAMPLES = r"""
 - name: Write the environment file of each node
-  fleet_files:
+  fleet.celery.fleet_files:
     directories:
       - {path: /etc/celery/nodes}
     files:
@@ -107,13 +107,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.fleet_kept import Kept
+from ansible_collections.fleet.celery.plugins.module_utils.fleet_kept import Kept
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from typing import Any
 
-    from ansible.module_utils.fleet_systemd import Run
+    from ansible_collections.fleet.celery.plugins.module_utils.fleet_systemd import Run
 
 
 class FilesError(Exception):

@@ -8,8 +8,8 @@ DOCUMENTATION = r"""
 module: fleet_kept
 short_description: Put back, or forget, what a host had before a batch changed it
 description:
-  - M(fleet_files) and M(celery_release) with C(keep_for) keep each file and link as it was before they change
-    it, for the role whose batch it is.
+  - M(fleet.celery.fleet_files) and M(fleet.celery.celery_release) with C(keep_for) keep each file and link
+    as it was before they change it, for the role whose batch it is.
   - It is kept until the host is well with what it has now (C(dropped)), or else is put back (C(restored)).
     So what a run that was interrupted kept is there for the next one.
 options:
@@ -31,7 +31,7 @@ author: celery-fleet
 
 EXAMPLES = r"""
 - name: Put back what the host had
-  fleet_kept:
+  fleet.celery.fleet_kept:
     owner: flower
     state: restored
 """
@@ -50,7 +50,13 @@ removed:
 """
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.fleet_kept import OWNERS, WAS, WAS_NOT, Kept, everyones
+from ansible_collections.fleet.celery.plugins.module_utils.fleet_kept import (
+    OWNERS,
+    WAS,
+    WAS_NOT,
+    Kept,
+    everyones,
+)
 
 
 def main() -> None:

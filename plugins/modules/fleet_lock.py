@@ -27,7 +27,7 @@ author: celery-fleet
 
 EXAMPLES = r"""
 - name: Refuse to run beside another operator
-  fleet_lock:
+  fleet.celery.fleet_lock:
     state: held
 """
 
@@ -36,7 +36,7 @@ holder: {description: Who has the lock now., returned: always, type: dict}
 """
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.fleet_lock import free, holder, take
+from ansible_collections.fleet.celery.plugins.module_utils.fleet_lock import free, holder, take
 
 
 def main() -> None:

@@ -54,7 +54,7 @@ requirements: [python3-redis]
 
 EXAMPLES = r"""
 - name: Have Redis forget the nodes of a host that is gone
-  fleet_nodes:
+  fleet.celery.fleet_nodes:
     state: forgotten
     hosts: [worker2]
     host: 192.0.2.11
@@ -74,7 +74,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ansible.module_utils.basic import AnsibleModule, missing_required_lib
-from ansible.module_utils.fleet_keys import (
+from ansible_collections.fleet.celery.plugins.module_utils.fleet_keys import (
     BEAT,
     BINDINGS,
     DRAINED,
@@ -92,7 +92,12 @@ from ansible.module_utils.fleet_keys import (
     leases,
     living,
 )
-from ansible.module_utils.redis_tls import StrangeServerError, login_arguments, redis, verified_login
+from ansible_collections.fleet.celery.plugins.module_utils.redis_tls import (
+    StrangeServerError,
+    login_arguments,
+    redis,
+    verified_login,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping

@@ -23,7 +23,7 @@ author: celery-fleet
 
 EXAMPLES = r"""
 - name: Install nginx, without its default site
-  fleet_packages:
+  fleet.celery.fleet_packages:
     name: [nginx-light]
     policy_rc_d: 101
 """
@@ -32,9 +32,9 @@ RETURN = r"""
 missing: {description: Those that were not installed., returned: always, type: list, elements: str}
 """
 
-from ansible.module_utils.apt_locks import PATIENCE, wait
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.debian_packages import missing
+from ansible_collections.fleet.celery.plugins.module_utils.apt_locks import PATIENCE, wait
+from ansible_collections.fleet.celery.plugins.module_utils.debian_packages import missing
 
 
 def main() -> None:

@@ -23,15 +23,15 @@ author: celery-fleet
 
 EXAMPLES = r"""
 - name: Refuse a port that is taken
-  fleet_port:
+  fleet.celery.fleet_port:
     bind: ["*"]
     port: 5555
     unit: nginx.service
     variable: flower_port
 """
 
-from ansible.module_utils import fleet_sockets
 from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.fleet.celery.plugins.module_utils import fleet_sockets
 
 
 def main() -> None:

@@ -61,7 +61,7 @@ author: celery-fleet
 
 EXAMPLES = r"""
 - name: Run the nodes
-  fleet_service:
+  fleet.celery.fleet_service:
     units: [celery.target, celery-worker@default-1.service, celery-worker@default-2.service]
     state: started
 """
@@ -84,7 +84,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.fleet_systemd import (
+from ansible_collections.fleet.celery.plugins.module_utils.fleet_systemd import (
     ENABLED,
     SystemdError,
     call,
@@ -97,7 +97,7 @@ from ansible.module_utils.fleet_systemd import (
 if TYPE_CHECKING:
     from typing import Any
 
-    from ansible.module_utils.fleet_systemd import Run
+    from ansible_collections.fleet.celery.plugins.module_utils.fleet_systemd import Run
 
 
 # How many starts that systemd begins meanwhile are waited for: with an app that imports for long and then

@@ -50,7 +50,7 @@ author: celery-fleet
 
 EXAMPLES = r"""
 - name: Compare what runs with what should
-  fleet_stale:
+  fleet.celery.fleet_stale:
     units:
       - {unit: celery-worker@default-1.service, stamp: /run/celery/default-1.started}
     family: celery-worker@*.service
@@ -88,13 +88,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.fleet_stale import is_stale
-from ansible.module_utils.fleet_systemd import SystemdError, call, is_settled, is_up, show
+from ansible_collections.fleet.celery.plugins.module_utils.fleet_stale import is_stale
+from ansible_collections.fleet.celery.plugins.module_utils.fleet_systemd import (
+    SystemdError,
+    call,
+    is_settled,
+    is_up,
+    show,
+)
 
 if TYPE_CHECKING:
     from typing import Any
 
-    from ansible.module_utils.fleet_systemd import Run
+    from ansible_collections.fleet.celery.plugins.module_utils.fleet_systemd import Run
 
 UNIT_DIR = Path("/etc/systemd/system")
 PROC = Path("/proc")

@@ -15,7 +15,7 @@ options:
     type: path
     required: true
   units:
-    description: Units that the host should run, with the stamp of each. See M(fleet_stale).
+    description: Units that the host should run, with the stamp of each. See M(fleet.celery.fleet_stale).
     type: list
     elements: dict
     default: []
@@ -30,7 +30,7 @@ author: celery-fleet
 
 EXAMPLES = r"""
 - name: See how the host is
-  fleet_status:
+  fleet.celery.fleet_status:
     path: /opt/celery/shop
     units: [{unit: celery-beat.service, stamp: /run/celery-beat.started}]
 """
@@ -43,15 +43,15 @@ well: {description: "Whether all units are up, with what they should have.", ret
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ansible.module_utils.app_release_tree import ReleaseTree
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.fleet_stale import is_stale
-from ansible.module_utils.fleet_systemd import SystemdError, is_up, show
+from ansible_collections.fleet.celery.plugins.module_utils.app_release_tree import ReleaseTree
+from ansible_collections.fleet.celery.plugins.module_utils.fleet_stale import is_stale
+from ansible_collections.fleet.celery.plugins.module_utils.fleet_systemd import SystemdError, is_up, show
 
 if TYPE_CHECKING:
     from typing import Any
 
-    from ansible.module_utils.fleet_systemd import Run
+    from ansible_collections.fleet.celery.plugins.module_utils.fleet_systemd import Run
 
 NOTHING = "-"
 

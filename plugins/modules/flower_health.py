@@ -28,7 +28,7 @@ author: celery-fleet
 
 EXAMPLES = r"""
 - name: Wait until Flower shows every node
-  flower_health:
+  fleet.celery.flower_health:
     url: https://127.0.0.1:5555
     username: flower
     password: "{{ flower_password }}"
@@ -45,8 +45,8 @@ from urllib.error import HTTPError
 from urllib.parse import urlsplit
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.certificates import certificate_of
 from ansible.module_utils.urls import open_url
+from ansible_collections.fleet.celery.plugins.module_utils.certificates import certificate_of
 
 if TYPE_CHECKING:
     from typing import Any

@@ -42,7 +42,7 @@ author: celery-fleet
 
 EXAMPLES = r"""
 - name: Install uv
-  hashed_venv:
+  fleet.celery.hashed_venv:
     path: /opt/celery/uv
     requirements: "{{ lookup('file', 'requirements/uv.txt') }}"
 """
@@ -54,8 +54,8 @@ import subprocess
 from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.blotted import secrets_among
-from ansible.module_utils.install_lock import StillHeldError, only_one
+from ansible_collections.fleet.celery.plugins.module_utils.blotted import secrets_among
+from ansible_collections.fleet.celery.plugins.module_utils.install_lock import StillHeldError, only_one
 
 
 def install(path: Path, requirements: str, python: str, env: dict[str, str]) -> str:

@@ -28,7 +28,7 @@ author: celery-fleet
 
 EXAMPLES = r"""
 - name: See whether Redis is to be upgraded
-  package_versions:
+  fleet.celery.package_versions:
     name: [redis-server, redis-tools]
   register: redis
 """
@@ -66,13 +66,13 @@ returns:
 from typing import TYPE_CHECKING
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.debian_packages import is_older, look, upstream
+from ansible_collections.fleet.celery.plugins.module_utils.debian_packages import is_older, look, upstream
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import Any
 
-    from ansible.module_utils.debian_packages import Package
+    from ansible_collections.fleet.celery.plugins.module_utils.debian_packages import Package
 
 
 class VersionError(Exception):

@@ -24,7 +24,7 @@ requirements: [cryptography]
 
 EXAMPLES = r"""
 - name: Encrypt the authority's key anew
-  pki_authority_key:
+  fleet.celery.pki_authority_key:
     paths: [/srv/pki/ca.key]
     passphrase: "{{ new }}"
     previous_passphrase: "{{ old }}"

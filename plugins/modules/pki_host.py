@@ -25,7 +25,7 @@ author: celery-fleet
 
 EXAMPLES = r"""
 - name: See what the host has
-  pki_host:
+  fleet.celery.pki_host:
     directory: /etc/fleet/tls
     group: fleet-tls
     key: /etc/fleet/tls/host.key
@@ -48,8 +48,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.certificates import belong_together
-from ansible.module_utils.debian_packages import missing
+from ansible_collections.fleet.celery.plugins.module_utils.certificates import belong_together
+from ansible_collections.fleet.celery.plugins.module_utils.debian_packages import missing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

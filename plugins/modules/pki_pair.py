@@ -21,7 +21,7 @@ author: celery-fleet
 
 EXAMPLES = r"""
 - name: Put the new pair in place
-  pki_pair:
+  fleet.celery.pki_pair:
     key: /etc/fleet/tls/host.key
     next_key: /etc/fleet/tls/host.key.next
     certificate: /etc/fleet/tls/host.crt
@@ -35,7 +35,7 @@ import tempfile
 from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.certificates import belong_together
+from ansible_collections.fleet.celery.plugins.module_utils.certificates import belong_together
 
 
 class PairError(Exception):

@@ -46,7 +46,7 @@ requirements: [python3-redis]
 
 EXAMPLES = r"""
 - name: Wait until Redis is well
-  redis_health:
+  fleet.celery.redis_health:
     host: 127.0.0.1
     port: 6379
     ca_file: /etc/fleet/tls/ca.crt
@@ -63,8 +63,8 @@ import time
 from typing import TYPE_CHECKING
 
 from ansible.module_utils.basic import AnsibleModule, missing_required_lib
-from ansible.module_utils.certificates import certificate_of
-from ansible.module_utils.redis_tls import (
+from ansible_collections.fleet.celery.plugins.module_utils.certificates import certificate_of
+from ansible_collections.fleet.celery.plugins.module_utils.redis_tls import (
     StrangeServerError,
     connection_arguments,
     login_with_one_of,

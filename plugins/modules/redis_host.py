@@ -23,7 +23,7 @@ author: celery-fleet
 
 EXAMPLES = r"""
 - name: Refuse a host that Redis could not run on
-  redis_host:
+  fleet.celery.redis_host:
     bind: [127.0.0.1]
     port: 6379
     unit: redis-server.service
@@ -37,14 +37,14 @@ import socket
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ansible.module_utils import fleet_sockets
 from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.fleet.celery.plugins.module_utils import fleet_sockets
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Any
 
-    from ansible.module_utils.fleet_systemd import Run
+    from ansible_collections.fleet.celery.plugins.module_utils.fleet_systemd import Run
 
 GIB = 1024**3
 

@@ -27,7 +27,7 @@ author: celery-fleet
 
 EXAMPLES = r"""
 - name: Let Redis fork
-  redis_kernel:
+  fleet.celery.redis_kernel:
     values:
       - {path: /proc/sys/vm/overcommit_memory, value: "1", reason: a fork needs no memory of its own}
 """

@@ -41,7 +41,7 @@ requirements: [python3-redis]
 
 EXAMPLES = r"""
 - name: Apply what Redis can take live
-  redis_live:
+  fleet.celery.redis_live:
     host: 127.0.0.1
     port: 6379
     ca_file: /etc/fleet/tls/ca.crt
@@ -74,8 +74,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ansible.module_utils.basic import AnsibleModule, missing_required_lib
-from ansible.module_utils.certificates import certificate_of
-from ansible.module_utils.redis_desired import (
+from ansible_collections.fleet.celery.plugins.module_utils.certificates import certificate_of
+from ansible_collections.fleet.celery.plugins.module_utils.redis_desired import (
     SCRATCH_ARGUMENTS,
     acl_changes,
     candidates,
@@ -83,7 +83,7 @@ from ansible.module_utils.redis_desired import (
     parse_acl,
     wanted_config,
 )
-from ansible.module_utils.redis_tls import (
+from ansible_collections.fleet.celery.plugins.module_utils.redis_tls import (
     StrangeServerError,
     connection_arguments,
     login_with_one_of,

@@ -27,7 +27,7 @@ requirements: [python3-redis]
 
 EXAMPLES = r"""
 - name: Require that the new password of the workers is the only one
-  redis_logins:
+  fleet.celery.redis_logins:
     host: 127.0.0.1
     port: 6379
     ca_file: /etc/fleet/tls/ca.crt
@@ -43,7 +43,7 @@ refused: {description: Users with a password that it refuses., returned: success
 from typing import TYPE_CHECKING
 
 from ansible.module_utils.basic import AnsibleModule, missing_required_lib
-from ansible.module_utils.redis_tls import (
+from ansible_collections.fleet.celery.plugins.module_utils.redis_tls import (
     StrangeServerError,
     connection_arguments,
     login,

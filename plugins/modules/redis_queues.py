@@ -36,7 +36,7 @@ requirements: [python3-redis]
 
 EXAMPLES = r"""
 - name: See which queues were given up
-  redis_queues:
+  fleet.celery.redis_queues:
     acl_file: /etc/redis/users.acl
     queues: [default, email]
     host: 127.0.0.1
@@ -73,9 +73,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ansible.module_utils.basic import AnsibleModule, missing_required_lib
-from ansible.module_utils.fleet_keys import BINDING, LEASES, NODES, PRIORITIES, SEPARATOR, UNACKED, living
-from ansible.module_utils.redis_desired import parse_acl
-from ansible.module_utils.redis_tls import StrangeServerError, login_arguments, redis, verified_login
+from ansible_collections.fleet.celery.plugins.module_utils.fleet_keys import (
+    BINDING,
+    LEASES,
+    NODES,
+    PRIORITIES,
+    SEPARATOR,
+    UNACKED,
+    living,
+)
+from ansible_collections.fleet.celery.plugins.module_utils.redis_desired import parse_acl
+from ansible_collections.fleet.celery.plugins.module_utils.redis_tls import (
+    StrangeServerError,
+    login_arguments,
+    redis,
+    verified_login,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

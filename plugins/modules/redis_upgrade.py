@@ -46,7 +46,7 @@ requirements: [python3-redis]
 
 EXAMPLES = r"""
 - name: Refuse to upgrade a Redis that is not fit for it
-  redis_upgrade:
+  fleet.celery.redis_upgrade:
     state: fit
     host: 127.0.0.1
     port: 6379
@@ -76,12 +76,17 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ansible.module_utils import redis_snapshot
 from ansible.module_utils.basic import AnsibleModule, missing_required_lib
-from ansible.module_utils.debian_packages import upstream
-from ansible.module_utils.fleet_keys import DEAD, PRIORITIES, UNACKED, leases
-from ansible.module_utils.redis_snapshot import SnapshotError
-from ansible.module_utils.redis_tls import StrangeServerError, login_arguments, redis, verified_login
+from ansible_collections.fleet.celery.plugins.module_utils import redis_snapshot
+from ansible_collections.fleet.celery.plugins.module_utils.debian_packages import upstream
+from ansible_collections.fleet.celery.plugins.module_utils.fleet_keys import DEAD, PRIORITIES, UNACKED, leases
+from ansible_collections.fleet.celery.plugins.module_utils.redis_snapshot import SnapshotError
+from ansible_collections.fleet.celery.plugins.module_utils.redis_tls import (
+    StrangeServerError,
+    login_arguments,
+    redis,
+    verified_login,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

@@ -6,7 +6,7 @@ import re
 from typing import TYPE_CHECKING
 
 import pytest
-from filter.celery_worker import user
+from ansible_collections.fleet.celery.plugins.filter.celery_worker import user
 
 if TYPE_CHECKING:
     from tests.fleet.support.fleet import Fleet, Node

@@ -6,7 +6,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from filter.celery_worker import user
+from ansible_collections.fleet.celery.plugins.filter.celery_worker import user
 
 from tests.fleet.support.hosts import eventually
 

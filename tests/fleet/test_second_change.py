@@ -319,7 +319,7 @@ def test_broken_beat_beside_nodes(fleet: Fleet, changes: Changes, plays: Plays, 
     assert host.sh('readlink "$1"', current) == old
     eventually(fleet.is_whole, timeout=60)
     before = fleet.starts()
-    assert {task for _, task in changes.apply().changes} <= {"celery_app : Remove old releases"}
+    assert {task for _, task in changes.apply().changes} <= {"fleet.celery.celery_app : Remove old releases"}
     assert fleet.restarted(before) == set()
 
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 pytestmark = [*OPERATIONS, pytest.mark.faults]
 
-PLAYBOOK = "playbooks/upgrade-redis.yml"
+PLAYBOOK = "playbooks/upgrade_redis.yml"
 PACKAGES = ("redis-server", "redis-tools")
 SNAPSHOTS = "/var/lib/redis-snapshots"
 WAIT = 120  # seconds that a task may take meanwhile

@@ -6,7 +6,7 @@ import datetime
 import ipaddress
 from typing import TYPE_CHECKING
 
-from ansible.module_utils import pki_certificate as pki
+from ansible_collections.fleet.celery.plugins.module_utils import pki_certificate as pki
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec

@@ -1,11 +1,9 @@
-"""Let the tests import the modules' shared code as the modules do; and a Redis, for those that need one."""
+"""A Redis, for the tests that need one."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-import ansible.module_utils
 import pytest
 
 from tests.unit.redis_server import Server, running
@@ -14,9 +12,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     import redis
-
-# On a host Ansible lays plugins/module_utils into its own package; here the package looks there as well.
-ansible.module_utils.__path__.append(str(Path(__file__).parents[2] / "plugins" / "module_utils"))
 
 
 @pytest.fixture(scope="module")

@@ -7,12 +7,9 @@ from typing import Any
 
 import yaml
 from ansible.parsing.dataloader import DataLoader
-from ansible.plugins.loader import filter_loader, init_plugin_loader
 from ansible.template import Templar, trust_as_template
 
 PROJECT = Path(__file__).parents[2]
-init_plugin_loader([])
-filter_loader.add_directory(str(PROJECT / "plugins" / "filter"))
 
 
 class Role:

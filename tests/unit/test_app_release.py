@@ -20,9 +20,9 @@ import zipfile
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from ansible.module_utils.app_release import Builder, Uv
-from ansible.module_utils.app_release_sandbox import Sandbox
-from ansible.module_utils.app_release_source import (
+from ansible_collections.fleet.celery.plugins.module_utils.app_release import Builder, Uv
+from ansible_collections.fleet.celery.plugins.module_utils.app_release_sandbox import Sandbox
+from ansible_collections.fleet.celery.plugins.module_utils.app_release_source import (
     Directory,
     ReleaseError,
     parse_source,

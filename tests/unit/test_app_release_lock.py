@@ -5,8 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
-from ansible.module_utils.app_release_lock import find_lock, merge, parse_pylock, parse_requirements, render
-from ansible.module_utils.app_release_source import ReleaseError
+from ansible_collections.fleet.celery.plugins.module_utils.app_release_lock import (
+    find_lock,
+    merge,
+    parse_pylock,
+    parse_requirements,
+    render,
+)
+from ansible_collections.fleet.celery.plugins.module_utils.app_release_source import ReleaseError
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -12,8 +12,8 @@ from typing import Any
 
 import packaging
 import pytest
-from ansible.module_utils.app_release_sandbox import Sandbox
-from ansible.module_utils.app_release_source import ReleaseError
+from ansible_collections.fleet.celery.plugins.module_utils.app_release_sandbox import Sandbox
+from ansible_collections.fleet.celery.plugins.module_utils.app_release_source import ReleaseError
 
 UTILS = Path(__file__).parents[2] / "plugins" / "module_utils"
 OPERATOR = 12345  # a user whom nothing knows
@@ -45,7 +45,7 @@ RUN = """
 import sys
 sys.path.insert(0, sys.argv[1])
 from pathlib import Path
-from ansible.module_utils.app_release_sandbox import Sandbox
+from ansible_collections.fleet.celery.plugins.module_utils.app_release_sandbox import Sandbox
 work = Path(sys.argv[2])
 argv = ["/usr/bin/python3", "-c", sys.argv[3], str(work)]
 print(Sandbox().run(argv, "it failed", env={"GIVEN": "1"}, cwd=work, work=work))
@@ -58,10 +58,8 @@ def seen(user: int) -> dict[str, Any]:
     """Return what a command sees in the sandbox of a user, who has a secret beside the directory."""
     with tempfile.TemporaryDirectory(prefix="sandbox-") as directory:
         top = Path(directory)
-        package = top / "lib" / "ansible" / "module_utils"
+        package = top / "lib" / "ansible_collections" / "fleet" / "celery" / "plugins" / "module_utils"
         package.mkdir(parents=True)
-        for path in (package.parent, package):
-            (path / "__init__.py").touch()
         for path in UTILS.glob("app_release*.py"):
             shutil.copy(path, package)
         shutil.copytree(Path(packaging.__file__).parent, top / "lib" / "packaging")

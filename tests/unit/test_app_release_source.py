@@ -6,7 +6,7 @@ import subprocess
 from typing import TYPE_CHECKING
 
 import pytest
-from ansible.module_utils.app_release_source import (
+from ansible_collections.fleet.celery.plugins.module_utils.app_release_source import (
     Directory,
     Git,
     Pinned,
@@ -67,7 +67,9 @@ def test_kinds_of_source(project: Path, tmp_path: Path) -> None:
     assert parse_source("git@example.org:me/shop.git", "v1") == Git("git@example.org:me/shop.git", "v1")
     assert parse_source("git+https://example.org/shop.git", "") == Git("https://example.org/shop.git", "")
     assert parse_source("ssh://git@example.org/shop", "") == Git("ssh://git@example.org/shop", "")
-    assert parse_source("https://example.org/mono#subdirectory=apps/shop", "").subdirectory == "apps/shop"
+    assert parse_source("https://example.org/mono#subdirectory=apps/shop", "") == Git(
+        "https://example.org/mono", "", "apps/shop"
+    )
 
 
 @pytest.mark.parametrize(
@@ -187,9 +189,10 @@ def test_git_subdirectory(repository: Path, tmp_path: Path) -> None:
     git(repository, "mv", "pyproject.toml", "src", "apps")
     git(repository, "commit", "--quiet", "-m", "move")
     source = parse_source(f"file://{repository}#subdirectory=apps", "")
+    assert isinstance(source, Git)
     assert (source.fetch(tmp_path / "work") / "pyproject.toml").is_file()
     with pytest.raises(ReleaseError, match=r"no pyproject\.toml"):
-        parse_source(f"file://{repository}", "").fetch(tmp_path / "top")
+        Git(f"file://{repository}", "").fetch(tmp_path / "top")
 
 
 def test_git_failures(repository: Path) -> None:
@@ -207,6 +210,7 @@ def test_git_credentials_are_kept_out_of_sight(monkeypatch: pytest.MonkeyPatch, 
     fake.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
     source = parse_source("https://me:s3cret@example.org/shop.git", "main")
+    assert isinstance(source, Git)
     assert "s3cret" not in f"{source} {source!r}"
     with pytest.raises(ReleaseError) as caught:
         _ = source.commit

@@ -15,7 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible.module_utils.app_release_tree import MARKER, Installer, ReleaseTree, TreeError, seal
+from ansible_collections.fleet.celery.plugins.module_utils.app_release_tree import (
+    MARKER,
+    Installer,
+    ReleaseTree,
+    TreeError,
+    seal,
+)
+from ansible_collections.fleet.celery.plugins.module_utils.confined import Confined
 
 PYTHON = Path(sys.executable)
 UV = Path(sys.executable).parent / "uv"
@@ -30,10 +37,8 @@ def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ReleaseTree:
     return ReleaseTree(tmp_path / "opt" / "shop")
 
 
-class Plain:
+class Plain(Confined):
     """Runs commands with no systemd, and remembers how they were asked for."""
-
-    user = ""
 
     def run(self, unit: str, argv: Any, **asked: Any) -> subprocess.CompletedProcess[str]:
         """Run a command as the tests' own user."""

@@ -7,7 +7,7 @@ import sys
 from typing import TYPE_CHECKING
 
 import pytest
-from module_utils import apt_locks
+from ansible_collections.fleet.celery.plugins.module_utils import apt_locks
 
 if TYPE_CHECKING:
     from pathlib import Path

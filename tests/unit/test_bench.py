@@ -13,7 +13,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from filter import celery_worker as filters
+from ansible_collections.fleet.celery.plugins.filter import celery_worker as filters
 
 from bench import (
     ROOT,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from module_utils.blotted import secrets_among
+from ansible_collections.fleet.celery.plugins.module_utils.blotted import secrets_among
 
 
 def test_short_values_and_paths_of_the_index_are_shown() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from filter.celery_app import choice
+from ansible_collections.fleet.celery.plugins.filter.celery_app import choice
 
 WORKER: dict[str, Any] = {
     "current": "c3",

@@ -6,7 +6,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from modules import celery_health
+from ansible_collections.fleet.celery.plugins.modules import celery_health
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from modules import celery_release
+from ansible_collections.fleet.celery.plugins.modules import celery_release
 
 
 class Module(SimpleNamespace):

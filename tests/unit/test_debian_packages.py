@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 
 import pytest
-from module_utils import debian_packages
+from ansible_collections.fleet.celery.plugins.module_utils import debian_packages
 
 needs_dpkg = pytest.mark.skipif(not shutil.which("dpkg-query"), reason="this is no Debian")
 

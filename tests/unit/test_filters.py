@@ -6,8 +6,8 @@ import os
 from urllib.parse import urlsplit
 
 import pytest
-from ansible.module_utils.systemd_env import env_file
-from filter import fleet
+from ansible_collections.fleet.celery.plugins.filter import fleet
+from ansible_collections.fleet.celery.plugins.module_utils.systemd_env import env_file
 from hypothesis import given
 from hypothesis import strategies as st
 from kombu.utils.url import parse_url

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from modules import fleet_files
-from modules.fleet_files import FilesError
+from ansible_collections.fleet.celery.plugins.modules import fleet_files
+from ansible_collections.fleet.celery.plugins.modules.fleet_files import FilesError
 
 if TYPE_CHECKING:
     from typing import Any

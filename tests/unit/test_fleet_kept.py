@@ -8,8 +8,15 @@ import pwd
 from pathlib import Path
 
 import pytest
-from ansible.module_utils.fleet_kept import OWNERS, WAS, WAS_NOT, Kept, everyones, legacy_owner
-from modules import fleet_files
+from ansible_collections.fleet.celery.plugins.module_utils.fleet_kept import (
+    OWNERS,
+    WAS,
+    WAS_NOT,
+    Kept,
+    everyones,
+    legacy_owner,
+)
+from ansible_collections.fleet.celery.plugins.modules import fleet_files
 
 ME = {"owner": pwd.getpwuid(os.getuid()).pw_name, "group": grp.getgrgid(os.getgid()).gr_name}
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from ansible.module_utils import fleet_keys
+from ansible_collections.fleet.celery.plugins.module_utils import fleet_keys
 from fleet_runtime.broker import keys
 from kombu.transport.redis import PRIORITY_STEPS, Channel
 

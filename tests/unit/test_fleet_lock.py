@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from action import fleet_lock as action
-from ansible.module_utils.fleet_lock import free, holder, take
+from ansible_collections.fleet.celery.plugins.action import fleet_lock as action
+from ansible_collections.fleet.celery.plugins.module_utils.fleet_lock import free, holder, take
+
+from tests.unit.rendering import PROJECT
 
 ONE = {"id": "one", "who": "ann@desk", "what": "site.yml", "since": "2026-01-01 00:00:00 UTC"}
 TWO = {**ONE, "id": "two", "who": "bob@desk"}
@@ -42,16 +44,15 @@ def test_it_is_taken_from_nobody_but_who_was_seen_to_have_it(lock: Path) -> None
 
 def test_one_of_many_gets_it(lock: Path) -> None:
     script = (
-        "import sys; sys.path[:0] = sys.argv[3:]\n"
+        "import sys\n"
         "from pathlib import Path\n"
-        "from ansible.module_utils.fleet_lock import take\n"
+        "from ansible_collections.fleet.celery.plugins.module_utils.fleet_lock import take\n"
         "print(take({'id': sys.argv[1]}, lock=Path(sys.argv[2]))['id'])\n"
     )
-    # as the tests do it: see conftest.py
-    setup = "import tests.unit.conftest\n"
-    command = [sys.executable, "-c", setup + script]
+    command = [sys.executable, "-c", script]
+    env = os.environ | {"PYTHONPATH": str(PROJECT / ".ansible" / "collections")}
     running = [
-        subprocess.Popen([*command, str(number), str(lock)], stdout=subprocess.PIPE, text=True)
+        subprocess.Popen([*command, str(number), str(lock)], stdout=subprocess.PIPE, text=True, env=env)
         for number in range(4)
     ]
     winners = {process.communicate()[0].strip() for process in running}

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 import redis
-from ansible.module_utils.fleet_keys import BINDINGS, SEPARATOR
+from ansible_collections.fleet.celery.plugins.module_utils.fleet_keys import BINDINGS, SEPARATOR
+from ansible_collections.fleet.celery.plugins.modules.fleet_nodes import Nodes, NodesError, apply
 from fleet_runtime.broker import keys
-from modules.fleet_nodes import Nodes, NodesError, apply
 
 LEASE = 30.0
 FORGOTTEN = {"state": "forgotten", "wait": 0}

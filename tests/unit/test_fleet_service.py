@@ -7,8 +7,12 @@ import tempfile
 from typing import TYPE_CHECKING
 
 import pytest
-from ansible.module_utils.fleet_systemd import SystemdError
-from modules.fleet_service import ServiceError, Services, is_abandoned
+from ansible_collections.fleet.celery.plugins.module_utils.fleet_systemd import SystemdError
+from ansible_collections.fleet.celery.plugins.modules.fleet_service import (
+    ServiceError,
+    Services,
+    is_abandoned,
+)
 
 if TYPE_CHECKING:
     from typing import Any
@@ -299,7 +303,9 @@ def test_a_module_whose_run_was_interrupted_waits_no_longer(monkeypatch: pytest.
     """And restarts no more units: the next run does."""
     host = Host(**{"a.service": ("active", "enabled"), "b.service": ("active", "enabled")})
     host.pings_until_ready = 1000
-    monkeypatch.setattr("modules.fleet_service.is_abandoned", lambda: True)
+    monkeypatch.setattr(
+        "ansible_collections.fleet.celery.plugins.modules.fleet_service.is_abandoned", lambda: True
+    )
     with pytest.raises(ServiceError, match="the run that waited for this has ended"):
         apply(host, "restarted", *host.units, ready=READY, ready_retries=1000)
     assert host.ran == ["restart a.service"]

@@ -7,7 +7,7 @@ import socket
 from pathlib import Path
 
 import pytest
-from ansible.module_utils import fleet_sockets
+from ansible_collections.fleet.celery.plugins.module_utils import fleet_sockets
 
 
 def taken(bind: list[str], port: int, proc: Path = fleet_sockets.PROC) -> list[str]:

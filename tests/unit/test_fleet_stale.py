@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from ansible.module_utils.fleet_systemd import SystemdError
-from modules import fleet_stale
+from ansible_collections.fleet.celery.plugins.module_utils.fleet_systemd import SystemdError
+from ansible_collections.fleet.celery.plugins.modules import fleet_stale
 
 if TYPE_CHECKING:
     from typing import Any

@@ -9,7 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from modules import flower_health
+from ansible_collections.fleet.celery.plugins.modules import flower_health
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
-from modules.hashed_venv import install
+from ansible_collections.fleet.celery.plugins.modules.hashed_venv import install
 
 if TYPE_CHECKING:
     from pathlib import Path

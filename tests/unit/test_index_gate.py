@@ -17,9 +17,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
-from ansible.module_utils.app_release_sandbox import Sandbox
-from ansible.module_utils.app_release_source import ReleaseError
-from ansible.module_utils.index_gate import Indexes, Place, open_gate, without_proxies
+from ansible_collections.fleet.celery.plugins.module_utils.app_release_sandbox import Sandbox
+from ansible_collections.fleet.celery.plugins.module_utils.app_release_source import ReleaseError
+from ansible_collections.fleet.celery.plugins.module_utils.index_gate import (
+    Indexes,
+    Place,
+    open_gate,
+    without_proxies,
+)
 
 from fleet_testing.broker import make_certificates
 

@@ -9,7 +9,11 @@ import time
 from pathlib import Path
 
 import pytest
-from ansible.module_utils.install_lock import StillHeldError, children, only_one
+from ansible_collections.fleet.celery.plugins.module_utils.install_lock import (
+    StillHeldError,
+    children,
+    only_one,
+)
 
 HOLD = """
 import signal, subprocess, sys, time

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
-from ansible.module_utils import inventory_check as preflight
+from ansible_collections.fleet.celery.plugins.module_utils import inventory_check as preflight
 from fleet_runtime.inspect import app_check
 
 if TYPE_CHECKING:

@@ -6,9 +6,9 @@ import shutil
 from dataclasses import replace
 
 import pytest
-from ansible.module_utils.debian_packages import Package, parse_madison
-from modules import package_versions
-from modules.package_versions import VersionError, decide, news
+from ansible_collections.fleet.celery.plugins.module_utils.debian_packages import Package, parse_madison
+from ansible_collections.fleet.celery.plugins.modules import package_versions
+from ansible_collections.fleet.celery.plugins.modules.package_versions import VersionError, decide, news
 
 pytestmark = pytest.mark.skipif(not shutil.which("dpkg"), reason="this is no Debian")
 

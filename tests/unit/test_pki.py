@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
-from ansible.module_utils import pki_certificate as pki
-from ansible.module_utils import pki_names
 from ansible.template import trust_as_template
+from ansible_collections.fleet.celery.plugins.module_utils import pki_certificate as pki
+from ansible_collections.fleet.celery.plugins.module_utils import pki_names
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -336,7 +336,7 @@ def test_the_inventory_is_read_as_it_is_written(tmp_path: Path) -> None:
         "hosts": "all",
         "gather_facts": False,
         "tasks": [
-            {"pki_fleet": None, "register": "found", "run_once": True},
+            {"fleet.celery.pki_fleet": None, "register": "found", "run_once": True},
             {
                 "ansible.builtin.copy": {
                     "content": "{{ found.hosts | to_json }}",
@@ -431,9 +431,10 @@ def test_a_part_of_the_fleet_gets_no_certificate_that_the_rest_would_refuse(
 
 def test_the_authority_permits_less_only_when_all_services_show_their_certificates() -> None:
     plays = [
-        play["ansible.builtin.import_playbook"] for play in yaml.safe_load((PROJECT / "site.yml").read_text())
+        play["ansible.builtin.import_playbook"]
+        for play in yaml.safe_load((PROJECT / "playbooks" / "site.yml").read_text())
     ]
-    order = [plays.index(f"playbooks/{name}.yml") for name in ("pki", "redis", "flower", "confine", "unlock")]
+    order = [plays.index(f"{name}.yml") for name in ("pki", "redis", "flower", "confine", "unlock")]
     assert order == sorted(order)
 
 

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 from unittest import mock
 
 import pytest
+from ansible_collections.fleet.celery.plugins.modules import pki_authority_key
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from modules import pki_authority_key
 
 if TYPE_CHECKING:
     from pathlib import Path

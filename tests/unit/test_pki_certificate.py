@@ -10,8 +10,8 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from action import pki_certificate as action
-from ansible.module_utils import pki_certificate as pki
+from ansible_collections.fleet.celery.plugins.action import pki_certificate as action
+from ansible_collections.fleet.celery.plugins.module_utils import pki_certificate as pki
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa

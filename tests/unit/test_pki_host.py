@@ -8,7 +8,7 @@ import shutil
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from modules import pki_host
+from ansible_collections.fleet.celery.plugins.modules import pki_host
 
 from tests.unit.test_pki import write_certificate
 

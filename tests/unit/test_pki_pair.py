@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
-from ansible.module_utils.certificates import belong_together, certificate_of
-from modules import pki_pair
+from ansible_collections.fleet.celery.plugins.module_utils.certificates import belong_together, certificate_of
+from ansible_collections.fleet.celery.plugins.modules import pki_pair
 
 from tests.unit.test_pki import write_certificate
 

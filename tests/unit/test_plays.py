@@ -12,9 +12,10 @@ import yaml
 
 from tests.unit.rendering import PROJECT
 
+PLAYBOOKS = sorted(PROJECT.glob("playbooks/*.yml"))
 PLAYS = [
     pytest.param(play, id=f"{file.stem}: {play['name']}")
-    for file in [PROJECT / "site.yml", *sorted(PROJECT.glob("playbooks/*.yml"))]
+    for file in PLAYBOOKS
     for play in yaml.safe_load(file.read_text())
     if "hosts" in play and play["hosts"] != "localhost"
 ]
@@ -26,6 +27,12 @@ LOOKING = (
     "Look at Beat",
     "Look at Flower",
 )
+# Former names of playbooks, each with the new one.
+FORMER = {
+    "rotate-certificates.yml": "rotate_certificates.yml",
+    "rotate-secrets.yml": "rotate_secrets.yml",
+    "upgrade-redis.yml": "upgrade_redis.yml",
+}
 LOOK_ONLY = {"status.yml", "secrets.yml"}  # and what the controller alone has
 STRICT = {"any_errors_fatal": True, "max_fail_percentage": 0}
 BATCH = yaml.safe_load((PROJECT / "playbooks/vars/batch.yml").read_text())
@@ -42,14 +49,14 @@ def test_a_play_is_as_strict_as_it_has_to_be(play: dict[str, Any]) -> None:
 
 def test_what_changes_the_fleet_is_locked() -> None:
     """An entry point does nothing to hosts before the lock, and frees it last; those that look take none."""
-    files = [PROJECT / "site.yml", *sorted(PROJECT.glob("playbooks/*.yml"))]
     imported = {
         file.name: [
             Path(play["ansible.builtin.import_playbook"]).name
             for play in yaml.safe_load(file.read_text())
             if "ansible.builtin.import_playbook" in play
         ]
-        for file in files
+        for file in PLAYBOOKS
+        if file.name not in FORMER
     }
     parts = {name for names in imported.values() for name in names}
     entries = {name: names for name, names in imported.items() if name not in parts}
@@ -57,6 +64,21 @@ def test_what_changes_the_fleet_is_locked() -> None:
     for name in entries.keys() - LOOK_ONLY:
         assert entries[name][-1] == "unlock.yml", name
         assert set(entries[name][: entries[name].index("lock.yml")]) <= {"preflight.yml"}, name
+
+
+def test_a_playbook_can_be_named_as_one_of_the_collection() -> None:
+    """`fleet.celery.<playbook>`: Ansible takes no name with a dash; a former name says the new one."""
+    dashed = {file.name for file in PLAYBOOKS if not file.stem.isidentifier()}
+    assert dashed == set(FORMER)
+    for name, new in FORMER.items():
+        said, done = yaml.safe_load((PROJECT / "playbooks" / name).read_text())
+        assert f"playbooks/{new}" in said["tasks"][0]["ansible.builtin.debug"]["msg"]
+        assert done["ansible.builtin.import_playbook"] == new
+
+
+def test_site_is_that_of_the_collection() -> None:
+    (whole,) = yaml.safe_load((PROJECT / "site.yml").read_text())
+    assert whole["ansible.builtin.import_playbook"] == "playbooks/site.yml"
 
 
 @pytest.mark.parametrize(

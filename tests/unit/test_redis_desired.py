@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from ansible.module_utils.redis_desired import (
+from ansible_collections.fleet.celery.plugins.module_utils.redis_desired import (
     CANDIDATE,
     acl_changes,
     candidates,

@@ -50,7 +50,9 @@ def program(host: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> An
     module.LOGIN, module.LIBRARIES = tmp_path / "functions.json", tmp_path / "libraries"
     module.LOGIN.write_text(json.dumps(login | {"username": texts["username"]}))
     module.LIBRARIES.mkdir()
-    for file in role.evaluate(f"__redis_functions | fleet_redis_library_files('{module.LIBRARIES}')"):
+    for file in role.evaluate(
+        f"__redis_functions | fleet.celery.fleet_redis_library_files('{module.LIBRARIES}')"
+    ):
         (tmp_path / "libraries" / Path(file["path"]).name).write_text(file["content"])
     host.client("admin").function_flush()
     monkeypatch.delenv("JOURNAL_STREAM", raising=False)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from unittest import mock
 
 import pytest
-from modules import flower_health, redis_health
+from ansible_collections.fleet.celery.plugins.modules import flower_health, redis_health
 
 from tests.unit.redis_server import PASSWORDS, Authority, Server, running
 

@@ -6,7 +6,7 @@ import socket
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from modules import redis_host
+from ansible_collections.fleet.celery.plugins.modules import redis_host
 
 if TYPE_CHECKING:
     from pathlib import Path

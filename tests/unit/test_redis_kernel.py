@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from modules import redis_kernel
+from ansible_collections.fleet.celery.plugins.modules import redis_kernel
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import redis
-from ansible.module_utils.redis_tls import served_certificate
-from modules import redis_live
+from ansible_collections.fleet.celery.plugins.module_utils.redis_tls import served_certificate
+from ansible_collections.fleet.celery.plugins.modules import redis_live
 
 from tests.unit.redis_server import PASSWORDS, Authority, Server, running
 

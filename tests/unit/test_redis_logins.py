@@ -5,8 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from ansible.module_utils.redis_tls import StrangeServerError, login_with_one_of
-from modules import redis_logins
+from ansible_collections.fleet.celery.plugins.module_utils.redis_tls import (
+    StrangeServerError,
+    login_with_one_of,
+)
+from ansible_collections.fleet.celery.plugins.modules import redis_logins
 
 from tests.unit.redis_server import PASSWORDS, Authority, Server, running
 

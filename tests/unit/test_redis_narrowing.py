@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from modules import redis_queues
+from ansible_collections.fleet.celery.plugins.modules import redis_queues
 from redis.exceptions import NoPermissionError
 
 from tests.unit.redis_server import PASSWORDS, Server

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import redis
-from ansible.module_utils.fleet_keys import PRIORITIES
+from ansible_collections.fleet.celery.plugins.module_utils.fleet_keys import PRIORITIES
+from ansible_collections.fleet.celery.plugins.modules import redis_queues
+from ansible_collections.fleet.celery.plugins.modules.redis_queues import look, queues_of
 from fleet_runtime.broker import keys
-from modules import redis_queues
-from modules.redis_queues import look, queues_of
 
 from tests.unit.redis_server import PASSWORDS, Server
 

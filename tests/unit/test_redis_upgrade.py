@@ -8,10 +8,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from ansible.module_utils import redis_snapshot
-from ansible.module_utils.redis_snapshot import SnapshotError
-from modules import redis_upgrade
-from modules.redis_upgrade import Upgrade, UpgradeError, unfit, unproven
+from ansible_collections.fleet.celery.plugins.module_utils import redis_snapshot
+from ansible_collections.fleet.celery.plugins.module_utils.redis_snapshot import SnapshotError
+from ansible_collections.fleet.celery.plugins.modules import redis_upgrade
+from ansible_collections.fleet.celery.plugins.modules.redis_upgrade import (
+    Upgrade,
+    UpgradeError,
+    unfit,
+    unproven,
+)
 
 from tests.unit import redis_server
 from tests.unit.redis_server import PASSWORDS, Server, running

@@ -1,4 +1,4 @@
-"""playbooks/rotate-secrets.yml: what it does to the vault file, what it refuses, which passwords it knows."""
+"""playbooks/rotate_secrets.yml: what it does to the vault file, what it refuses, which passwords it knows."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
-from action import fleet_secrets
 from ansible.parsing.dataloader import DataLoader
 from ansible.template import Templar, trust_as_template
+from ansible_collections.fleet.celery.plugins.action import fleet_secrets
 
 from tests.unit.rendering import PROJECT, trusted
 from tests.unit.test_secrets import NAMES, play, vault_tool
@@ -64,7 +64,7 @@ PLAY = """
   connection: local
   gather_facts: false
   tasks:
-    - fleet_secrets:
+    - fleet.celery.fleet_secrets:
         path: "{{ vault }}"
         names: [redis_beat, redis_web]
         replace: "{{ replace | default([]) }}"

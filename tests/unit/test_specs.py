@@ -16,6 +16,7 @@ ROOT = Path(__file__).parents[2]
 ROLES = sorted(path.parents[1] for path in ROOT.glob("roles/*/meta/argument_specs.yml"))
 # Where a batch notes what is wrong, and where it ends.
 NOTES, END = "tasks/note_problem.yml", "tasks/end_batch.yml"
+KEPT = "fleet.celery.fleet_kept"
 TASK_FILES = sorted(
     path
     for pattern in (
@@ -145,7 +146,7 @@ def test_a_batch_keeps_for_its_role_and_puts_back_what_is_of_it(play: Any) -> No
     kept = {options["keep_for"] for options in play["module_defaults"].values()}
     assert kept == {role}
     put_back = load(ROOT / "roles" / role / "tasks" / "put_back.yml")
-    assert {task["fleet_kept"]["owner"] for task in tasks(put_back) if "fleet_kept" in task} == {role}
+    assert {task[KEPT]["owner"] for task in tasks(put_back) if KEPT in task} == {role}
 
 
 @pytest.mark.parametrize("path", TASK_FILES, ids=lambda path: str(path.relative_to(ROOT)))

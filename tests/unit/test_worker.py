@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 import yaml
+from ansible_collections.fleet.celery.plugins.filter import celery_worker as filters
+from ansible_collections.fleet.celery.plugins.filter.fleet import node_names
+from ansible_collections.fleet.celery.plugins.filter.fleet import nodes as fleet_nodes
 from celery.bin.worker import worker as celery_worker_command
-from filter import celery_worker as filters
-from filter.fleet import node_names
-from filter.fleet import nodes as fleet_nodes
 
 from tests.unit.rendering import PROJECT, Role
 

@@ -1,6 +1,6 @@
 """Sets each setting of Celery's on an app, and writes into docs/your-app.md what becomes of it on the fleet.
 
-Usage: PYTHONPATH=plugins python -m app.runtime.tests.settings_table     (`make docs` does it)
+Usage: PYTHONPATH=.ansible/collections python -m app.runtime.tests.settings_table     (`make docs` does it)
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
+from ansible_collections.fleet.celery.plugins.filter import celery_worker
 from celery import Celery
 from celery.app import autoretry
 from celery.app.defaults import DEFAULTS
@@ -21,7 +22,6 @@ from celery.app.task import Task, extract_exec_options
 from celery.bin.base import CLIContext
 from celery.bin.worker import worker
 from celery.worker import WorkController
-from filter import celery_worker
 from fleet_runtime.bootstrap import configure, overrides
 from fleet_runtime.bootstrap.overrides import LAID, LAID_OPTIONS, POOL_LAST, UNUSED, WHERE_SILENT, Rule
 from fleet_runtime.errors import FleetError

@@ -414,7 +414,7 @@ def test_drain_and_undrain(operator: Operator) -> None:
     host.sh("systemctl is-system-running --wait || true", timeout=120)
     host.sh("systemctl start celery.target 'celery-worker@default-1.service'")
     assert not nodes_of(fleet, host), "the unit itself refuses"
-    operator.play("playbooks/rotate-certificates.yml").expect_success()  # Flower shows the others
+    operator.play("playbooks/rotate_certificates.yml").expect_success()  # Flower shows the others
 
     would = operator.play("playbooks/undrain.yml", "--check", this).expect_success()
     assert listed(would, "Would start") == units_of(fleet, host)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import redis
 import yaml
-from action import fleet_secrets
+from ansible_collections.fleet.celery.plugins.action import fleet_secrets
 from cryptography import x509
 
 from tests.fleet.support import canaries
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
 pytestmark = [*OPERATIONS, pytest.mark.faults, pytest.mark.load, pytest.mark.timeout(1200)]
 
-SECRETS = "playbooks/rotate-secrets.yml"
-CERTIFICATES = "playbooks/rotate-certificates.yml"
+SECRETS = "playbooks/rotate_secrets.yml"
+CERTIFICATES = "playbooks/rotate_certificates.yml"
 
 
 @pytest.fixture(autouse=True)

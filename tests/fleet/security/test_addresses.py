@@ -9,8 +9,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
-from filter.celery_worker import user
-from filter.fleet import addresses
+from ansible_collections.fleet.celery.plugins.filter.celery_worker import user
+from ansible_collections.fleet.celery.plugins.filter.fleet import addresses
 
 if TYPE_CHECKING:
     from tests.fleet.support.fleet import Fleet, Node

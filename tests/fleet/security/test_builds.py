@@ -160,7 +160,7 @@ def install(
             *before,
             {"ansible.builtin.copy": {"src": str(archive), "dest": f"{ROOT}/releases/", "mode": "0600"}},
             {
-                "celery_release": {
+                "fleet.celery.celery_release": {
                     "state": "present",
                     "path": ROOT,
                     "id": "evil",
@@ -168,7 +168,7 @@ def install(
                     "python": "/usr/bin/python3",
                     "uv": "/opt/celery/uv/bin/uv",
                     "user": "celery-build",
-                    "sandbox": "{{ [] | fleet_sandbox(jit=true) }}",
+                    "sandbox": "{{ [] | fleet.celery.fleet_sandbox(jit=true) }}",
                     "build_packages": build,
                     "index_url": "http://127.0.0.1:8008/simple" if index else "",
                     "index_environment": variables,
@@ -189,13 +189,13 @@ def attacked(host: Host) -> list[str]:
 def test_a_release_is_installed_without_rights(plays: Plays, victim: Host, tmp_path: Path) -> None:
     """Neither the hook of a package that may be built, nor a `.pth`, nor the app sees or changes anything."""
     check = {
-        "celery_release": {
+        "fleet.celery.celery_release": {
             "state": "checked",
             "path": ROOT,
             "id": "evil",
             "uv": "/opt/celery/uv/bin/uv",
             "environment": "",
-            "sandbox": "{{ [] | fleet_sandbox(jit=true) }}",
+            "sandbox": "{{ [] | fleet.celery.fleet_sandbox(jit=true) }}",
         },
     }
     run = install(plays, victim, tmp_path, ["hooked"], [check])

@@ -13,7 +13,7 @@ from subprocess import PIPE
 from typing import TYPE_CHECKING
 
 import pytest
-from filter.celery_worker import user
+from ansible_collections.fleet.celery.plugins.filter.celery_worker import user
 
 from tests.fleet.support.hosts import eventually
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from filter import fleet as filters
-from filter.celery_worker import complete
+from ansible_collections.fleet.celery.plugins.filter import fleet as filters
+from ansible_collections.fleet.celery.plugins.filter.celery_worker import complete
 
 from tests.fleet.support.broker import Broker
 from tests.fleet.support.clients import Operator

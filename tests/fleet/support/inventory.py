@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 from ansible.cli import CLI
 from ansible.inventory.manager import InventoryManager
 from ansible.parsing.dataloader import DataLoader
-from ansible.plugins.loader import init_plugin_loader
 from ansible.template import Templar
 from ansible.vars.hostvars import HostVars
 from ansible.vars.manager import VariableManager
@@ -56,7 +55,6 @@ class Inventory:
         parser.add_argument("--vault-password-file", default=os.environ.get("ANSIBLE_VAULT_PASSWORD_FILE"))
         options = parser.parse_args(arguments)
 
-        init_plugin_loader()
         self._sources = [str(ROOT / source) for source in options.inventory]
         self._vault_secrets = []
         if options.vault_password_file:
