@@ -14,13 +14,13 @@ from celery.backends import redis as stock_results
 from celery.concurrency import prefork
 from celery.concurrency.asynpool import AsynPool, ResultHandler
 from fleet_runtime.bootstrap import plugins
+from fleet_runtime.compat.surface import SURFACE, Feature, Name, resolve
 from fleet_runtime.prefork import pool
 from fleet_runtime.prefork.time_limits import StockPool
 from fleet_runtime.transport import channel
 from fleet_runtime.worker import results
 from kombu import Connection
 from kombu.transport import redis as stock
-from kombu.utils.imports import symbol_by_name
 
 URL = "rediss://worker:pw@redis:6379/0?ssl_cert_reqs=required&ssl_ca_certs=/etc/ca.crt"
 
@@ -66,18 +66,16 @@ def test_another_kombu_keeps_its_transport(
     assert "This is kombu 5.9.0" in line
 
 
-@pytest.mark.parametrize(
-    ("place", "name"), [(place, name) for place, names in plugins.PARAMETERS.items() for name in names]
-)
+@pytest.mark.parametrize("name", [name for name in SURFACE if name.feature is Feature.TRANSPORT], ids=str)
 def test_a_changed_kombu_keeps_its_transport(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, place: str, name: str
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, name: Name
 ) -> None:
-    """As by somebody who has mended something."""
-    monkeypatch.setattr(symbol_by_name(place), name, lambda changed: None)
+    """Another package may have patched a function on which the transport relies."""
+    monkeypatch.setattr(resolve(name.owner), name.attribute, lambda changed: None)
     assert plugins.select_transport(URL) == (URL, None)
     (line,) = caplog.messages
     assert line.startswith(plugins.KOMBU_STAYS)
-    assert f"{place}.{name}" in line
+    assert str(name) in line
 
 
 @pytest.mark.parametrize(
@@ -93,7 +91,7 @@ def test_a_changed_kombu_keeps_its_transport(
 )
 def test_all_that_is_put_in_place_of_kombus_is_looked_at(own: type, base: type) -> None:
     """So that another kombu, in which it is something else, keeps its transport."""
-    names = {name for place in plugins.PARAMETERS for name in plugins.PARAMETERS[place]}
+    names = {name.attribute for name in SURFACE if name.feature is Feature.TRANSPORT}
     replaced = {
         name
         for name, value in vars(own).items()

@@ -8,7 +8,6 @@ programs that tasks start find it in their environment, and they may know no oth
 
 from __future__ import annotations
 
-import inspect
 import logging
 from typing import TYPE_CHECKING
 
@@ -19,11 +18,10 @@ from celery.concurrency import prefork
 from kombu.transport import TRANSPORT_ALIASES
 from kombu.utils.imports import symbol_by_name
 
+from fleet_runtime.compat.surface import Feature, first_change
 from fleet_runtime.compat.versions import is_known
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from celery import Celery
 
 logger = logging.getLogger(__name__)
@@ -52,78 +50,9 @@ CELERY_STAYS = (
 )
 POOL_STAYS = "This node hands tasks to its processes by Celery's own pool, with more CPU for each."
 
-# The parameters of what the transport overrides, or calls where kombu and redis-py do not expect it.
-PARAMETERS = {
-    "kombu.transport.redis:Channel": {
-        "_connparams": "self asynchronous",
-        "conn_or_acquire": "self client",
-        "basic_consume": "self queue args kwargs",
-        "_basic_cancel": "self consumer_tag",
-        "_queue_bind": "self exchange routing_key pattern queue",
-        "_size": "self queue",
-        "_receive": "self",
-        "_receive_one": "self c",
-        "close": "self",
-        "_close_clients": "self",
-        "_on_connection_disconnect": "self connection",
-        "_create_client": "self asynchronous",
-        "_q_for_pri": "self queue pri",
-        "_get_message_priority": "self message reverse",
-        "_lookup": "self exchange routing_key default",
-        "maybe_refresh_binding_expiry": "self",
-    },
-    "kombu.transport.redis:SentinelChannel": {"_sentinel_managed_pool": "self asynchronous"},
-    "kombu.transport.redis:QoS": {
-        "append": "self message delivery_tag",
-        "ack": "self delivery_tag",
-        "reject": "self delivery_tag requeue",
-        "restore_by_tag": "self tag client leftmost",
-        "restore_visible": "self start num interval",
-    },
-    "kombu.transport.redis:MultiChannelPoller": {
-        "get": "self callback timeout",
-        "handle_event": "self fileno event",
-        "on_poll_start": "self",
-        "on_readable": "self fileno",
-        "maybe_restore_messages": "self",
-        "maybe_check_brpop_health": "self",
-        "_register": "self channel client type",
-        "_register_LISTEN": "self channel",
-        "_client_registered": "self channel client cmd",
-    },
-    "kombu.transport.redis:Transport": {"register_with_event_loop": "self connection loop"},
-    "redis.connection:AbstractConnection": {
-        "read_response": "self disable_decoding timeout disconnect_on_error push_request",
-        "can_read": "self timeout",
-        "send_packed_command": "self command check_health",
-        "pack_commands": "self commands",
-    },
-    "redis._parsers.base:PushNotificationsParser": {
-        "set_invalidation_push_handler": "self invalidation_push_handler_func"
-    },
-}
-
-# The same of the pool.
+# The pools of processes: the runtime's own, and Celery's with mended time limits.
 POOL = "fleet_runtime.prefork.pool:Pool"
 STOCK_POOL = "fleet_runtime.prefork.time_limits:StockPool"
-POOL_PARAMETERS = {
-    "celery.concurrency.asynpool:AsynPool": {
-        "_create_write_handlers": "self hub pack dumps protocol",
-        "_create_timelimit_handlers": "self hub",
-        "_on_soft_timeout": "self job soft hard hub",
-        "_on_hard_timeout": "self job",
-        "flush": "self",
-        "process_flush_queues": "self proc",
-        "destroy_queues": "self queues proc",
-        "_worker_active": "self worker",
-    },
-    "celery.concurrency.asynpool:ResultHandler": {
-        "_make_process_result": "self hub",
-        "_finish_partial_read": "self fd proc",
-    },
-    "celery.concurrency.asynpool:Worker": {"on_loop_start": "self pid", "_make_recv_method": "self conn"},
-    "billiard.connection:Connection": {"_send": "self buf write"},
-}
 
 
 def select_transport(url: str) -> tuple[str, str | None]:
@@ -136,7 +65,7 @@ def select_transport(url: str) -> tuple[str, str | None]:
     if others := schemes - TRANSPORTS.keys():
         logger.warning("%s There is none for %s.", KOMBU_STAYS, ", ".join(sorted(others)))
         return url, None
-    if not is_known(kombu, KOMBU_STAYS) or _changed(PARAMETERS, KOMBU_STAYS):
+    if not (is_known(kombu, KOMBU_STAYS) and _is_verified(Feature.TRANSPORT, KOMBU_STAYS)):
         return url, None
     TRANSPORT_ALIASES.update({PREFIX + scheme: path for scheme, path in TRANSPORTS.items()})
     own = ";".join(PREFIX + one for one in urls) if len(urls) > 1 else url
@@ -167,16 +96,13 @@ def select_pool(*, own: bool = True) -> None:
         own: Whether to select the runtime's own.
     """
     known = is_known(celery, POOL_STAYS) and is_known(billiard, POOL_STAYS)
-    if known and not _changed(POOL_PARAMETERS, POOL_STAYS):
+    if known and _is_verified(Feature.POOL, POOL_STAYS):
         prefork.TaskPool.Pool = symbol_by_name(POOL if own else STOCK_POOL)
 
 
-def _changed(expected: Mapping[str, Mapping[str, str]], otherwise: str) -> bool:
-    """Return whether something that the runtime relies on is not what it was tested with; and say so."""
-    for place, functions in expected.items():
-        for name, parameters in functions.items():
-            function = inspect.unwrap(getattr(symbol_by_name(place), name, _changed))
-            if " ".join(inspect.signature(function).parameters) != parameters:
-                logger.warning("%s Somebody has changed %s.%s.", otherwise, place, name)
-                return True
-    return False
+def _is_verified(feature: Feature, otherwise: str) -> bool:
+    """Return whether all names that a feature relies on are as verified; if one is not, log which."""
+    change = first_change(feature)
+    if change is not None:
+        logger.warning("%s Somebody has changed %s.", otherwise, change)
+    return change is None

@@ -7,12 +7,11 @@ from contextlib import suppress
 from functools import cache, wraps
 from typing import Any
 
-import celery
 from billiard.util import get_pdeathsig
 from celery import signals
 from celery.concurrency.asynpool import AsynPool
 
-from fleet_runtime.compat.versions import may_change
+from fleet_runtime.compat.surface import may_replace
 
 AGAIN = 0.02  # seconds until the first other look; each further one waits twice as long
 LOOKS = 8  # the pool looks by itself every 5 seconds
@@ -54,8 +53,8 @@ def mend() -> None:
     it finds the process alive, and sees its death 5 seconds later. A task whose time limit ends meanwhile
     fails for that, instead of running again, because it is taken for one that runs.
     """
-    original = AsynPool._event_process_exit
-    if not may_change(original, "(self, hub, proc)", celery, OTHERWISE):
+    original = may_replace("celery.concurrency.asynpool:AsynPool", "_event_process_exit", OTHERWISE)
+    if original is None:
         return
 
     @wraps(original)

@@ -16,8 +16,6 @@ from functools import wraps
 from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
-import celery
-import kombu
 from celery import bootsteps, signals
 from celery.concurrency.base import BasePool
 from celery.worker import state
@@ -27,7 +25,7 @@ from kombu.utils.json import dumps
 from redis.exceptions import ConnectionError as NoConnectionError
 from redis.exceptions import ResponseError
 
-from fleet_runtime.compat.versions import may_change
+from fleet_runtime.compat.surface import may_replace
 from fleet_runtime.transport import channel as transport
 from fleet_runtime.transport.channel import QoS
 
@@ -258,8 +256,8 @@ def mend_closed_channels() -> None:
     node: in 27 of 40 restarts of Redis under load (celery/kombu#582 has the same traceback, with less harm).
     With an error of the connection, Celery logs that the message was not acknowledged, and goes on.
     """
-    original = Channel._connparams
-    if not may_change(original, "(self, asynchronous=False)", kombu, OTHERWISE):
+    original = may_replace("kombu.transport.redis:Channel", "_connparams", OTHERWISE)
+    if original is None:
         return
 
     @wraps(original)
@@ -282,11 +280,9 @@ def mend_green_pidbox() -> None:
     A node that stops, or that has lost its other connection, waits for that greenlet, without a time limit.
     Here it leaves the greenlet behind if that does not end in time.
     """
-    original, on_stop = gPidbox.loop, gPidbox.on_stop
-    if not (
-        may_change(original, "(self, c)", celery, OTHERWISE)
-        and may_change(on_stop, "(self)", celery, OTHERWISE)
-    ):
+    original = may_replace("celery.worker.pidbox:gPidbox", "loop", OTHERWISE)
+    on_stop = may_replace("celery.worker.pidbox:gPidbox", "on_stop", OTHERWISE) if original else None
+    if original is None or on_stop is None:
         return
 
     @wraps(on_stop)

@@ -16,8 +16,6 @@ from functools import wraps
 from queue import Empty
 from typing import Any
 
-import celery
-import kombu
 from celery.backends.redis import ResultConsumer
 from celery.utils.imports import symbol_by_name
 from kombu.exceptions import OperationalError
@@ -27,7 +25,7 @@ from kombu.utils.encoding import bytes_to_str
 from kombu.utils.json import loads
 from redis.exceptions import DataError, RedisError, ResponseError
 
-from fleet_runtime.compat.versions import may_change
+from fleet_runtime.compat.surface import may_replace
 from fleet_runtime.transport import pubsub as subscription
 
 logger = logging.getLogger(__name__)
@@ -39,6 +37,7 @@ LARGEST_CLOCK = 2**53
 
 # What takes control commands: by its name, because only a node is to import it.
 MAILBOX = "celery.worker.pidbox:Pidbox"
+RESULT_CONSUMER = "celery.backends.redis:ResultConsumer"
 CONTROL, EVENT, RESULT = "control commands", "events and control commands", "results"
 OTHERWISE = "What is no message on a channel of commands, events or results may end this process."
 
@@ -103,8 +102,8 @@ def guard() -> None:
 
 def guard_fanout() -> None:
     """Drop what cannot be delivered, of what was published to an exchange of the type fanout."""
-    original = Channel._receive_one
-    if not may_change(original, "(self, c)", kombu, OTHERWISE):
+    original = may_replace("kombu.transport.redis:Channel", "_receive_one", OTHERWISE)
+    if original is None:
         return
 
     @wraps(original)
@@ -140,10 +139,10 @@ def guard_control() -> None:
 
     Celery makes the node's mailbox anew for each, with a new connection.
     """
-    mailbox = symbol_by_name(MAILBOX)
-    original = mailbox.on_message
-    if not may_change(original, "(self, body, message)", celery, OTHERWISE):
+    original = may_replace(MAILBOX, "on_message", OTHERWISE)
+    if original is None:
         return
+    mailbox = symbol_by_name(MAILBOX)
 
     @wraps(original)
     def on_message(pidbox: Any, body: Any, message: Any) -> None:
@@ -158,6 +157,7 @@ def guard_control() -> None:
             else:
                 dropped.add(CONTROL, error)
 
+    @wraps(Node.on_decode_error)
     def on_decode_error(node: Any, message: Any, error: Exception) -> None:
         dropped.add(CONTROL, error)
 
@@ -167,11 +167,9 @@ def guard_control() -> None:
 
 def guard_results() -> None:
     """Drop what is no result on the channel of one, so that whoever waits goes on waiting."""
-    state, drain = ResultConsumer.on_state_change, ResultConsumer._drain_one
-    if not (
-        may_change(state, "(self, meta, message)", celery, OTHERWISE)
-        and may_change(drain, "(self, pubsub, timeout)", celery, OTHERWISE)
-    ):
+    state = may_replace(RESULT_CONSUMER, "on_state_change", OTHERWISE)
+    drain = may_replace(RESULT_CONSUMER, "_drain_one", OTHERWISE) if state else None
+    if state is None or drain is None:
         return
 
     @wraps(state)

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import logging
 import os
+from functools import wraps
 from queue import Empty
 from typing import TYPE_CHECKING, Any
 
-import kombu
 from kombu.transport.redis import Channel
 from kombu.utils.encoding import bytes_to_str
 from kombu.utils.json import dumps, loads
 
-from fleet_runtime.compat.versions import is_known
+from fleet_runtime.compat.surface import may_replace
 from fleet_runtime.dead_letters import store
 from fleet_runtime.dead_letters.model import End, Reason
 from fleet_runtime.logging import redact
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from fleet_runtime.dead_letters.store import Held
 
 logger = logging.getLogger(__name__)
+
+OTHERWISE = "An item in a queue that is no message ends this node."
 
 # How the tag begins of what the script that takes messages cannot read.
 MALFORMED = "malformed:"
@@ -37,8 +39,9 @@ def guard() -> None:
     What is in a queue and no message at all raises where kombu reads it, outside of any handler, and ends the
     node; the item itself is lost (kombu 5.7, Channel._brpop_read).
     """
-    if is_known(kombu, "An item in a queue that is no message ends this node."):
-        Channel._brpop_read = read_queue
+    original = may_replace("kombu.transport.redis:Channel", "_brpop_read", OTHERWISE)
+    if original is not None:
+        Channel._brpop_read = wraps(original)(read_queue)
 
 
 def read_queue(channel: Any, **options: Any) -> bool:

@@ -14,13 +14,12 @@ from functools import cache, wraps
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-import celery
 from billiard.common import TERM_SIGNAME
 from celery import states
 from celery.platforms import signals
 from celery.worker import control, state
 
-from fleet_runtime.compat.versions import may_change
+from fleet_runtime.compat.surface import may_replace
 from fleet_runtime.transport.broadcast import said
 
 if TYPE_CHECKING:
@@ -34,7 +33,6 @@ FEW = 20  # ids of one command that are looked up at once, as Celery does it
 STEP = 200  # ids that are looked up together
 SHOWN = 10  # ids in the log
 MOST = 100_000  # ids that wait; the result of a task beyond them is stored when a node takes its message
-SIGNATURE = "(state, task_ids, terminate=False, signal=None, **kwargs)"
 OTHERWISE = "A command that revokes many tasks may hold this node up."
 # States in which a task has not begun anywhere, as far as is known: only these become revoked.
 UNBEGUN = frozenset({states.PENDING, states.RECEIVED, states.RETRY, states.REJECTED})
@@ -42,8 +40,8 @@ UNBEGUN = frozenset({states.PENDING, states.RECEIVED, states.RETRY, states.REJEC
 
 def mend() -> None:
     """Let a node flag many tasks as revoked without waiting."""
-    original = control._revoke
-    if not may_change(original, SIGNATURE, celery, OTHERWISE):
+    original = may_replace("celery.worker.control", "_revoke", OTHERWISE)
+    if original is None:
         return
 
     @wraps(original)

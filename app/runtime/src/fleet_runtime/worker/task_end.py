@@ -23,7 +23,8 @@ from celery.exceptions import WorkerShutdown, WorkerTerminate
 from celery.worker import WorkController
 from celery.worker import request as requests
 
-from fleet_runtime.compat.versions import is_known, may_change
+from fleet_runtime.compat.surface import may_replace
+from fleet_runtime.compat.versions import is_known
 from fleet_runtime.transport.broadcast import is_of_broker, said
 from fleet_runtime.worker.request import Mortal
 
@@ -57,8 +58,8 @@ def mend(worker: Any) -> None:
 
 def mend_targets(pool: type[Any]) -> None:
     """Let the pools that have no processes of their own tell of each end."""
-    original = base.apply_target
-    if hasattr(original, "__wrapped__") or not is_known(celery, OTHERWISE):
+    original = may_replace("celery.concurrency.base", "apply_target", OTHERWISE)
+    if original is None:
         return
 
     @wraps(original)
@@ -130,8 +131,8 @@ def mend_handing_over() -> None:
 
     Its arguments or headers may be nested too deep for pickle, or too large.
     """
-    original = WorkController._process_task
-    if not may_change(original, "(self, req)", celery, OTHERWISE):
+    original = may_replace("celery.worker.worker:WorkController", "_process_task", OTHERWISE)
+    if original is None:
         return
 
     @wraps(original)
