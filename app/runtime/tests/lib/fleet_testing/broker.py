@@ -213,7 +213,11 @@ def free_port() -> int:
 
 
 def make_certificates(folder: Path) -> None:
-    """Write ca.crt, host.crt and host.key."""
+    """Write ca.crt, host.crt and host.key.
+
+    They have the extensions that Python 3.13 and later require by default (`ssl.VERIFY_X509_STRICT`), as the
+    certificates of the role `pki` have.
+    """
     now = datetime.datetime.now(datetime.UTC)
     authority, host = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
     issuer = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "test CA")])
@@ -230,6 +234,11 @@ def make_certificates(folder: Path) -> None:
             .not_valid_before(now - datetime.timedelta(hours=1))
             .not_valid_after(now + datetime.timedelta(days=1))  # longer than any test
             .add_extension(extension, critical=True)
+            .add_extension(key_usage(signs=name == "ca"), critical=True)
+            .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+            .add_extension(
+                x509.AuthorityKeyIdentifier.from_issuer_public_key(authority.public_key()), critical=False
+            )
             .sign(authority, hashes.SHA256())
         )
         (folder / f"{name}.crt").write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
@@ -239,4 +248,19 @@ def make_certificates(folder: Path) -> None:
             serialization.PrivateFormat.PKCS8,
             serialization.NoEncryption(),
         )
+    )
+
+
+def key_usage(*, signs: bool) -> x509.KeyUsage:
+    """Return the use of a key: to sign certificates, or for TLS."""
+    return x509.KeyUsage(
+        digital_signature=not signs,
+        key_cert_sign=signs,
+        crl_sign=signs,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        encipher_only=False,
+        decipher_only=False,
     )
