@@ -21,8 +21,8 @@ from fleet_runtime.compat.surface import SURFACE, Feature, Kind, Name, find, may
 from fleet_runtime.compat.versions import RELEASES
 from fleet_runtime.transport import channel
 
-from app.runtime.tests import foreign
-from app.runtime.tests.foreign import File, Use
+from fleet_testing import foreign
+from fleet_testing.foreign import File, Use
 
 # Where private names of the packages may be. Others ask these, or compat.
 ROOMS = {"compat", "transport", "prefork", "worker", "recovery"}
