@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import redis
+from ansible_collections.fleet.celery.plugins.module_utils import pki_certificate as pki
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -55,6 +56,8 @@ class Authority:
 
     def _sign(self, name: str, key: ec.EllipticCurvePublicKey, extension: x509.ExtensionType) -> bytes:
         now = datetime.datetime.now(datetime.UTC)
+        signs = isinstance(extension, x509.BasicConstraints)
+        usage = dict.fromkeys(pki.OTHER_USAGES, False) | {"key_cert_sign": signs, "crl_sign": signs}
         # As the role's have: by these a client tells two authorities of one name apart.
         issuer = x509.AuthorityKeyIdentifier.from_issuer_public_key(self.key.public_key())
         certificate = (
@@ -66,6 +69,7 @@ class Authority:
             .not_valid_before(now - datetime.timedelta(minutes=1))
             .not_valid_after(now + datetime.timedelta(days=1))
             .add_extension(extension, critical=True)
+            .add_extension(x509.KeyUsage(digital_signature=not signs, **usage), critical=True)
             .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
             .add_extension(issuer, critical=False)
             .sign(self.key, hashes.SHA256())
