@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What all tests share: the collection is found as Ansible finds it, and some tests run only on request."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The versions of Ansible and Celery that the project supports, each with the tests in a venv of its own.
 
 Usage: make matrix [SESSION="runtime(celery='5.7.0')"]

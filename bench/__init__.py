@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Measures what nodes cost, with and without the runtime. `make bench` runs it; it is no test."""
 
 import sys

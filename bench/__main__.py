@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Compares ways to run a node: `python -m bench --help`."""
 
 from __future__ import annotations

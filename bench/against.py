@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Compares what a task costs here with what it cost at a commit: `python -m bench.against HEAD~1`.
 
 Both trees run in one session, by the same interpreter with the same packages. Each round has the order of the

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The app that is measured: its tasks do nothing."""
 
 # celery ships no types

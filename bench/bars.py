@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What the fleet's figures must not exceed, each as a share of another figure of the same session."""
 
 from __future__ import annotations

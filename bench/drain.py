@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Throughput: nodes drain a queue, and from the first to the last tenth everything is counted."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Runs the processes that are measured."""
 
 from __future__ import annotations

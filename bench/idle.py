@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Idle nodes: what they cost Redis and their hosts as they start, and then for doing nothing."""
 
 from __future__ import annotations

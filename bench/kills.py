@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Counts what is lost when consumers are killed at any instant: `python -m bench.kills --help`."""
 
 from __future__ import annotations

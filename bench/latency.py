@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Latency: how long a task waits at a node that has time, from the call that sends it to its start."""
 
 from __future__ import annotations

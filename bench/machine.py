@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Describes the machine, as far as figures depend on it, and nothing by which one could find it."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Memory: what a node with eight children and an app of some size takes once it has worked."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Draws what was measured: a bar for each variant, and a dot for each run."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Sends tasks, as a process of its own, and prints what that cost: `python -m bench.publish TASK COUNT HOW`.
 
 HOW is `batch`, `one by one`, or how many a second.

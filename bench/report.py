@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Writes what was measured: as JSON, as tables, and as plots. `python -m bench.report` does it again."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The two kinds of Redis that are measured with: as it comes, and as the fleet has it."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Measures the tree that PYTHONPATH names, a line of JSON for each variant: see `bench.against`."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Reads what processes and Redis have used so far."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What is compared: ways to run nodes of Celery, and what stands for a way in all measurements."""
 
 from __future__ import annotations

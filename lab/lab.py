@@ -1,4 +1,5 @@
 #!/usr/bin/env python3
+# SPDX-License-Identifier: MIT
 """The lab: systemd hosts in containers on this machine, and the part of the inventory that leads to them.
 
 An environment (ENV) is an inventory whose hosts the lab plays. `inventories/<ENV>` names the hosts, their

@@ -1,4 +1,5 @@
 #!/usr/bin/env python3
+# SPDX-License-Identifier: MIT
 """Runs the project's tests, stage by stage, and counts them.
 
 Usage: lab/test.py STAGE...; a stage is lint, unit, apps, apps-long, servers, upstream, or a Molecule

@@ -1,4 +1,5 @@
 #!/usr/bin/env python3
+# SPDX-License-Identifier: MIT
 """Write each script that the fleet's processes run on Redis as a library of functions, for the role redis.
 
 Usage: tools/redis_functions.py [--check]     --check: write nothing, and fail if a file is not up to date.

@@ -1,4 +1,5 @@
 #!/usr/bin/env python3
+# SPDX-License-Identifier: MIT
 """Write each role's table of variables into its README.md, from meta/argument_specs.yml.
 
 Usage: tools/role_docs.py [--check]     --check: write nothing, and fail if a README is not up to date.

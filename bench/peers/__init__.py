@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Other task queues on Redis, each at the setting that its documentation gives for at-least-once delivery.
 
 A module here has the task, and puts many of them into the queue: `python -m bench.peers.dramatiq COUNT`. It

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """arq: at least once by default, as a job leaves its queue only when it has ended ("pessimistic execution").
 
 See https://arq-docs.helpmanual.io. A worker looks into the queue twice a second, for as many jobs as five

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """dramatiq 2: at least once by default, with 8 threads in each process, which is its default, too.
 
 What a worker has fetched is in a set of its own until it is acknowledged, which is after the task; what a

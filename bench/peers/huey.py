@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """huey 3: at most once, for it documents no other way: its Redis storage pops a task and forgets it.
 
 See huey/storage.py, RedisStorage.dequeue. It is here because users choose it; its figures are those of less

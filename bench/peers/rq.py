@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """rq 3: a job of a worker that died fails, and runs again only if it has retries left: Retry(max=3).
 
 See rq/registry.py, StartedJobRegistry.cleanup, and https://python-rq.org/docs/exceptions. Its own README

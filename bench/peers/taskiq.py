@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """taskiq on Redis streams: at least once, as its RedisStreamBroker acknowledges after the task.
 
 `--ack-type=when_saved` is the default of `taskiq worker`; what is not acknowledged for ten minutes is claimed

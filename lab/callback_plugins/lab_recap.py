@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Writes what a run changed to the file that LAB_RECAP names, for programs that have to know it."""
 
 from __future__ import annotations

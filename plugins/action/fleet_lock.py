@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Take, or give back, the lock of the fleet, for the process of Ansible that this is.
 
 An action plugin beside the module, since only the controller knows who runs there, and whether a process that

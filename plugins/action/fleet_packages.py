@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Install Debian packages that a host lacks; the module of the same name tells which those are."""
 
 from __future__ import annotations

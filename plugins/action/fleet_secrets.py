@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Make the passwords of an environment, into its vault file, and replace them.
 
 An action plugin and not a module: it runs on the controller, and encrypts with whatever vault password

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Refuse an inventory that cannot work, with all findings in one message."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Make a host's certificate, on the controller.
 
 An action plugin and not a module: what a host says reaches it as one value, its public key, and no module

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Read from the inventory how each host is called."""
 
 from __future__ import annotations

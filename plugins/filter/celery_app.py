@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Filters of the role celery_app: which release a rollback goes to."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The role celery_worker's filters: what a pool's options mean to `celery worker`, and which cannot be.
 
 The options are described in roles/celery_worker/meta/argument_specs.yml, entry point `pool`.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The project's Jinja filters: text for units and environment files, where Jinja would be unreadable.
 
 Nothing here asks a host or reads a file: each function turns inventory data into text or data.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The role pki's filters: whom certificates are for, and whether one that was issued is as it should be."""
 
 from __future__ import annotations

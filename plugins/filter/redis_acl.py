@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The filters by which the role redis writes the rules of a user of Redis into users.acl.
 
 Each purpose gets a selector, so that a command goes only with the keys of its own. The role's vars/main.yml

@@ -1,3 +1,5 @@
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
 """Builds a release on the controller: what every host needs to install the same app, in one archive.
 
 A release is identified before it is built. Its id is a digest of what goes into it: the app's source, the

@@ -1,3 +1,5 @@
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
 """Calls one hook of a build backend (PEP 517). It runs in a sandbox, with the standard library only."""
 
 from __future__ import annotations

@@ -1,3 +1,5 @@
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
 """Complete sets of dependencies, each pinned and with its hashes: read, merged, written.
 
 A lock is a requirements file with hashes, a `pylock.toml` (PEP 751), or, through `uv export`, a `uv.lock`.

@@ -1,3 +1,5 @@
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
 """A sandbox on the controller for code that belongs to an app: its build hooks, and what it is built with.
 
 Such code must not see what the controller holds: the inventory, the vault's password, SSH keys, the fleet's

@@ -1,3 +1,5 @@
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
 """Where an app comes from: a directory, a git repository, an sdist, a wheel, or a requirement.
 
 Each kind of source can say what it is, with no network but `git ls-remote`, so that an unchanged source

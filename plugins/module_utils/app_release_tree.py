@@ -1,3 +1,5 @@
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
 """The releases of an app on a host: installed whole, switched by a rename, removed when nothing uses them.
 
     /opt/celery/shop/releases/<id>/     a virtual environment; `release.json`, written last, says it is whole

@@ -1,3 +1,5 @@
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
 """Commands that belong to an app or its packages, run without privileges in a systemd unit of their own.
 
 systemd ends every process of the unit with it, so nothing of them is left when `run` returns.

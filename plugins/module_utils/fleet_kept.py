@@ -1,3 +1,5 @@
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
 """What a host had before a batch changed it, kept until the host is well with what it has now.
 
 What is kept belongs to the role whose batch it was, in a directory of its own: a batch of one role puts back

@@ -1,3 +1,5 @@
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
 """Names that the nodes have in Redis, for modules that run on its host, where the app is not installed.
 
 They are the runtime's (fleet_runtime.broker.keys) and kombu's; tests/unit/test_fleet_keys.py compares them.

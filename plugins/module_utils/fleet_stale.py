@@ -1,3 +1,5 @@
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
 """Whether a service runs with other files than the host has now.
 
 Each service of the fleet writes the checksums of the files that shape it to a stamp when it starts.

@@ -1,3 +1,5 @@
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
 """Lets a sandbox without a network reach the package index, and nothing else.
 
 A package that is built from its source runs code of its own while uv has to reach the index. The sandbox has

@@ -1,3 +1,5 @@
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
 """The inner end of `index_gate`: runs a command with a proxy on the sandbox's loopback.
 
 It is given to an interpreter as text, and has the standard library only.

@@ -1,3 +1,5 @@
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
 """One installation at a time on a host: what an interrupted run left behind is ended before the next begins.
 
 When Ansible is interrupted, its module goes on on the host, and would install beside the next run's. The

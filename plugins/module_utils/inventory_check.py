@@ -1,3 +1,5 @@
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
 """What is wrong with an inventory, found on the controller before any host is asked.
 
 Pure: `check` takes variables and returns findings, and `costs` what works, but costs much or is not

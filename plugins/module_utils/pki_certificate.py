@@ -1,3 +1,5 @@
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
 """Make a host's certificate, and compare one with what it has to say.
 
 A host gives nothing to its certificate but a public key. All else is the controller's.

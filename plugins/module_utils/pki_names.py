@@ -1,3 +1,5 @@
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
 """Which names and addresses the certificate of a host has, and what the authority permits.
 
 All of it follows from the inventory: a host's facts are its own word, and name nothing.

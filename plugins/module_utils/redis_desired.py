@@ -1,3 +1,5 @@
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
 """What a Redis should be, according to redis.conf and users.acl, against what a running one says it is.
 
 Pure functions on text: the module that uses them asks and tells the server.

@@ -1,3 +1,5 @@
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
 """A copy of a Redis's append-only files that can be put back, and how many of them are kept.
 
 Redis 7 keeps a manifest, a base (everything, as of the last rewrite) and what was appended since. The base

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What the tests of a live fleet share.
 
 FLEET_INVENTORY_ARGS says which fleet, in the words of `ansible-playbook`. In the lab:

@@ -1,4 +1,5 @@
 #!/usr/bin/env python3
+# SPDX-License-Identifier: MIT
 """Make the secrets of a test environment as hard to carry as an operator's may be.
 
 Every secret in the vault gets all the characters that URLs, shells, systemd and configuration files treat

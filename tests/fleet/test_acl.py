@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Each user of Redis may do what its component needs, and nothing else.
 
 Redis itself says what it would let a user do (ACL DRYRUN), so nothing here can hurt the fleet.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The schedule fires, once, whoever dies."""
 
 from __future__ import annotations

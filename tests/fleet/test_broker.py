@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Redis lets in who it must, as far as it must, and keeps what it took."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """`systemctl start|stop|restart celery.target` does what it says, for all that is Celery on a host."""
 
 from __future__ import annotations

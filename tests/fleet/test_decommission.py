@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Hosts leave the fleet while it works: no task is lost, and nothing is left of them, or on them."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Whatever dies, the fleet is whole again by itself, and within seconds."""
 
 from __future__ import annotations

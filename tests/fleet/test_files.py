@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Who may read and write what the fleet leaves on its hosts, and whether the units' sandboxes hold."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Flower shows the whole fleet, to those who have the password, and to nobody else."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What each host runs, and what it lets in."""
 
 from __future__ import annotations

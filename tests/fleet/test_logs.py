@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What a host keeps of a task: in the journal, and in a file where the inventory asks for one."""
 
 from __future__ import annotations

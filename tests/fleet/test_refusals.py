@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What cannot work is refused before anything changes, in words that an operator can act upon."""
 
 from __future__ import annotations

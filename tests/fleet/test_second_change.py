@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """One variable of a running fleet is changed: what it concerns takes it up, and nothing else is restarted.
 
 Each step is a run of the whole site.yml with a variable or two that are otherwise than before. What one step

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """No secret is shown anywhere: each one is a canary, and is looked for in all that others can read.
 
 What is searched is what the whole suite did, and a play that writes files with secrets anew, at its wordiest.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """`fleet status` knows what the inventory wants, and what is there."""
 
 from __future__ import annotations

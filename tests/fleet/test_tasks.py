@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Tasks that an application sends are run, where the inventory says."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Redis is upgraded under load, with one restart and no task lost; or else the way back works."""
 
 from __future__ import annotations

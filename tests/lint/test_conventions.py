@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The project's own rules for its roles and playbooks: those that no linter knows."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """A certificate authority, and hosts' keys, for tests."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """A Redis, for the tests that need one."""
 
 from __future__ import annotations

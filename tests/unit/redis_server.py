@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """A real redis-server with the role's own files, on this machine's loopback, for tests."""
 
 from __future__ import annotations

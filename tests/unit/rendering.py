@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Render a role's templates as Ansible does: with its defaults, its vars, and the project's filters."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Releases, built with the real uv: the same input gives the same release, whatever the way to name the app.
 
 No test asks a package index on the network: the apps are built by uv itself, or by a backend of their own,

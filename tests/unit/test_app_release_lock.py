@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Locks: what is read, what is refused, and how the app's is completed with the runtime's."""
 
 from __future__ import annotations

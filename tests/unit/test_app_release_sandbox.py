@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The sandbox of build hooks: for root and for any other user, and what it leaves behind."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Sources of an app: what is recognised, what is refused, and what makes a release another one."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Releases on a host: a release is whole or it is nothing, and the link leads only to what is whole."""
 
 from __future__ import annotations

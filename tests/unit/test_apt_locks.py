@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Who holds apt's locks is named, and waited for."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """In which order a release comes to hosts, and to how many at a time."""
 
 from __future__ import annotations

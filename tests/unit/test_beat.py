@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The role celery_beat: what it writes, and whether Celery and systemd take it."""
 
 from __future__ import annotations

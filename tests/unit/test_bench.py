@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The benchmark: what it starts, and what it makes of its figures."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What is blotted out of messages: secrets, and not what makes a message readable."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Filters of the role celery_app."""
 
 from __future__ import annotations

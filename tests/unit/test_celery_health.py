@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The module celery_health: which nodes are well, from what `celery fleet consumed` prints."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The module celery_release: what the check of an app comes to."""
 
 from __future__ import annotations

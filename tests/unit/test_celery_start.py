@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Nodes of a crowded boot start a few at a time, and say what they wait for."""
 
 from __future__ import annotations

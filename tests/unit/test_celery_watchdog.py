@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """A node that hangs is seen from outside, though a task has told systemd to wait for longer."""
 
 from __future__ import annotations

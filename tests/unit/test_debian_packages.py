@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The module_util debian_packages: what dpkg has, and what the archive offers."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What the trials of tests/fleet/faults count, and when they say that a promise was broken."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The project's filters, read back by those who will read what they make."""
 
 from __future__ import annotations

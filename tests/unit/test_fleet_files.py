@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The module fleet_files: a set of small files, exactly as asked for."""
 
 from __future__ import annotations

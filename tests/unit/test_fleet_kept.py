@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What a host had before a batch changed it, and how it comes back."""
 
 from __future__ import annotations

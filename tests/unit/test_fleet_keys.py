@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What modules call the nodes' keys is what the runtime and kombu call them."""
 
 from __future__ import annotations

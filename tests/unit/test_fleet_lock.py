@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """One operator at a time: the lock, and who may take it from whom."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The module fleet_nodes: whether the fleet can do without some nodes, and how Redis forgets them."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The module fleet_service: several units at once, and the journal of one that fails."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Who has a port: what is read from the kernel, and what is said of it."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The module fleet_stale: which services run with other files than the host has now."""
 
 from __future__ import annotations

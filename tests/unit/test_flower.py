@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The role flower: what it writes, and whether systemd, Flower and nginx's rules take it as it is meant."""
 
 from __future__ import annotations

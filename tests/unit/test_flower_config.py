@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The role flower's flowerconfig.py, run by Flower's own option parser and in Flower's own thread."""
 
 from __future__ import annotations

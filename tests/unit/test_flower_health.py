@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The module flower_health: when Flower is well, and what is said of one that is not."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The virtual environment of a tool is marked as whole when all is done, and not before."""
 
 from __future__ import annotations

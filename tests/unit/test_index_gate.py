@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What a package runs while it is built reaches the index, and nothing else."""
 
 from __future__ import annotations

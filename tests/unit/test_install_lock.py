@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """One installation at a time; what an interrupted run left is ended with all that it started."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What preflight finds, and that the shipped inventories have nothing to find."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The module package_versions: which version a host has, and which it should get."""
 
 from __future__ import annotations

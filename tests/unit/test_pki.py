@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The role pki: who a certificate is for, when it is renewed, and which provided ones are refused."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The module pki_authority_key: a key gets another passphrase, and is never lost."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """A host's certificate says what the controller wants, whatever the host sends."""
 
 from __future__ import annotations

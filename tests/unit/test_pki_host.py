@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The module pki_host: what it finds lacking on a host."""
 
 from __future__ import annotations

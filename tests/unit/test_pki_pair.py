@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The module pki_pair: a key and its certificate change together, or not at all."""
 
 from __future__ import annotations

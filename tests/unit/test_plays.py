@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What becomes of a run when a host is lost in the middle of it."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Preflight refuses hosts whose broker is not there, if the run leaves its host out."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The role preflight: what it reads from a host, and how it words what is wrong."""
 
 from __future__ import annotations

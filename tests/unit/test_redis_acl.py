@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The role redis: a real redis-server with the rendered users.acl, and who may do what on it."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """fleet-redis-aof: an append-only file whose end a crash has broken is mended, any other is left alone."""
 
 from __future__ import annotations

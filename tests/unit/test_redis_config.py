@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The role redis: what it renders, read by real programs, and what it refuses."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What a Redis should be against what it is: the parts that need no server."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The functions of Redis: the role has what nodes call, and its host loads it at each start."""
 
 from __future__ import annotations

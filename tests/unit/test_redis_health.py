@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The module redis_health: when a Redis is well, and when it may be restarted."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The module redis_host: which hosts it refuses, and why."""
 
 from __future__ import annotations

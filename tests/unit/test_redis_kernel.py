@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The module redis_kernel: values are set where the kernel lets one, and left alone where not."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The module redis_live, on a real redis-server that is then to be another one."""
 
 from __future__ import annotations

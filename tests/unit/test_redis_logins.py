@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The module redis_logins: which passwords a real redis-server takes."""
 
 from __future__ import annotations

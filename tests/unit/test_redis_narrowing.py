@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """A fleet from before selectors and functions: its users keep what its releases need, and then lose it."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The module redis_queues: which queues were given up, and what still uses them."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The role redis: all that each user of Redis may do, of all that Redis can do.
 
 The commands are those that the server itself lists, with their subcommands. Each is tried (ACL DRYRUN) by

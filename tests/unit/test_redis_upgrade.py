@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The module redis_upgrade: when Redis may be upgraded, its snapshot, and the proof of its data."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The role celery_app's check of a release: what the app's code is given, and what it reaches."""
 
 from __future__ import annotations

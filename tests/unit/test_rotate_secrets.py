@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """playbooks/rotate_secrets.yml: what it does to the vault file, what it refuses, which passwords it knows."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The runtime's tests run Redis with the access rules that the role `redis` renders.
 
 The rules are files there, since these tests know no role. `make fixtures` writes the files anew.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """playbooks/secrets.yml: what it makes, and what it leaves alone."""
 
 from __future__ import annotations

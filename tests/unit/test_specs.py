@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What holds for every role: specifications, defaults and names agree, and no failure is passed over."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """How the tests of other projects are compared (tests/upstream)."""
 
 from __future__ import annotations

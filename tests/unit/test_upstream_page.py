@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """UPSTREAM.md has a row for each patch of the runtime, and for nothing else."""
 
 from __future__ import annotations

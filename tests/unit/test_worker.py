@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The role celery_worker: which pools it refuses, and what it writes for those that it takes."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """A pytest plugin for the process that runs Celery's integration tests.
 
 SUITE_WORKER says where the tests' worker is: `outside`, a process of its own that runs already, or `inside`,

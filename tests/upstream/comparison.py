@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Compares how the tests of a suite end with Celery alone and through the runtime, and tells of it."""
 
 from __future__ import annotations

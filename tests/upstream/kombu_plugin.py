@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """A pytest plugin that runs kombu's tests of its Redis transport as a node of a fleet.
 
 With SUITE_RUNTIME=true each connection that a test makes to HOST is one of the runtime's transport, with TLS,

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Celery's and kombu's own integration tests, from the sdists of the pinned releases.
 
 Each run of a suite is a process of its own; here is how a suite is fetched, run and read.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The app whose tasks Celery's own integration tests call, for a worker that is a process of its own.
 
 The environment says which broker it uses, and where the tasks and tests find the Redis of their own notes:

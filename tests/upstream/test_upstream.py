@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Celery's and kombu's own integration tests: through the runtime they end as with Celery alone.
 
 `make upstream` runs them. The runtime has a Redis with TLS and the fleet's ACL, Celery alone a plain one.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The demo app: by itself, and on a broker as the fleet runs it."""
 
 from __future__ import annotations

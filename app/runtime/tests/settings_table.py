@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Sets each setting of Celery's on an app, and writes into docs/your-app.md what becomes of it on the fleet.
 
 Usage: PYTHONPATH=.ansible/collections python -m app.runtime.tests.settings_table     (`make docs` does it)

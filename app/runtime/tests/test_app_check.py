@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What `fleet check` finds, and where it looks for queues."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Loading the app that an operator names."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Beat sends an entry when it is due, and what it missed once."""
 
 from __future__ import annotations

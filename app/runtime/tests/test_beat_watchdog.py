@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What Beat tells systemd: a real Beat, and a socket in place of systemd's."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Whatever is published where all nodes listen, none of them ends, hangs or stops to listen."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """No argument and no result is in any log, whatever becomes of a message (log_arguments is false)."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What the journal has of a task: real nodes, and a datagram socket in place of the journal's."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Nodes of the fleet beside Celery without it, on the same queues, and one after the other."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What is laid on an app, and what stays the app's own."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What a node costs: bounds that a mistake would exceed by far. `make bench` measures it."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What a node holds that an error of its own ends is taken as what a killed node held: it counts as lost."""
 
 from __future__ import annotations

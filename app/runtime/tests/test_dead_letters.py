@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What fails for good is kept, once and whole, and can run again."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What is due does not wait behind thousands of tasks that wait for their time."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """A Redis that has reached its memory limit: nodes go on with what it has, and make room."""
 
 from __future__ import annotations

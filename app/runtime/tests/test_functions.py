@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Scripts as functions of Redis: who may load them, and what happens where they are missing."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What Celery's user guide has beyond the ordinary, with the access rules of the fleet."""
 
 from __future__ import annotations

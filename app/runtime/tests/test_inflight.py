@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Nodes of every type of pool go on by themselves when they have lost Redis, and so does what they run."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The way of what a node prints into the journal, and the levels that it has there."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """A node listens for control commands whatever its tasks do, and says so if it does not."""
 
 from __future__ import annotations

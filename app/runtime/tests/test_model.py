@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The transport against a model: whatever nodes do, and whatever becomes of them, a message is in one place.
 
 Nodes take, acknowledge, reject and requeue messages of two queues and four priorities, lose their connection,

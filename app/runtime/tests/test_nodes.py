@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Nodes that run, on a broker with TLS, hostile passwords and the fleet's real access rules.
 
 The fixture `broker`, and `web` with it, fails a test if Redis had to refuse anything.

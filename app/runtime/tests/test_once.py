@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What runs once, on a real Redis, in threads and in nodes."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Nothing that an app sets is dropped without a word."""
 
 from __future__ import annotations

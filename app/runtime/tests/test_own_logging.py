@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """TASK_ID and lines of JSON where an app sets up logging itself."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The runtime's own transport and result backend are chosen where they are known to work, and only there."""
 
 from __future__ import annotations

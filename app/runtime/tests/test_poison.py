@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What kills who runs it runs a few times, and no more."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What a prefork node hands to its processes, and hears of them, is neither lost nor doubled."""
 
 from __future__ import annotations

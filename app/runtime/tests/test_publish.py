@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Many tasks are sent at once, and who sends them knows which."""
 
 # celery ships no types

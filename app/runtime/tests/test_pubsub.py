@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What is sent to all nodes is read without waiting, whatever part of it comes."""
 
 from __future__ import annotations

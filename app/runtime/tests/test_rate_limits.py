@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Tasks that wait for their rate limit do not hold up others."""
 
 from __future__ import annotations

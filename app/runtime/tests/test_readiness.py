@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """A node proves that it works before it takes a task of others; `fleet prove` says whether it has."""
 
 from __future__ import annotations

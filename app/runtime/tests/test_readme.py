@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """README.md says what the code does."""
 
 from __future__ import annotations

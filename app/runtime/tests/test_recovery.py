@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What a dead node held goes back to its queues, once, and no sooner than it should."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """A queue that Redis refuses costs a node that queue, and nothing else."""
 
 from __future__ import annotations

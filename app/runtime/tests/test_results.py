@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Results are what Celery stores, in one round trip, and who waits for one gets it."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """A command that revokes many tasks does not hold a node up."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What was revoked stays revoked, whatever is restarted, within bounds of time and number."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What an app needs in Redis, and the inventory does not allow, is found before a release runs."""
 
 from __future__ import annotations

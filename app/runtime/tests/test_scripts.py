@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The Lua scripts: each is in a file with a head, and says whether a Redis at its memory limit runs it."""
 
 from __future__ import annotations

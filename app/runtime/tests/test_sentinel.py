@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The transport by Sentinel: a node takes messages from whatever Redis is the master."""
 
 from __future__ import annotations

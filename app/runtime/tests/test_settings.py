@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The fleet's settings: what they are without a word, and what is refused."""
 
 from __future__ import annotations

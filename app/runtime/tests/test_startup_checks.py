@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """A node that would lose tasks, or interrupt them, is refused or says so."""
 
 from __future__ import annotations

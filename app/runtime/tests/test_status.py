@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """`celery -A fleet_runtime.app fleet status`: what it shows of a fleet, and what it calls wrong."""
 
 from __future__ import annotations

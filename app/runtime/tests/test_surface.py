@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The names inside Celery, kombu, billiard and redis-py that the runtime uses are declared and verified.
 
 A red test here after an update of one of the packages is a question to answer before the new version may be

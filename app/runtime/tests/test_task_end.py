@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """However a task ends, it ends once, leaves one dead letter, and its place in the pool is free again."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Time limits mean what Celery's user guide says, wherever they come from."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The transport: a message is in its queue, or recorded as held, at every instant."""
 
 from __future__ import annotations

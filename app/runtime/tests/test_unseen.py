@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What is the runtime's own in a node does not show in an app: the proof of a node, and marks of messages."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What a node tells systemd: real nodes, and a socket in place of systemd's."""
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
 #!/usr/bin/python3 -I
+# SPDX-License-Identifier: MIT
 """Steps of the unit celery-worker@NODE around the start of its node, as root: turn|wait|over NODE [SECONDS].
 
 turn: Wait until fewer nodes of this host are starting than it has CPUs. A boot starts all nodes at once, and

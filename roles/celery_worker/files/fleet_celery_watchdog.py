@@ -1,4 +1,5 @@
 #!/usr/bin/python3 -I
+# SPDX-License-Identifier: MIT
 """Restart nodes that hang although systemd's own watchdog does not see it: SECONDS START UNIT STAMPS.
 
 A task that runs in the main process of its node (threads, gevent, solo) may speak to systemd as the node.

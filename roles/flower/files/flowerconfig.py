@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What no option of Flower's can say; its options are in flower.env. Flower runs this file as it starts.
 
 It adds to the page of queues what the nodes say: how many consume each queue, and how many of its messages

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What is done to a fleet: every fault, and how long a task may wait because of it."""
 
 from __future__ import annotations

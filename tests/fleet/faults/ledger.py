@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The ledger: who ran what, as the tasks noted it themselves, on the disks of the hosts that ran them.
 
 It owes nothing to Celery, whose word is what is in doubt, nor to Redis, which may be what died. Each run of

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Tasks that an application sends at a steady rate, each with a name of its own, whatever happens."""
 
 from __future__ import annotations

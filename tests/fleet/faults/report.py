@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Tells what became of the tasks of all trials: a table and a plot, both kept as files."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Whatever dies while the fleet works, every task that the broker accepted is done."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """One trial: tasks are sent, something dies, and then it is counted what became of each task."""
 
 from __future__ import annotations

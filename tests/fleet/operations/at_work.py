@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """An operator, who runs playbooks while tasks are sent, and counts them."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """An operator, for the tests of what one does every week."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What an operator does every week, while tasks are sent and counted: none is lost, fails or runs twice."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Passwords, certificates and the authority are replaced while the fleet works, and no task notices."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What root on a host that was taken lays into its Python: answers of Ansible's modules that are lies."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What somebody with the password of a component can break in Redis: nothing that is not the component's."""
 
 from __future__ import annotations

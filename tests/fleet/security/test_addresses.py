@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What a task reaches of the network, where the inventory names addresses (celery_worker_ip_allow).
 
 An attack runs as the user of a pool, in a unit with the lines that the role writes into each node's

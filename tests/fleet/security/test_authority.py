@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """A host that lies gets no other certificate than the inventory's, and no other host's name."""
 
 from __future__ import annotations

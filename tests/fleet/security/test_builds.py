@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What a release brings never runs with root's rights, and sees nothing of the host while it is installed."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What somebody who guesses Flower's password gets, and what that leaves to the others."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What a client that may publish can do to nodes by what it publishes: nothing.
 
 Each item is sent where every node listens, as the user of a component that may do so. What is in queues is

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What a task could do to the other pools of its host, and to the host itself.
 
 A task is played by a shell with its pool's user and group, and the file systems of its node. It has no filter

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """A script that takes memory without end ends Redis, and nothing else of its host."""
 
 from __future__ import annotations

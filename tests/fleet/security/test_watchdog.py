@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What a task of the main process could tell systemd of its node: that it may hang for a day.
 
 The message is sent as one of the node's main process, as a task in a thread or a greenlet can send it. Root

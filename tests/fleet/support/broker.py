@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Redis, as an application outside the fleet reaches it."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Every secret is a canary: the texts by which it is known again, and the search for them on a host."""
 
 from __future__ import annotations

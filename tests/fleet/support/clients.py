@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The two who use the fleet from outside: an application that sends tasks, an operator who asks the nodes.
 
 Both are plain Celery, configured as its documentation says, with a password of their own. Who waits for

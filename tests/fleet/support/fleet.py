@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The fleet as a whole: its hosts, its nodes, and the ways in that an application and an operator have."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """A host of the fleet, as its administrator reaches it."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The inventory as the playbooks see it: the expectations of this suite come from here.
 
 Ansible's own code reads it, so `group_vars`, vault and templates mean here what they mean in a play.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Marks that several modules of tests share."""
 
 from __future__ import annotations

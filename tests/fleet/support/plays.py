@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Runs of Ansible on the fleet, told as an operator would start them, and read to the last line."""
 
 from __future__ import annotations

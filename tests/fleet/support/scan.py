@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Searches the host it runs on for texts that must not be seen. It is sent there, so it stands alone.
 
 Standard input: one line of JSON, {"patterns": {name: [text, ...]}, "mode": "everywhere" or "watch"}.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """A web site of the fleet, as a browser reaches it."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The Celery app: where its tasks go, and what it does by itself."""
 
 from celery import Celery

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The app's settings, from the environment."""
 
 from pathlib import Path

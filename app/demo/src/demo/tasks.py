@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """A task for each queue, and the one that the schedule runs."""
 
 # Celery ships no types.

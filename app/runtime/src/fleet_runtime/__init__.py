@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What every Celery process of the fleet is started through, whatever app it runs."""
 
 from fleet_runtime.once import BusyError, once

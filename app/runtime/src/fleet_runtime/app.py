@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The app that every Celery process of the fleet is started with: `celery -A fleet_runtime.app ...`.
 
 Importing this module loads the app named by FLEET_APP, lays the fleet's settings on it, and is that app:

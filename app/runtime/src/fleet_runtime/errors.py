@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The one kind of error that the runtime raises on its own account."""
 
 

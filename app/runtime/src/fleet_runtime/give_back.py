@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Old name of `fleet_runtime.recovery.requeue`.
 
 The unit of a node runs `python -m fleet_runtime.give_back` in whatever release is current, and a rollback may

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Runs a body once for each key, whatever is delivered twice.
 
 Celery delivers a message at least once: what ran when its node died, or was cut off, runs again. A body that

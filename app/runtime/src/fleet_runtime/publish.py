@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Sends many tasks at once: two and a half times as many a second as one after another.
 
 kombu's `Producer.batch` puts what is published meanwhile into pipelines. A group does not use it.

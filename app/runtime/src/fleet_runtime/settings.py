@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The fleet's settings: read from the environment, checked, and explained.
 
 A field `name` is the variable FLEET_NAME; an inventory sets it as `celery_app_settings: {name: value}`. What

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What a process tells systemd, so that one which hangs is started anew, and what excuses one that waits."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """An app that writes down all that is in each log record, as a handler of its own for JSON may."""
 
 # celery ships no types

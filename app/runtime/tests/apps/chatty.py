@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """An app whose tasks say things in every way that there is."""
 
 # Celery ships no types.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """An app that ends its node by an error in the node's loop, once a file is there."""
 
 # Celery ships no types.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """An app whose tasks end in every way in which Python code can end."""
 
 # Celery ships no types.

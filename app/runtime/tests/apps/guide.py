@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """An app that uses what Celery's user guide has beyond the ordinary."""
 
 # Celery ships no types.

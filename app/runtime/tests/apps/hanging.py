@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """An app whose nodes can be made to hang in each of the ways that they may."""
 
 # Celery ships no types.

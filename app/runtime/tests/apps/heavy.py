@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """An app whose imports take memory, as those of data libraries do."""
 
 # Celery ships no types.

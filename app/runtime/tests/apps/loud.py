@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """An app with a queue whose messages every node gets, beside those of the inventory."""
 
 # Celery ships no types.

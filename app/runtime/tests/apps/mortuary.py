@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """An app whose tasks fail in every way there is."""
 
 # Celery ships no types.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """An app that sets up logging in the way that OWN says."""
 
 # celery ships no types

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """An app whose tasks retry often."""
 
 # Celery ships no types.

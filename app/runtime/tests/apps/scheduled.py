@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """An app with a schedule in a time zone of its own."""
 
 # Celery ships no types.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """An app that knows nothing of the fleet: it names a broker of its own, which does not exist."""
 
 # Celery ships no types.

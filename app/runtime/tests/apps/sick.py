@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """An app whose nodes look well: what they do, BREAK says."""
 
 # celery ships no types

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """An app with tasks whose bodies must not run twice."""
 
 # Celery ships no types.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """An app whose messages have ten priorities, where kombu has four."""
 
 # celery ships no types

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """An app that counts every task that its signals tell of, and whatever is traced, as monitors do."""
 
 # celery ships no types

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Tells systemd that Beat turns, so that one which hangs is started anew.
 
 What counts is the loop that looks what is due. A Beat that waits for another one's lock, and one whose broker

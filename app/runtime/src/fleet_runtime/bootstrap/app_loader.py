@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Loads the app that an operator names, and says whose fault it is if that fails."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Lays the fleet's settings on an app.
 
 Only what the fleet has to own is laid over the app's settings: how messages are kept, how connections live

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Which settings of an app do not hold on the fleet, and why: so that none is dropped without a word.
 
 `fleet check` says it before a release runs, and docs/your-app.md has all of it in a table. What is laid on an

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Puts the runtime's own transport and result backend in the place of Celery's, where they are known to work.
 
 The transport is named by Celery's setting `broker_transport`. With several URLs that would not do: as kombu

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What a node makes sure of before it starts."""
 
 from __future__ import annotations

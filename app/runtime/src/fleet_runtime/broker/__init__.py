@@ -1,1 +1,2 @@
+# SPDX-License-Identifier: MIT
 """Redis: key names, functions, references to unacknowledged messages, behaviour at its memory limit."""

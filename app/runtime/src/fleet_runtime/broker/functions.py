@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Calls scripts as functions of Redis, which the administrator of the fleet has loaded.
 
 Whoever may load a script can stop Redis by it, so on the fleet nobody may but the administrator. Each script

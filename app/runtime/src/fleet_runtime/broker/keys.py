@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Names of the keys that the runtime has in Redis. Redis's ACL has them, too.
 
 The first three are kombu's own, one set for each node in place of one for all.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The scripts that the fleet's processes run on Redis, as libraries of functions that an administrator loads.
 
 A library has one function, which is named by the SHA-1 of its script: `functions` calls it. The scripts are

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What goes on when Redis has no room: nodes take what is there, and keep their leases, so that it gets some.
 
 A Redis at its memory limit refuses each command that may need memory. That is all commands by which a message

@@ -1,1 +1,2 @@
+# SPDX-License-Identifier: MIT
 """The sub-commands of `celery -A fleet_runtime.app`."""

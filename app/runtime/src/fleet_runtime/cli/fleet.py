@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The sub-commands `celery -A fleet_runtime.app fleet ...`.
 
 Celery imports this module for every command that it runs, so it imports nothing that takes time.

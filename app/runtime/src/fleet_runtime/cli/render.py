@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What `fleet status` shows to people."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Celery's table of defaults, in which each setting has its present name and an old one."""
 
 from __future__ import annotations

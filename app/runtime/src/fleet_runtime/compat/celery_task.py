@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Questions to a task of Celery's that Celery has no public name for."""
 
 from __future__ import annotations

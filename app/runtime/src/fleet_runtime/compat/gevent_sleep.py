@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Lets greenlets run while kombu waits."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Questions to a channel, or to a message, of kombu's Redis transport that kombu has no public name for."""
 
 from __future__ import annotations

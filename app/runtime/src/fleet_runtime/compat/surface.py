@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The names inside Celery, kombu, billiard and redis-py that the runtime depends on, all of them.
 
 A name is here if it is private (`_x`), or if it is public and the runtime replaces it, overrides it in a

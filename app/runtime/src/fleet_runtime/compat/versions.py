@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The releases of Celery and of kombu whose insides the runtime knows, and changes.
 
 With any other release nothing is changed, and the node's log has what that means.

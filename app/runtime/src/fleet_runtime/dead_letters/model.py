@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What a dead letter is: why a message failed for good, how it ended, and what is kept of it."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Keeps what failed for good: for each message a letter, with all that is known of its end.
 
 A message goes from the hash of what its node holds into its letter by one script. So it is never in both, and

@@ -1,1 +1,2 @@
+# SPDX-License-Identifier: MIT
 """Answers questions about the fleet: status, readiness, queues, rights, schedule and drains."""

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Finds what would go wrong with an app on the fleet, before it runs there. Asks no broker."""
 
 from __future__ import annotations

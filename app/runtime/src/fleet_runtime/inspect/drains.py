@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Which hosts were drained, for whoever asks the fleet how it is: a mark on the host keeps its nodes down."""
 
 from __future__ import annotations

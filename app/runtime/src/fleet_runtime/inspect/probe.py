@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Proves that a queue is consumed: a task that says where it ran, and the means to send it and wait."""
 
 # Celery ships no types.

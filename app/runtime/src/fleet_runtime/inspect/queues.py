@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Finds every queue that an app sends tasks to."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Asks whether a node works: it answers, consumes its queues and no other, and has run a task.
 
 The task is the one with which each node begins: see `probation`.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What an app needs in Redis beyond its queues, and the variable of the inventory that allows it.
 
 Redis refuses it else, at run time, to a node or to who sends: NoPermissionError. See docs/security.md.

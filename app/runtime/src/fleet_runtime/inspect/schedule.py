@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What RedBeat has in Redis: whether a Beat is at work, and what it will send next."""
 
 from __future__ import annotations

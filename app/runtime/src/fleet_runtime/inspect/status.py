@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The fleet at a glance: what Redis knows of its nodes, queues, schedule and itself, and what is wrong."""
 
 from __future__ import annotations

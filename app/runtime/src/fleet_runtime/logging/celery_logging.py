@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Celery's logging, for processes whose output systemd collects.
 
 Each record goes to the journal with fields, so that `journalctl TASK_ID=<id>` shows what became of a task,

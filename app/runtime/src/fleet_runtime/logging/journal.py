@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The ways into systemd's journal: for what a node prints, and for records with fields.
 
 `celery multi` detaches its node, which then prints to /dev/null: a traceback, or the last words of a C

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Keeps the arguments and results of tasks out of what Celery itself logs, where `log_arguments` is false.
 
 It is done where a record begins, at Celery's loggers, and not in a handler: an app may bring handlers of its

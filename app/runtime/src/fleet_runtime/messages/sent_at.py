@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Notes in each message when it was sent, so that the age of a queue can be told.
 
 Neither Celery nor kombu says so: a message has only the time at which it may run at the earliest.

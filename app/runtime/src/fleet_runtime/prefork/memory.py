@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What the processes of a pool share with the node, and when it sees that one has died."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Hands tasks to the processes of a prefork pool, and takes what they say, with less work than Celery's way.
 
 Celery asks the loop to tell it when the pipe of a process can be written to, and at each turn it tells the

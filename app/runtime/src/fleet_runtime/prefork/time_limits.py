@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Which time limits a task has, and a pool of processes that keeps to them.
 
 A hard limit ends the process of a task, a soft one raises SoftTimeLimitExceeded in it before. Each comes from

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Connections of their own for what must not wait for the node's, and what such a connection must know."""
 
 from __future__ import annotations

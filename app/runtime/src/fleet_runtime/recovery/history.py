@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """When each node was started and stopped last, and how often it fell: what goes with its lease otherwise."""
 
 from __future__ import annotations

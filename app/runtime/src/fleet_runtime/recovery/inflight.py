@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Carries what a node runs over to a new connection, when it has lost the old one.
 
 kombu acknowledges a message through the channel that it came by. When Redis was restarted, that channel is

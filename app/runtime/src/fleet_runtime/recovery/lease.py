@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The lease of a node: its heartbeat renews it, and requeues what nodes held whose lease has ended."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What a node makes sure of before it connects: a name of its own, and a Redis that lets it do its work."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Gives back what a dead node held.
 
 Each message moves in one step of Redis, from the hash of what its node holds to its queue, so it does so

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Reads what is sent to all who listen: control commands, events and results. What is none is dropped.
 
 Whoever may publish on such a channel may publish anything there, and every node of the fleet hears it. kombu

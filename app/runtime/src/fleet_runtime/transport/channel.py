@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """A Redis transport that takes messages and records who holds them in one step.
 
 kombu's takes a message out of its queue by one command (BRPOP), and records by the next that the node has

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The connection by which a node takes messages.
 
 Nothing here waits for an answer: commands are sent one after another, and their answers come in that order,

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Reads what is in queues, whatever it is: what is no message goes to the dead letters, and ends no node."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Reads what Redis publishes to a connection that has subscribed, and never waits for it.
 
 kombu waits until an item is whole, without a time limit (kombu 5.7, Channel._receive_one; redis-py 8.1,

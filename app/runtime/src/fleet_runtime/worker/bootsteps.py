@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Gives back what a dead node held, within seconds.
 
 With kombu's Redis transport, what a node has reserved is in one hash for all, and comes back after the

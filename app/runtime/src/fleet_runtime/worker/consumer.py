@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What becomes of messages that are none, or for no task of this app: they go to the dead letters.
 
 Celery logs them and drops them. Some it cannot even read, and ends.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Sends the events of tasks together, four times a second.
 
 Celery's node sends them at each turn of its loop, so that with events each task costs half as much CPU again

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Tells for how long a node has not listened for control commands.
 
 A node may run tasks and renew its lease while nothing reads its mailbox: with gevent, a greenlet of its own

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Lets a node take nothing until it has run a task: one that only it can get.
 
 A node whose app is broken looks well until it runs something, and by then it has taken tasks. So each begins

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What becomes of a message whose task fails for good, or whose task kills who runs it.
 
 Celery decides what is final: what it would drop for a failure is moved to the dead letters, before Celery

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Result backends that store a result in one round trip, and miss none that they wait for.
 
 Celery's asks for what is stored, and then stores: it leaves a success as it is, whatever a second run of the

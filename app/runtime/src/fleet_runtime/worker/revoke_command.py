@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Keeps a command that revokes many tasks from holding a node's loop up.
 
 Celery asks the result backend for each id, one after another, in the loop that takes messages (celery 5.7,

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Keeps what was revoked revoked: over the restart of a node, a release, a reboot, and on other hosts.
 
 A node of Celery's has it in memory. `control revoke` reaches the nodes that are up; a task with an ETA, or

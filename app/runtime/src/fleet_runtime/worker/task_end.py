@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Lets each task come to one end, whatever it raises and wherever it runs, so that its place is free again.
 
 Celery's pools of threads, of greenlets and of the main process hear of a task's end by one callback. They do

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Tells systemd that a node turns, so that one which hangs is started anew.
 
 What counts is the loop that takes messages: a thread asks it to say so, every quarter of the time that

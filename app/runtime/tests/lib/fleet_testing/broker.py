@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """A real Redis for tests: TLS only, and with the access rules that the role redis gives a fleet."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Celery's commands as the fleet runs them, for tests."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Takes messages by a connection of kombu."""
 
 from __future__ import annotations

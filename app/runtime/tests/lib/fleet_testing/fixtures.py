@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Fixtures with a real Redis. Each conftest.py imports them."""
 
 from __future__ import annotations

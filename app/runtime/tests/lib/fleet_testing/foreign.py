@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Finds in the runtime's source each use of a name of Celery, kombu, billiard or redis-py that is not public.
 
 The source is read, and its modules are imported to know the bases of its classes.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What the tests of dead letters and of poison have in common."""
 
 from __future__ import annotations

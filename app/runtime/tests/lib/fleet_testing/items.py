@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What anybody may put into a queue or on a channel, for tests: no message, and nearly one."""
 
 from __future__ import annotations

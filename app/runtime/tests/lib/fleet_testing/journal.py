@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """A datagram socket in place of the journal's, and nodes that write to it."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Counts what is lost when consumers are killed at any instant.
 
 Small consumers, each a process, take messages as fast as they come, and settle none. Others have a loop, as a

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Parameters of many tests."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """A way to Redis on which a connection can stop in the midst of what Redis sends, for tests."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """A socket in place of systemd's."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The Lua scripts of the runtime, each in a file of its own beside this one.
 
 The head of a file says what its script does, and lists KEYS, ARGV and the result. A file that begins with
