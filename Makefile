@@ -82,7 +82,7 @@ fixtures: ## Write the access rules with which the runtime's tests run Redis, as
 docs: ## Write the tables of the docs: the roles' variables, and what becomes of each setting of Celery
 	@lab/bootstrap tools
 	@python3 tools/role_docs.py
-	@PYTHONPATH=.ansible/collections python3 -m app.runtime.tests.settings_table
+	@PYTHONPATH=.ansible/collections:app/runtime/tests/lib python3 -m tests.unit.settings_table
 
 lock: ## Pin the Python packages; UPGRADE=1 takes their newest versions
 	@lab/bootstrap tools

@@ -15,13 +15,12 @@ from celery.signals import before_task_publish
 from click.testing import CliRunner
 from fleet_runtime.bootstrap import overrides
 from fleet_runtime.bootstrap.configure import KEY_OPTIONS
-from fleet_runtime.bootstrap.overrides import LAID, LAID_OPTIONS, POOL_FIRST, POOL_LAST, UNUSED, WHERE_SILENT
+from fleet_runtime.bootstrap.overrides import LAID, LAID_OPTIONS, WHERE_SILENT
 from fleet_runtime.cli.fleet import fleet as commands
 from fleet_runtime.inspect.app_check import findings, overridden
 from fleet_runtime.messages.sent_at import SENT
 
-from app.runtime.tests import settings_table
-from app.runtime.tests.settings_table import CALL_OPTIONS, PAGE, TO_TOPICS
+from fleet_testing.call_options import CALL_OPTIONS, TO_TOPICS, call_options
 from fleet_testing.commands import APPS, FLAGS, PATIENCE, Fleet
 
 if TYPE_CHECKING:
@@ -55,26 +54,9 @@ def said(lay: Callable[..., Any]) -> Callable[..., list[str]]:
     return said
 
 
-def test_the_page_has_what_becomes_of_each_setting(monkeypatch: pytest.MonkeyPatch) -> None:
-    """And no setting is dropped unsaid, of which the page could not be made. `make docs` writes it."""
-    for name, value in settings_table.ENVIRONMENT.items():
-        monkeypatch.setenv(name, value)  # to be forgotten after the test
-    for name in ("CELERY_BROKER_READ_URL", "CELERY_BROKER_WRITE_URL"):
-        monkeypatch.setenv(name, "")
-    text = PAGE.read_text(encoding="utf-8")
-    assert settings_table.page(text) == text
-
-
-def test_what_a_nodes_command_line_says_is_known() -> None:
-    """Each setting that it decides, always or for a pool that says it, is told of."""
-    always, sometimes = settings_table.on_command_line()
-    assert always <= {*LAID, *UNUSED, *POOL_LAST}
-    assert {name: option for name, option in sometimes.items() if name not in {*LAID, *UNUSED}} == POOL_FIRST
-
-
 def test_each_option_of_celerys_has_a_value_to_try() -> None:
     """By Celery's own lists, so that a new one is not forgotten."""
-    assert sorted(CALL_OPTIONS) == settings_table.call_options()
+    assert sorted(CALL_OPTIONS) == call_options()
 
 
 def test_each_setting_that_is_laid_has_its_reason(lay: Callable[..., Any]) -> None:

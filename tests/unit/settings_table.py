@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Sets each setting of Celery's on an app, and writes into docs/your-app.md what becomes of it on the fleet.
 
-Usage: PYTHONPATH=.ansible/collections python -m app.runtime.tests.settings_table     (`make docs` does it)
+Usage: PYTHONPATH=.ansible/collections:app/runtime/tests/lib python -m tests.unit.settings_table     (`make docs` does it)
 """
 
 from __future__ import annotations
@@ -27,10 +27,11 @@ from fleet_runtime.bootstrap import configure, overrides
 from fleet_runtime.bootstrap.overrides import LAID, LAID_OPTIONS, POOL_LAST, UNUSED, WHERE_SILENT, Rule
 from fleet_runtime.errors import FleetError
 from fleet_runtime.settings import FleetSettings
-from kombu import Exchange, Producer, Queue
 from kombu.transport.redis import SentinelChannel
 
-PAGE = Path(__file__).parents[3] / "docs" / "your-app.md"
+from fleet_testing.call_options import call_options
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "your-app.md"
 URL = "rediss://worker:pw@redis:6379/0?ssl_cert_reqs=required&ssl_ca_certs=/etc/ca.crt"
 ENVIRONMENT = {
     "FLEET_APP": "shop:app",
@@ -81,61 +82,6 @@ OPTION_SAMPLES: dict[str, Any] = {
     "ack_emulation": False,
     "socket_keepalive": False,
     "retry_on_timeout": True,
-}
-TOPICS = Exchange("topics", "topic")
-# Said together in place of a queue: each alone does nothing.
-TO_TOPICS: dict[str, Any] = {
-    "exchange": TOPICS,
-    "exchange_type": "topic",
-    "routing_key": "io.eu",
-    "declare": [Queue("io", TOPICS, "io.#")],
-}
-# A value of each option that is said when a task is sent; a test compares messages with stock Celery's.
-CALL_OPTIONS: dict[str, Any] = {
-    **TO_TOPICS,
-    "countdown": 60,
-    "eta": None,
-    "expires": 600,
-    "expiration": 600,
-    "queue": "io",
-    "priority": 3,
-    "serializer": "json",
-    "compression": "gzip",
-    "headers": {"tenant": "eu-3"},
-    "time_limit": 20,
-    "soft_time_limit": 10,
-    "shadow": "shown",
-    "ignore_result": True,
-    "task_id": "4f1d",
-    "root_id": "4f1e",
-    "parent_id": "4f1f",
-    "group_id": "4f20",
-    "group_index": 3,
-    "reply_to": "4f21",
-    "delivery_mode": 1,
-    "mandatory": True,
-    "immediate": True,
-    "retry": False,
-    "retries": 2,
-    "retry_policy": {"max_retries": 1},
-    "timeout": 5,
-    "confirm_timeout": 5,
-    "add_to_parent": False,
-    "link": [],
-    "link_error": [],
-    "chain": [{"task": "shop.next"}],
-    "chord": {"task": "shop.all"},
-    "replaced_task_nesting": 1,
-    "argsrepr": "(7,)",
-    "kwargsrepr": "{}",
-    "stamped_headers": ["tenant"],
-}
-# Parameters of these functions that are no options of a task: what is sent, by what, and what Celery works
-# out and hands from one function to the next.
-NO_OPTIONS = {
-    *("args", "kwargs", "producer", "publisher", "connection", "router", "result_cls", "route_name"),
-    *("task_type", "callbacks", "errbacks", "create_sent_event", "now", "timezone", "origin"),
-    *("event_dispatcher", "content_type", "content_encoding"),
 }
 
 
@@ -342,20 +288,6 @@ def task_attributes() -> list[str]:
 
 # Of its class: what it is, and not what it says.
 NO_ATTRIBUTES = {"abstract", "app", "from_config", "name", "request", "request_stack"}
-
-
-def call_options() -> list[str]:
-    """Return what may be said as a task is sent, by the functions through which it goes."""
-    app = Celery(set_as_current=False)
-    senders = (
-        Task.apply_async,
-        Celery.send_task,
-        app.amqp.as_task_v2,
-        app.amqp.send_task_message,
-        Producer.publish,
-    )
-    parameters = [one for sender in senders for one in inspect.signature(sender).parameters.values()]
-    return sorted({one.name for one in parameters if one.default is not one.empty} - NO_OPTIONS)
 
 
 def tables() -> dict[str, list[str]]:
