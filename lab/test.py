@@ -169,7 +169,7 @@ PLAIN: tuple[dict[str, Callable[[], None]], ...] = (
     },
     # By themselves, for they count seconds; several files at once, for they wait most of their time.
     {"apps": lambda: pytest("apps", *SEVERAL, "app")},
-    {"apps-long": lambda: pytest("apps-long", *SEVERAL, "--long", "-m", "long", "app")},
+    {"apps-long": lambda: pytest("apps-long", *SEVERAL, "-m", "long", "app")},
     {"servers": lambda: other_servers()},
     {"upstream": lambda: pytest("upstream", "--timeout=4000", "tests/upstream")},
 )
@@ -183,7 +183,7 @@ def other_servers() -> None:
             count(f"servers: {name}", 0, output, failed=1)
             continue
         os.environ["TEST_REDIS_SERVER"] = output.splitlines()[-1]
-        pytest(f"servers: {name}", *SEVERAL, "-m", "server", "app")
+        pytest(f"servers: {name}", *SEVERAL, "-m", "server and not long", "app")
     del os.environ["TEST_REDIS_SERVER"]
 
 
