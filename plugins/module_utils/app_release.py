@@ -56,7 +56,7 @@ from packaging.utils import canonicalize_name, parse_sdist_filename, parse_wheel
 from packaging.version import Version
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
     from typing import Any
 
 LAYOUT = 1  # raise it when what is in the archive, or how hosts install it, changes
@@ -479,11 +479,21 @@ class Builder:
             if isinstance(self.source, Pinned):
                 _require_pin(self.source, lines, lock)
             return lines, ""
-        inputs = [self._unlocked(project, work), self.runtime.path / "pyproject.toml"]
-        python = self._oldest_python(inputs)
+        inputs = [self._unlocked(project, work), self._own(work)]
+        python = self._oldest_python([inputs[0], self.runtime.path / "pyproject.toml"])
         asked = self.extras if inputs[0].name == "pyproject.toml" else ()
         lines = self.uv.resolve(inputs, ours, python, work, build=self.buildable, extras=asked)
         return [line for line in lines if not line.pin.startswith(" @ file:")], python  # not the app's own
+
+    def _own(self, work: Path) -> Path:
+        """Return a file with what the runtime and its extra `all` require.
+
+        Its pyproject.toml as an input of uv would need the option `--extra`, which holds for the app's, too.
+        """
+        project = read_project(self.runtime.path, "The runtime cannot be resolved").get("project", {})
+        file = work / "runtime.in"
+        file.write_text("".join(f"{text}\n" for text in _required(project, ["all"])), encoding="utf-8")
+        return file
 
     def _oldest_python(self, inputs: Iterable[Path]) -> str:
         """Return the oldest Python of the hosts; if it is unknown, the oldest that all projects accept."""
@@ -540,6 +550,19 @@ class Builder:
         file = work / "app.in"
         file.write_text(f"{wanted}\n", encoding="utf-8")
         return file
+
+
+def _required(project: Mapping[str, Any], extras: Iterable[str]) -> Iterator[str]:
+    """Yield what a project requires, with some of its extras, of which one may be a list of others."""
+    yield from project.get("dependencies", ())
+    own = canonicalize_name(project["name"])
+    for extra in extras:
+        for text in project.get("optional-dependencies", {}).get(extra, ()):
+            wanted = Requirement(text)
+            if canonicalize_name(wanted.name) == own:
+                yield from _required({**project, "dependencies": ()}, sorted(wanted.extras))
+            else:
+                yield text
 
 
 def _require_extras(asked: Iterable[str], known: Iterable[str], source: Source) -> None:

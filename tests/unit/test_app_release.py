@@ -88,8 +88,11 @@ def app(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def runtime(tmp_path: Path) -> Path:
-    """Return a stand-in for the fleet's runtime."""
-    return project(tmp_path / "runtime", "rt", '"dep", "rt-only"', OWN_LOCK)
+    """Return a stand-in for the fleet's runtime, which has an extra."""
+    path = project(tmp_path / "runtime", "rt", '"dep"', OWN_LOCK)
+    with (path / "pyproject.toml").open("a") as stream:
+        stream.write('[project.optional-dependencies]\nall = ["rt[more]"]\nmore = ["rt-only"]\n')
+    return path
 
 
 @pytest.fixture

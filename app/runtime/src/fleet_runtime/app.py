@@ -18,6 +18,7 @@ if "--detach" in sys.argv:
 
     app = Celery()
 else:
+    from fleet_runtime import extras
     from fleet_runtime.bootstrap import app_loader, configure
     from fleet_runtime.errors import FleetError
     from fleet_runtime.inspect import probe
@@ -25,6 +26,10 @@ else:
 
     try:
         settings = FleetSettings.from_environment()
+        if settings.component == "flower":
+            extras.require("flower", "`celery flower`")
+        if settings.component == "beat" and any("redbeat" in word for word in sys.argv):
+            extras.require("redbeat", "Beat's scheduler")
         configure.lay_defaults()
         app = app_loader.load(settings.app)
         configure.lay(app, settings)

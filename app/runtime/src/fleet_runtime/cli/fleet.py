@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from fleet_runtime import extras
 from fleet_runtime.errors import FleetError
 
 if TYPE_CHECKING:
@@ -136,6 +137,8 @@ def status(ctx: click.Context, as_json: bool) -> None:
 
     app = ctx.obj.app
     with sentences():
+        if not as_json:
+            extras.require("rich", "`fleet status` without --json")
         found = looking.look(app, configured(app))
     problems = found.problems()
     if as_json:

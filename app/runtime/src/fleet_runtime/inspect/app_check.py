@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING
 
 from kombu.serialization import prepare_accept_content, registry
 
+from fleet_runtime import extras
 from fleet_runtime.bootstrap import overrides
 from fleet_runtime.bootstrap.app_loader import blaming
+from fleet_runtime.errors import FleetError
 from fleet_runtime.inspect import queues, rights
 from fleet_runtime.settings import unknown_variables
 
@@ -58,6 +60,7 @@ def findings(
         *rights.refused(app, consumed, allowed),
         *_repeated(app),
         *_unreadable(app),
+        *_scheduler_missing(beat_scheduler),
     ]
 
 
@@ -134,6 +137,16 @@ def _unconsumed(app: Celery, consumed: Collection[str]) -> list[str]:
         for queue, reasons in queues.routed(app).items()
         if queue not in consumed
     ]
+
+
+def _scheduler_missing(beat_scheduler: str) -> list[str]:
+    """Return whether the package of Beat's scheduler is not installed."""
+    if beat_scheduler == "redbeat":
+        try:
+            extras.require("redbeat", "The fleet's Beat (celery_beat_scheduler)")
+        except FleetError as error:
+            return [str(error)]
+    return []
 
 
 def _unreadable(app: Celery) -> list[str]:

@@ -26,9 +26,6 @@ from kombu.utils.json import dumps, loads
 from redis.exceptions import RedisError, ResponseError
 
 from fleet_runtime.broker import functions, keys, scripts
-from fleet_runtime.dead_letters import store
-from fleet_runtime.dead_letters.model import End, Reason
-from fleet_runtime.logging import redact
 from fleet_runtime.messages.headers import RECOVERED
 from fleet_runtime.settings import FleetSettings
 
@@ -171,6 +168,11 @@ def give_back(channel: Any, node: str, finder: str, step: int, **options: Any) -
 
     def bury(tag: str, record: bytes, error: Exception) -> None:
         """Move a message to the dead letters."""
+        # Imported when there is such a message: what the unit of a node runs must start fast.
+        from fleet_runtime.dead_letters import store
+        from fleet_runtime.dead_letters.model import End, Reason
+        from fleet_runtime.logging import redact
+
         what = redact.described(error)  # no more of it, because the error may quote the record
         logger.error("What %s held as %s goes to the dead letters: %s", node, tag, what)
         held = store.Held(keys.unacked(node), keys.unacked_index(node), tag)

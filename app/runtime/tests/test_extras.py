@@ -1,0 +1,100 @@
+"""Packages that are not installed: a sentence names the extra, and what does not need the package works."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from importlib.metadata import metadata
+
+import pytest
+from celery import Celery
+from fleet_runtime import extras
+from fleet_runtime.errors import FleetError
+from fleet_runtime.inspect import app_check
+
+from fleet_testing.commands import APPS, ENTRY, PATIENCE
+from fleet_testing.params import URL
+
+INSTALL = "which is not installed: install celery-fleet-runtime[{}]."
+# Runs Celery's command line as if some modules were not installed.
+WITHOUT = """
+import sys
+from importlib.abc import MetaPathFinder
+
+class Hidden(MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {hidden!r}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+
+import importlib.util
+found = importlib.util.find_spec
+importlib.util.find_spec = lambda name, package=None: None if name in {hidden!r} else found(name, package)
+sys.meta_path.insert(0, Hidden())
+from celery.__main__ import main
+sys.argv[0] = "celery"
+main()
+"""
+
+
+def run(component: str, *words: str, hidden: set[str]) -> subprocess.CompletedProcess[str]:
+    """Run a command of Celery's where some modules are not installed."""
+    return subprocess.run(
+        [sys.executable, "-c", WITHOUT.format(hidden=hidden), *ENTRY, *words],
+        env={
+            "PATH": "/usr/bin:/bin",
+            "PYTHONPATH": APPS,
+            "FLEET_APP": "shop:app",
+            "FLEET_COMPONENT": component,
+            "CELERY_BROKER_URL": URL,
+            "CELERY_RESULT_BACKEND": URL,
+        },
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+
+
+def test_each_package_is_an_extra_of_the_wheel() -> None:
+    """Else the sentence would name an extra that pip does not know."""
+    assert extras.PACKAGES.keys() <= set(metadata("celery-fleet-runtime").get_all("Provides-Extra") or ())
+
+
+def test_a_package_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With what needs it, and the extra."""
+    monkeypatch.setattr(extras, "find_spec", lambda _: None)
+    with pytest.raises(FleetError) as caught:
+        extras.require("redbeat", "The fleet's Beat")
+    assert str(caught.value) == f"The fleet's Beat needs celery-redbeat, {INSTALL.format('redbeat')}"
+
+
+def test_check_refuses_an_app_without_the_scheduler_of_beat(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before a release is switched, and only where the fleet has that scheduler."""
+    app = Celery(set_as_current=False)
+    app.conf.broker_transport_options = {"visibility_timeout": 3600}
+    assert app_check.findings(app, [], "redbeat") == []
+    monkeypatch.setattr(extras, "find_spec", lambda _: None)
+    assert [said for said in app_check.findings(app, [], "redbeat") if INSTALL.format("redbeat") in said]
+    assert app_check.findings(app, [], "persistent") == []
+
+
+@pytest.mark.parametrize(
+    ("component", "words", "extra"),
+    [
+        ("flower", ["flower"], "flower"),
+        ("beat", ["beat", "--scheduler=redbeat.RedBeatScheduler"], "redbeat"),
+        ("ops", ["fleet", "status"], "rich"),
+    ],
+)
+def test_a_command_without_its_package_names_the_extra(component: str, words: list[str], extra: str) -> None:
+    """In one sentence, and before it asks Redis."""
+    ended = run(component, *words, hidden={extras.PACKAGES[extra][0]})
+    assert ended.returncode
+    assert INSTALL.format(extra) in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_a_check_needs_no_optional_package() -> None:
+    """An app that uses none of them is fit to run."""
+    ended = run("ops", "fleet", "check", hidden={"flower", "gevent", "hiredis", "redbeat", "rich"})
+    assert (ended.returncode, ended.stderr) == (0, "")
