@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Sets each setting of Celery's on an app, and writes into docs/your-app.md what becomes of it on the fleet.
 
-Usage: PYTHONPATH=.ansible/collections:app/runtime/tests/lib python -m tests.unit.settings_table     (`make docs` does it)
+`make docs` runs it.
 """
 
 from __future__ import annotations
