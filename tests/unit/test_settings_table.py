@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The tables of docs/your-app.md say what becomes of each setting of Celery's."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The runtime as an index and its users get it: wheel and sdist, built, checked, installed and tested.
 
 Nothing of this checkout is on the path of what is tested here. Packages come from the index, in the versions

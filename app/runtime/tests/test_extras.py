@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Packages that are not installed: a sentence names the extra, and what does not need the package works."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The packages that not every process needs: extras of the wheel."""
 
 from __future__ import annotations

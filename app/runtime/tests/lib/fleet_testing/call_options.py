@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What may be said as a task is sent, by Celery's own lists, with a value of each option to try."""
 
 from __future__ import annotations
