@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # The files that say the version by themselves: galaxy.yml is the first to be read, the others follow it.
 PLACES = {
     "galaxy.yml": re.compile(r"(?m)^version: *(\S+) *$"),
-    "app/runtime/pyproject.toml": re.compile(r'(?m)^version = "([^"]+)"$'),
+    "app/runtime/pyproject.toml": re.compile(r'(?m)^version = "([^"]+)"'),
 }
 WHEEL_CHANGES = "app/runtime/CHANGELOG.md"
 UNRELEASED = "## Unreleased\n"
