@@ -133,7 +133,7 @@ class Server:
         (self.directory / "users.acl").write_text(role.template("users.acl.j2"))
 
     def start(self) -> None:
-        """Start the server, and wait until it answers."""
+        """Start the server, and wait until it answers. One that does not within seconds is stopped."""
         with (self.directory / "log").open("ab") as log:
             self.process = subprocess.Popen(["redis-server", self.directory / "redis.conf"], stdout=log)
         for _ in range(100):
@@ -143,7 +143,8 @@ class Server:
                 time.sleep(0.05)
             else:
                 return
-        raise AssertionError((self.directory / "log").read_text())
+        self.stop()
+        raise AssertionError(self.log())
 
     def stop(self) -> None:
         """Stop the server as systemd would."""
