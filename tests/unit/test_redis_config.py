@@ -210,7 +210,7 @@ def test_the_check_takes_what_the_role_renders(readable: Server, kind: str, name
     [
         ("hz fast", "argument couldn't be parsed into an integer"),
         ("include /nonexistent", "can't open config file '/nonexistent'"),
-        ("nonsense yes", "Bad directive"),
+        ("nonsense yes", ">>> 'nonsense yes'"),  # the reason is another one from Redis 8 on
         ("tls-cert-file /nonexistent", "Failed to load certificate: /nonexistent"),
         ("tls-key-file {ca}", "Failed to load private key"),
     ],
