@@ -151,6 +151,20 @@ def without_password(url: str) -> str:
     return re.sub(r"(?<=://)([^:@/;]*):[^@/;]*@", r"\1:none@", url)
 
 
+def missing_packages(packages: Iterable[str], told: str) -> list[str]:
+    r"""Return those of the Debian packages that are not installed.
+
+    Args:
+        packages: Their names.
+        told: The output of `dpkg-query --show --showformat='${db:Status-Status} ${Package}\n'` for them. It
+            does not name a package that dpkg does not know.
+
+    >>> missing_packages(["nginx", "redis-tools", "xz"], "installed nginx\nconfig-files redis-tools\n")
+    ['redis-tools', 'xz']
+    """
+    return [name for name in packages if f"installed {name}" not in told.splitlines()]
+
+
 def table(rows: Iterable[Mapping[str, Any]]) -> list[str]:
     """Return the lines of a table for people.
 
@@ -191,7 +205,7 @@ def status_rows(
 
 FILTERS = (
     redis_url, redis_passwords, without_password, env_file, nodes, node_names, queues, sandbox, addresses,
-    table, status_rows,
+    missing_packages, table, status_rows,
 )  # fmt: skip
 
 

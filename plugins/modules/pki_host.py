@@ -41,6 +41,11 @@ lacks:
   returned: always
   type: list
   elements: str
+missing_packages:
+  description: Those of I(packages) that are not installed.
+  returned: always
+  type: list
+  elements: str
 """
 
 import grp
@@ -107,7 +112,9 @@ def main() -> None:
         },
         supports_check_mode=True,
     )
-    module.exit_json(changed=False, lacks=list(lacks(module.params)))
+    found = list(lacks(module.params))
+    absent = [name for name in module.params["packages"] if f"the package {name}" in found]
+    module.exit_json(changed=False, lacks=found, missing_packages=absent)
 
 
 if __name__ == "__main__":

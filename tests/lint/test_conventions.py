@@ -119,3 +119,19 @@ def test_roles_know_no_inventory() -> None:
 def test_task_files_are_short() -> None:
     """A phase that needs more is two."""
     assert not [str(path) for path in TASK_FILES if len(path.read_text().splitlines()) > MOST_LINES]
+
+
+def test_packages_are_installed_as_the_locks_of_apt_allow() -> None:
+    """A new machine's first upgrades hold the locks for minutes, and to load the index costs a second."""
+    installs = [
+        (path, task, task["ansible.builtin.apt"])
+        for path, task in TASKS
+        if "name" in task.get("ansible.builtin.apt", {})
+    ]
+    roles = {path.parts[1] for path, *_ in installs}
+    assert roles >= {"redis", "flower", "pki", "celery_app", "celery_worker"}
+    for path, task, options in installs:
+        assert options["lock_timeout"] >= 600, named(path, task)
+        assert options["install_recommends"] is False, named(path, task)
+        if path.name == "install.yml":
+            assert "when" in task, f"{named(path, task)}: install only what is missing"
