@@ -6,6 +6,11 @@ from __future__ import annotations
 
 import subprocess
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Any
 
 # Its answers are parsed, so they must not be in the host's language.
 PLAIN = {"LC_ALL": "C", "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
@@ -115,6 +120,76 @@ def is_older(one: str, other: str) -> bool:
     """Whether a version is older than another one, as dpkg counts."""
     argv = ["dpkg", "--compare-versions", one, "lt", other]
     return subprocess.run(argv, check=False, env=PLAIN).returncode == 0
+
+
+class VersionError(Exception):
+    """The packages cannot be as they should; the message says why."""
+
+
+def decide(packages: Sequence[Package], version: str) -> dict[str, Any]:
+    """Return which versions packages of one source have and should have, as redis_upgrade returns it.
+
+    Raises:
+        VersionError: A package is not there, or not to be had.
+    """
+    wanted = {package.name: version or package.candidate for package in packages}
+    for package in packages:
+        if not package.installed:
+            raise VersionError(f"{package.name} is not installed. Run site.yml first.")
+        if version and version not in [*package.available, package.installed]:
+            raise VersionError(
+                f"the archive has no {package.name} {version}. It has: "
+                f"{', '.join(package.available) or 'none'}."
+            )
+    first = packages[0]
+    return {
+        "changed": False,
+        "installed": first.installed,
+        "wanted": wanted[first.name],
+        "due": any(wanted[package.name] != package.installed or not package.whole for package in packages),
+        "newest": first.candidate,
+        "newer": any(is_older(package.installed, package.candidate) for package in packages),
+        "security": any(
+            is_older(package.installed, version) for package in packages for version in package.security
+        ),
+        "unfinished": not all(package.whole for package in packages),
+        "older": age(wanted[first.name], first.installed),
+        "targets": [f"{name}={version}" for name, version in wanted.items()],
+        "returns": [f"{package.name}={package.installed}" for package in packages]
+        if all(package.installed in package.available for package in packages)
+        else [],
+    }
+
+
+def news(result: dict[str, Any], name: str, version: str, playbook: str) -> str:
+    """Return what an operator is to know; nothing if there is no newer version, and all is as it should be.
+
+    Args:
+        result: The module's.
+        name: Of the first package.
+        version: The version that is asked for, if one is.
+        playbook: The one that installs a newer version.
+    """
+    if not result["newer"]:
+        if not result["due"]:
+            return ""
+        return (
+            f"{name} {result['installed']} is not as it should be, {result['wanted']}. {playbook} mends it."
+        )
+    what = "the security update" if result["security"] else "version"
+    remedy = (
+        f"{version} is asked for, so {playbook} does not install it: name another version, or none."
+        if version and version != result["newest"]
+        else f"{playbook} installs it."
+    )
+    return f"{name} {result['installed']} is on hold, and the archive has {what} {result['newest']}. {remedy}"
+
+
+def age(wanted: str, installed: str) -> str:
+    """Return whether one version is older than another, and in which part."""
+    if not is_older(wanted, installed):
+        return "no"
+    return "revision" if upstream(wanted) == upstream(installed) else "upstream"
 
 
 def _said(*argv: str) -> str:

@@ -15,6 +15,10 @@ description:
 options:
   state:
     description:
+      - C(versions) tells which version the packages have, and which they should get. It fails if one of them
+        is
+        not installed, or is not in the archive in the version that is asked for. It changes nothing, loads no
+        index from the network, and asks no Redis.
       - C(recorded) returns the record. Asks no Redis.
       - C(fit) fails with everything because of which an upgrade might lose data, or might not end well.
       - C(snapshotted) has Redis rewrite its append-only file, and copies it to a directory of root's. It
@@ -23,21 +27,37 @@ options:
       - C(proven) fails unless the Redis that runs has loaded both keys, and with them all that was written
         before, and is the version that is installed. Then it removes the keys and the record.
     type: str
-    choices: [recorded, fit, snapshotted, readable, proven]
+    choices: [versions, recorded, fit, snapshotted, readable, proven]
     required: true
-  host: {description: Address that Redis listens on., type: str, required: true}
-  port: {description: Its TLS port., type: int, required: true}
-  ca_file: {description: CA certificate that the server's must chain to., type: path, required: true}
+  packages:
+    description: With C(versions), names of the packages. They are of one source, and are upgraded together.
+    type: list
+    elements: str
+    default: []
+  warn:
+    description:
+      - With C(versions), the playbook that installs a newer version. If the archive has one, warn, and say
+        whether it
+        is in the archive of security updates, and whether I(version) keeps the playbook from installing it.
+          If the
+        packages only are not as they should be, warn, too.
+    type: str
+    default: ""
+  host: {description: "Address that Redis listens on. Not for C(versions).", type: str}
+  port: {description: Its TLS port., type: int}
+  ca_file: {description: CA certificate that the server's must chain to., type: path}
   timeout: {description: Seconds to wait for one answer., type: int, default: 10}
   user: {description: User that may administrate., type: str, default: admin}
-  password: {description: Its password., type: str, required: true}
+  password: {description: Its password., type: str}
   db: {description: Number of the fleet's database., type: int, default: 0}
   queues: {description: Queues whose messages are counted., type: list, elements: str, default: []}
-  data_dir: {description: Redis's directory., type: path, required: true}
-  snapshot_dir: {description: Where snapshots and the record are., type: path, required: true}
+  data_dir: {description: "Redis's directory. Not for C(versions).", type: path}
+  snapshot_dir: {description: "Where snapshots and the record are. Not for C(versions).", type: path}
   keep: {description: How many snapshots stay., type: int, default: 2}
   version:
-    description: The version of the packages, for C(snapshotted) the installed one, for C(proven) the wanted.
+    description:
+      - The version of the packages, for C(snapshotted) the installed one, for C(proven) the wanted.
+      - With C(versions), the one that they should have; the candidate of each, if it is empty.
     type: str
     default: ""
   memory_percent: {description: The part of C(maxmemory) that may be in use., type: int, default: 80}
@@ -47,6 +67,12 @@ requirements: [python3-redis]
 """
 
 EXAMPLES = r"""
+- name: See whether there is a newer Redis
+  fleet.celery.redis_upgrade:
+    state: versions
+    packages: [redis-server, redis-tools]
+  register: versions
+
 - name: Refuse to upgrade a Redis that is not fit for it
   fleet.celery.redis_upgrade:
     state: fit
@@ -69,6 +95,35 @@ packages:
   returned: state is recorded
   type: list
 counts: {description: What Redis holds now., returned: state is snapshotted or proven, type: dict}
+installed: {description: The version that the first package has., returned: state is versions, type: str}
+wanted: {description: The version that it should have., returned: state is versions, type: str}
+due: {description: Whether a package has another version than it should., returned: state is versions, type:
+  bool}
+newest:
+  description: The candidate of the first package, whatever I(version) asks for.
+  returned: state is versions
+  type: str
+newer: {description: Whether a package is older than its candidate., returned: state is versions, type: bool}
+security:
+  description: Whether the archive of security updates has a package in a newer version.
+  returned: state is versions
+  type: bool
+unfinished:
+  description: Whether dpkg was interrupted while it installed one of them.
+  returned: state is versions
+  type: bool
+older:
+  description: Whether what is wanted is older than what is there, C(no), C(revision), or C(upstream) if the
+    program itself is older.
+  returned: state is versions
+  type: str
+targets: {description: "What to tell apt, C(name=version).", returned: state is versions, type: list,
+  elements: str}
+returns:
+  description: What to tell apt to have the installed versions again; nothing if the archive has them no more.
+  returned: state is versions
+  type: list
+  elements: str
 """
 
 import json
@@ -80,7 +135,13 @@ from typing import TYPE_CHECKING
 
 from ansible.module_utils.basic import AnsibleModule, missing_required_lib
 from ansible_collections.fleet.celery.plugins.module_utils import redis_snapshot
-from ansible_collections.fleet.celery.plugins.module_utils.debian_packages import upstream
+from ansible_collections.fleet.celery.plugins.module_utils.debian_packages import (
+    VersionError,
+    decide,
+    look,
+    news,
+    upstream,
+)
 from ansible_collections.fleet.celery.plugins.module_utils.fleet_keys import DEAD, PRIORITIES, UNACKED, leases
 from ansible_collections.fleet.celery.plugins.module_utils.redis_snapshot import SnapshotError
 from ansible_collections.fleet.celery.plugins.module_utils.redis_tls import (
@@ -305,23 +366,43 @@ def existing(path: Path) -> Path:
     return next(one for one in (path, *path.parents) if one.exists())
 
 
+def versions(module: AnsibleModule) -> dict[str, Any]:
+    """Return what the state `versions` returns, and warn of a newer version."""
+    params = module.params
+    try:
+        result = decide(look(params["packages"]), params["version"])
+    except VersionError as error:
+        module.fail_json(msg=str(error))
+    said = news(result, params["packages"][0], params["version"], params["warn"]) if params["warn"] else ""
+    if said:
+        module.warn(said)
+    return result
+
+
 def main() -> None:
     """Run the module."""
     steps = ("recorded", "fit", "snapshotted", "readable", "proven")
+    connection = {name: {**option, "required": False} for name, option in login_arguments().items()}
+    needed = ["host", "port", "ca_file", "password", "data_dir", "snapshot_dir"]
     module = AnsibleModule(
         argument_spec={
-            **login_arguments(),
-            "state": {"type": "str", "choices": list(steps), "required": True},
+            **connection,
+            "state": {"type": "str", "choices": ["versions", *steps], "required": True},
+            "packages": {"type": "list", "elements": "str", "default": []},
+            "warn": {"type": "str", "default": ""},
             "queues": {"type": "list", "elements": "str", "default": []},
-            "data_dir": {"type": "path", "required": True},
-            "snapshot_dir": {"type": "path", "required": True},
+            "data_dir": {"type": "path"},
+            "snapshot_dir": {"type": "path"},
             "keep": {"type": "int", "default": 2},
             "version": {"type": "str", "default": ""},
             "memory_percent": {"type": "int", "default": 80},
             "rewrite_timeout": {"type": "int", "default": 1800},
         },
+        required_if=[("state", "versions", ["packages"]), *(("state", step, needed) for step in steps)],
         supports_check_mode=True,
     )
+    if module.params["state"] == "versions":
+        module.exit_json(**versions(module))
     if redis is None:
         module.fail_json(msg=missing_required_lib("redis"))
     upgrade = Upgrade(module.params, check=module.check_mode)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The module package_versions: which version a host has, and which it should get."""
+"""The module redis_upgrade, state versions: which version a host has, and which it should get."""
 
 from __future__ import annotations
 
@@ -7,9 +7,14 @@ import shutil
 from dataclasses import replace
 
 import pytest
-from ansible_collections.fleet.celery.plugins.module_utils.debian_packages import Package, parse_madison
-from ansible_collections.fleet.celery.plugins.modules import package_versions
-from ansible_collections.fleet.celery.plugins.modules.package_versions import VersionError, decide, news
+from ansible_collections.fleet.celery.plugins.module_utils.debian_packages import (
+    Package,
+    VersionError,
+    decide,
+    news,
+    parse_madison,
+)
+from ansible_collections.fleet.celery.plugins.modules import redis_upgrade
 
 pytestmark = pytest.mark.skipif(not shutil.which("dpkg"), reason="this is no Debian")
 
@@ -71,17 +76,23 @@ def test_the_module_warns(monkeypatch: pytest.MonkeyPatch, version: str) -> None
     class Module:
         """A stand-in for Ansible's."""
 
-        params = {"name": [*NAMES], "version": version, "warn": "playbooks/x.yml"}  # noqa: RUF012
-
         def __init__(self, **_: object) -> None:
+            self.params = {
+                "state": "versions",
+                "packages": [*NAMES],
+                "version": version,
+                "warn": "playbooks/x.yml",
+            }
             self.warn = warnings.append
 
         def exit_json(self, **result: object) -> None:
             results.append(result)
+            raise SystemExit
 
-    monkeypatch.setattr(package_versions, "AnsibleModule", Module)
-    monkeypatch.setattr(package_versions, "look", lambda _: packages())
-    package_versions.main()
+    monkeypatch.setattr(redis_upgrade, "AnsibleModule", Module)
+    monkeypatch.setattr(redis_upgrade, "look", lambda _: packages())
+    with pytest.raises(SystemExit):
+        redis_upgrade.main()
     assert results == [decide(packages(), version)]
     assert len(warnings) == 1
     assert NEW in warnings[0]
