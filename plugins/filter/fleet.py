@@ -49,6 +49,8 @@ SANDBOX: tuple[tuple[str, str], ...] = (
     ("LimitCORE", "0"),  # a core has the passwords that the process knows; no task can raise it again
 )
 
+NOTHING = "-"  # in a table
+
 # What a unit always reaches.
 LOOPBACK = ("127.0.0.0/8", "::1/128")
 
@@ -181,26 +183,50 @@ def table(rows: Iterable[Mapping[str, Any]]) -> list[str]:
 def status_rows(
     hosts: Mapping[str, Mapping[str, Any]], groups: Mapping[str, Iterable[str]], tiers: Mapping[str, str]
 ) -> list[dict[str, Any]]:
-    """Return the rows of the table of hosts, by what the module fleet_status said of each.
+    """Return the rows of the table of hosts, by what the module fleet_stale returned for each.
 
     Args:
         hosts: Variables of all hosts.
         groups: Hosts of each group.
-        tiers: Group -> variable that has what the module said.
+        tiers: Group -> variable that has the module's result.
 
-    >>> hosts = {"w1": {"said": {"well": True, "row": {"RELEASE": "3f"}}}, "w2": {}}
-    >>> for row in status_rows(hosts, {"workers": ["w1", "w2"]}, {"workers": "said", "beat": "said"}):
+    >>> found = {"states": {"a.service": "active"}, "stale": [], "current": "3f", "previous": ""}
+    >>> hosts = {"w1": {"found": found}, "w2": {}}
+    >>> for row in status_rows(hosts, {"workers": ["w1", "w2"]}, {"workers": "found", "beat": "found"}):
     ...     print(*row.values())
-    w1 workers yes 3f
+    w1 workers yes 3f - 1 of 1 - - -
     w2 workers no no answer
     """
-    rows = []
-    for tier, variable in tiers.items():
-        for host in groups.get(tier, ()):
-            said = hosts[host].get(variable, {})
-            found = said.get("row", {"RELEASE": "no answer"})
-            rows.append({"HOST": host, "TIER": tier, "WELL": "yes" if said.get("well") else "no", **found})
-    return rows
+    return [
+        {"HOST": host, "TIER": tier} | _status_row(hosts[host].get(variable, {}))
+        for tier, variable in tiers.items()
+        for host in groups.get(tier, ())
+    ]
+
+
+def _status_row(found: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the columns that tell how a host is: it is well if its units are up with the files that it has.
+
+    Args:
+        found: Result of the module fleet_stale; empty if the host did not answer.
+    """
+    if "states" not in found:
+        return {"WELL": "no", "RELEASE": "no answer"}
+    states = found["states"]
+    missing = [unit for unit, state in states.items() if state != "active"]
+    down = [unit for unit, state in states.items() if state in {"inactive", "failed"}]
+    stale = [unit for unit in found["stale"] if unit not in missing]
+    drained = (found["reason"] or "yes") if found.get("drained", False) else ""
+    well = not stale and (not missing or (bool(drained) and missing == down))
+    return {
+        "WELL": "yes" if well else "no",
+        "RELEASE": found["current"] or NOTHING,
+        "BEFORE": found["previous"] or NOTHING,
+        "UP": f"{len(states) - len(missing)} of {len(states)}",
+        "STALE": len(stale) or NOTHING,
+        "DRAINED": drained or NOTHING,
+        "NOT UP": ", ".join(name.removesuffix(".service") for name in missing) or NOTHING,
+    }
 
 
 FILTERS = (

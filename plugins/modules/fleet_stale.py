@@ -43,6 +43,9 @@ options:
   mark:
     description: A file by which the host says that these services are not to run now.
     type: path
+  app_dir:
+    description: The app's directory, such as C(/opt/celery/shop), whose releases are told, too.
+    type: path
   family:
     description: Glob of unit names, for instance C(celery-worker@*.service). Units that match it, but are
       not in I(units), are returned as I(surplus).
@@ -80,7 +83,18 @@ surplus:
   returned: always
   type: list
   elements: str
+states:
+  description: The C(ActiveState) of each unit of I(units) and of I(besides).
+  returned: always
+  type: dict
+  sample: {celery-beat.service: active}
 drained: {description: Whether the host has I(mark)., returned: always, type: bool}
+reason: {description: The text in I(mark); empty if the host has none., returned: always, type: str}
+current:
+  description: The release that C(current) in I(app_dir) leads to; empty if there is none.
+  returned: always
+  type: str
+previous: {description: The same of C(previous)., returned: always, type: str}
 reload: {description: Whether systemd has yet to read a changed unit file., returned: always, type: bool}
 """
 
@@ -90,6 +104,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.fleet.celery.plugins.module_utils.app_release_tree import ReleaseTree
 from ansible_collections.fleet.celery.plugins.module_utils.fleet_stale import is_stale
 from ansible_collections.fleet.celery.plugins.module_utils.fleet_systemd import (
     SystemdError,
@@ -142,13 +157,20 @@ def compare(params: dict[str, Any], run: Run, unit_dir: Path = UNIT_DIR, proc: P
     begun = [unit for unit in up if states[unit]["SubState"] != "start-pre"]
     watched = {item["unit"] for item in params["units"] if item.get("program")}
     replaced = [unit for unit in up if unit in watched and is_replaced(run, unit, proc)]
+    mark = Path(params["mark"]) if params.get("mark") else None
+    drained = mark is not None and mark.exists()
+    tree = ReleaseTree(Path(params["app_dir"])) if params.get("app_dir") else None
     return {
         "changed": False,
         "stale": [u for u in begun if u in replaced or is_stale(stamps[u], params["pending"])],
         "down": [unit for unit, state in states.items() if not is_settled(state)],
         "replaced": replaced,
         "surplus": sorted(surplus),
-        "drained": bool(params.get("mark")) and Path(params["mark"]).exists(),
+        "states": {unit: state["ActiveState"] for unit, state in states.items()},
+        "drained": drained,
+        "reason": mark.read_text(encoding="utf-8").strip() if mark and drained else "",
+        "current": (tree and tree.linked("current")) or "",
+        "previous": (tree and tree.linked("previous")) or "",
         "reload": any(state["NeedDaemonReload"] == "yes" for state in states.values()),
     }
 
@@ -167,6 +189,7 @@ def main() -> None:
             "besides": {"type": "list", "elements": "str", "default": []},
             "family": {"type": "str"},
             "mark": {"type": "path"},
+            "app_dir": {"type": "path"},
         },
         supports_check_mode=True,
     )

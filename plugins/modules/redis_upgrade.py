@@ -16,9 +16,8 @@ options:
   state:
     description:
       - C(versions) tells which version the packages have, and which they should get. It fails if one of them
-        is
-        not installed, or is not in the archive in the version that is asked for. It changes nothing, loads no
-        index from the network, and asks no Redis.
+        is not installed, or is not in the archive in the version that is asked for. It changes nothing, loads
+        no index from the network, and asks no Redis.
       - C(recorded) returns the record. Asks no Redis.
       - C(fit) fails with everything because of which an upgrade might lose data, or might not end well.
       - C(snapshotted) has Redis rewrite its append-only file, and copies it to a directory of root's. It
@@ -37,10 +36,8 @@ options:
   warn:
     description:
       - With C(versions), the playbook that installs a newer version. If the archive has one, warn, and say
-        whether it
-        is in the archive of security updates, and whether I(version) keeps the playbook from installing it.
-          If the
-        packages only are not as they should be, warn, too.
+        whether it is in the archive of security updates, and whether I(version) keeps the playbook from
+        installing it. If the packages only are not as they should be, warn, too.
     type: str
     default: ""
   host: {description: "Address that Redis listens on. Not for C(versions).", type: str}

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from ansible_collections.fleet.celery.plugins.filter.fleet import status_rows
 from ansible_collections.fleet.celery.plugins.module_utils.fleet_systemd import SystemdError
 from ansible_collections.fleet.celery.plugins.modules import fleet_stale
 
@@ -74,7 +75,11 @@ def test_a_unit_with_the_files_it_started_with_is_fresh(shaped: dict[str, Any]) 
         "down": [],
         "replaced": [],
         "surplus": [],
+        "states": {UNIT: "active"},
         "drained": False,
+        "reason": "",
+        "current": "",
+        "previous": "",
         "reload": False,
     }
 
@@ -221,3 +226,38 @@ def test_what_does_not_run_or_would_not_after_a_reboot_is_down(
     found = compare({**shaped, "besides": [other]}, systemd)
     assert found["down"] == ([UNIT, other] if is_down else [])
     assert other not in found["stale"]
+
+
+def test_the_reason_of_a_drain_and_the_releases_are_told(shaped: dict[str, Any], tmp_path: Path) -> None:
+    for link, release in (("current", "3f"), ("previous", "2e")):
+        (tmp_path / link).symlink_to(f"releases/{release}")
+    (tmp_path / "drained").write_text("a new disk\n")
+    arguments = {**shaped, "mark": str(tmp_path / "drained"), "app_dir": str(tmp_path)}
+    result = compare(arguments, Systemd(a_1="inactive"))
+    assert (result["drained"], result["reason"]) == (True, "a new disk")
+    assert (result["current"], result["previous"]) == ("3f", "2e")
+
+
+@pytest.mark.parametrize(
+    ("found", "row"),
+    [
+        ({}, "no no answer"),
+        ({"states": {"a.service": "active", "b.service": "active"}}, "yes 3f - 2 of 2 - - -"),
+        ({"states": {"a.service": "active"}, "stale": ["a.service"]}, "no 3f - 1 of 1 1 - -"),
+        ({"states": {"a.service": "activating"}, "stale": ["a.service"]}, "no 3f - 0 of 1 - - a"),
+        ({"states": {"a.service": "failed"}}, "no 3f - 0 of 1 - - a"),
+        ({"states": {"a.service": "inactive"}, "drained": True}, "yes 3f - 0 of 1 - yes a"),
+        (
+            {"states": {"a.service": "inactive"}, "drained": True, "reason": "a disk"},
+            "yes 3f - 0 of 1 - a disk a",
+        ),
+        ({"states": {"a.service": "activating"}, "drained": True}, "no 3f - 0 of 1 - yes a"),
+    ],
+)
+def test_a_host_is_well_if_its_units_are_up_with_the_files_that_it_has(
+    found: dict[str, Any], row: str
+) -> None:
+    if found:
+        found = {"stale": [], "drained": False, "reason": "", "current": "3f", "previous": ""} | found
+    (cells,) = status_rows({"h": {"found": found}}, {"workers": ["h"]}, {"workers": "found"})
+    assert " ".join(map(str, cells.values())) == f"h workers {row}"
