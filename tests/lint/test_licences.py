@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Each Python file names its licence: GPL-3.0-or-later what is loaded into modules, MIT the rest."""
+"""Each program names its licence: GPL-3.0-or-later for modules and what they load, MIT for the rest."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ HEAD = 5  # lines of a file in which its licence stands
 
 
 def heads() -> dict[str, str]:
-    """Return the first lines of each Python file by its path."""
+    """Return the first lines of each file in Python and of each script of a shell, by its path."""
     listing = subprocess.check_output(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, text=True)
     found = {}
     for name in listing.splitlines():
@@ -27,12 +27,12 @@ def heads() -> dict[str, str]:
             continue
         with file.open("rb") as content:
             head = b"".join(content.readline() for _ in range(HEAD)).decode(errors="replace")
-        if file.suffix in {".py", ".pyi"} or (not file.suffix and re.match(r"#!.*python", head)):
+        if file.suffix in {".py", ".pyi"} or (not file.suffix and re.match(r"#!.*(python|/(ba)?sh\b)", head)):
             found[name] = head
     return found
 
 
-def test_each_python_file_names_its_licence() -> None:
+def test_each_program_names_its_licence() -> None:
     """A file without a line, or with that of another licence, is named."""
     wrong = {}
     for name, head in heads().items():
