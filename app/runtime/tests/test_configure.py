@@ -104,7 +104,7 @@ def test_what_the_fleet_owns_prevails(lay: Callable[..., Any]) -> None:
     }
     connection = app.connection_for_read()
     assert (connection.hostname, connection.userid) == ("redis", "worker")
-    assert connection.transport_cls == "fleet_runtime.transport.channel:Transport"
+    assert connection.transport_cls == "fleet_runtime.worker.transports:NodeTransport"
 
 
 def test_kombus_transport_is_taken_where_the_own_one_is_switched_off(

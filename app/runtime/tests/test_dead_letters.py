@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from celery import chord
 from celery.exceptions import ChordError, InvalidTaskError
+from fleet_runtime.broker.unacked import UnackedRef
 from fleet_runtime.dead_letters import store
 from fleet_runtime.dead_letters.model import End, Filter, Letter, Reason
 
@@ -373,7 +374,7 @@ def test_what_was_given_back_meanwhile_is_not_dead(web: Any, broker: Broker) -> 
 
 def test_a_record_that_is_no_message_is_moved(worker: Any, broker: Broker) -> None:
     """From what a node held, once."""
-    held = store.Held("unacked:dead", "unacked_index:dead", "tag-1")
+    held = UnackedRef("unacked:dead", "unacked_index:dead", "tag-1")
     admin = broker.client("admin")
     admin.hset("unacked:dead", "tag-1", "garbage")
     admin.zadd("unacked_index:dead", {"tag-1": 1700000000})

@@ -7,7 +7,8 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from fleet_runtime.transport.channel import DELAYED_IN_ROW, NEWEST_OF, Transport
+from fleet_runtime.transport.transports import Transport
+from fleet_runtime.transport.tuning import ETA_RUN, NEWEST_EVERY
 from fleet_runtime.worker.bootsteps import own_keys
 from fleet_runtime.worker.consumer import _count_if_delayed
 from kombu import Connection, Consumer, Exchange, Queue
@@ -41,9 +42,9 @@ def take(broker: Broker, enough: Callable[[list[dict[str, Any]]], bool]) -> list
 
         def on_message(message: Any) -> None:
             got.append(message.headers)
-            before = channel.delayed
+            before = channel.eta_count
             _count_if_delayed(message)
-            if channel.delayed > before:
+            if channel.eta_count > before:
                 channel.basic_qos(0, channel.qos.prefetch_count + 1, False)
             else:
                 message.ack()
@@ -69,9 +70,9 @@ def test_what_is_due_comes_between(broker: Broker, web: Any, admin: Any) -> None
     order = [headers["id"] for headers in take(broker, lambda got: len(got) == 620)]
     assert sorted(order) == sorted(delayed + due)
     begins = order.index(due[-1])
-    assert DELAYED_IN_ROW - ROOM <= begins <= DELAYED_IN_ROW + 2 * ROOM
-    assert max(map(order.index, due)) < begins + len(due) * NEWEST_OF * 2
-    assert [one for one in order if one in delayed][:DELAYED_IN_ROW] == delayed[:DELAYED_IN_ROW]
+    assert ETA_RUN - ROOM <= begins <= ETA_RUN + 2 * ROOM
+    assert max(map(order.index, due)) < begins + len(due) * NEWEST_EVERY * 2
+    assert [one for one in order if one in delayed][:ETA_RUN] == delayed[:ETA_RUN]
     assert not admin.llen("default")
 
 
@@ -79,7 +80,7 @@ def test_what_is_due_comes_in_its_order(broker: Broker, web: Any, admin: Any) ->
     """Where the oldest are due, too, whatever waits for its time among them."""
     sent = [
         web.send_task("shop.add", (1, 1), queue="default", countdown=3600 * (number % 3 > 0)).id
-        for number in range(DELAYED_IN_ROW * 3)
+        for number in range(ETA_RUN * 3)
     ]
     order = [headers["id"] for headers in take(broker, lambda got: len(got) == len(sent))]
     assert order == sent
@@ -89,7 +90,7 @@ def test_what_is_overdue_comes_in_its_order(broker: Broker, web: Any, admin: Any
     """As retries and countdowns after an outage, all of which are due."""
     sent = [
         web.send_task("shop.add", (1, 1), queue="default", countdown=-number - 1).id
-        for number in range(DELAYED_IN_ROW * 2)
+        for number in range(ETA_RUN * 2)
     ]
     order = [headers["id"] for headers in take(broker, lambda got: len(got) == len(sent))]
     assert order == sent

@@ -11,14 +11,14 @@ import base64
 import json
 import socket
 import time
-from collections import deque
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from fleet_runtime.broker import keys
 from fleet_runtime.recovery.requeue import give_back
-from fleet_runtime.transport import channel as transport
-from fleet_runtime.transport.channel import Transport
+from fleet_runtime.transport import tuning
+from fleet_runtime.transport.channel import Channel
+from fleet_runtime.transport.transports import Transport
 from fleet_runtime.worker.bootsteps import own_keys
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -90,14 +90,14 @@ class Node:
     def die(self) -> None:
         """End without another word, as by SIGKILL: the kernel closes its connections."""
         self.channel.qos._on_collect.cancel()  # which would put back what it holds, as the test ends
-        lane = [self.channel.lane.connection] if self.channel.lane else []
-        for connection in [*self.channel.pool._available_connections, *lane]:
+        fetcher = [self.channel.fetcher.connection] if self.channel.fetcher else []
+        for connection in [*self.channel.pool._available_connections, *fetcher]:
             if connection is not None and connection._sock is not None:
                 connection._sock.shutdown(socket.SHUT_RDWR)
 
     def begin_anew(self) -> None:
         """Do what is done for a node that finds its connection lost: settle by a new one what was not."""
-        late = self.channel.unacknowledged()
+        late = self.channel.unconfirmed_acks()
         with self.open() as connection:
             for tag in late:
                 connection.default_channel.qos.ack(tag)
@@ -185,7 +185,7 @@ class Nodes(RuleBasedStateMachine):
         """Let a node find that what it took in advance has waited for long; others get it."""
         if which < len(self.nodes):
             node = self.nodes[which]
-            node.channel._ahead = deque((-LONG, one) for _, one in node.channel._ahead)
+            node.channel._prefetched.keep_longer(-LONG)
             node.turn()
 
     @rule(which=st.integers(0, 2))
@@ -194,7 +194,7 @@ class Nodes(RuleBasedStateMachine):
         if which >= len(self.nodes):
             return
         node = self.nodes[which]
-        unsaid = set(node.channel.unacknowledged())
+        unsaid = set(node.channel.unconfirmed_acks())
         numbers = {number for number, tag in self.held(node.name) if tag in unsaid}
         self.unsure |= numbers
         node.die()
@@ -250,18 +250,18 @@ def number_of(message: Any) -> int:
 
 def as_much_as_it_may(channel: Any, _: float) -> int:
     """Return how many messages a fast node takes in advance."""
-    return channel.qos.prefetch_count * transport.FOR_EACH if channel.connection.cycle.loop else 0
+    return channel.qos.prefetch_count * tuning.PREFETCH_PER_SLOT if channel.connection.cycle.loop else 0
 
 
 @pytest.mark.parametrize("examples", [40, pytest.param(500, marks=pytest.mark.long)])
-@pytest.mark.parametrize("delayed", [0, transport.DELAYED_IN_ROW], ids=["both-ends", "oldest"])
+@pytest.mark.parametrize("delayed", [0, tuning.ETA_RUN], ids=["both-ends", "oldest"])
 def test_a_message_is_always_in_one_place(
     broker: Broker, examples: int, delayed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever nodes do. Those that loop take in advance, however slow they are here."""
-    monkeypatch.setattr(transport, "DELAYED_IN_ROW", delayed)
-    monkeypatch.setattr(transport.Channel, "_in_advance", as_much_as_it_may)
-    monkeypatch.setattr(transport, "BACK", LONG)
+    monkeypatch.setattr(tuning, "ETA_RUN", delayed)
+    monkeypatch.setattr(Channel, "_prefetch_target", as_much_as_it_may)
+    monkeypatch.setattr(tuning, "PREFETCH_TTL_S", LONG)
     machine = type("Machine", (Nodes,), {"broker": broker})
     checks = [HealthCheck.too_slow, HealthCheck.filter_too_much]
     many = settings(

@@ -18,8 +18,9 @@ from fleet_runtime.bootstrap import plugins
 from fleet_runtime.compat.surface import SURFACE, Feature, Name, resolve
 from fleet_runtime.prefork import pool
 from fleet_runtime.prefork.time_limits import StockPool
-from fleet_runtime.transport import channel
+from fleet_runtime.transport import channel, poller, qos, transports
 from fleet_runtime.worker import results
+from fleet_runtime.worker.transports import NodeSentinelTransport, NodeTransport
 from kombu import Connection
 from kombu.transport import redis as stock
 
@@ -31,24 +32,24 @@ def test_a_transport_has_a_scheme_of_its_own(scheme: str) -> None:
     """By which kombu finds it, with all that the URL says."""
     plugins.select_transport(URL)
     connection = Connection(URL.replace("rediss", f"fleet-{scheme}"))
-    assert type(connection.transport) is channel.Transport
+    assert type(connection.transport) is NodeTransport
     assert (connection.hostname, connection.userid, connection.port) == ("redis", "worker", 6379)
     assert connection.ssl["ssl_ca_certs"] == "/etc/ca.crt"
 
 
 def test_a_single_url_stays_what_other_programs_know() -> None:
     """They find it in the environment of the task that starts them."""
-    assert plugins.select_transport(URL) == (URL, "fleet_runtime.transport.channel:Transport")
+    assert plugins.select_transport(URL) == (URL, "fleet_runtime.worker.transports:NodeTransport")
 
 
 def test_the_next_of_several_urls_has_it_too() -> None:
     """Kombu goes by the scheme as it tries the next one."""
     url, named = plugins.select_transport("sentinel://a:1;sentinel://b:2")
     connection = Connection(url, transport=named)
-    assert type(connection.transport) is channel.SentinelTransport
+    assert type(connection.transport) is NodeSentinelTransport
     connection.switch(next(connection.cycle))
     assert connection.hostname == "b"
-    assert type(connection.transport) is channel.SentinelTransport
+    assert type(connection.transport) is NodeSentinelTransport
 
 
 def test_another_kind_of_broker_stays() -> None:
@@ -83,11 +84,11 @@ def test_a_changed_kombu_keeps_its_transport(
     ("own", "base"),
     [
         (channel.Channel, stock.Channel),
-        (channel.QoS, stock.QoS),
-        (channel.Poller, stock.MultiChannelPoller),
-        (channel.Transport, stock.Transport),
-        (channel.SentinelChannel, stock.SentinelChannel),
-        (channel.SentinelTransport, stock.SentinelTransport),
+        (qos.QoS, stock.QoS),
+        (poller.Poller, stock.MultiChannelPoller),
+        (transports.Transport, stock.Transport),
+        (transports.SentinelChannel, stock.SentinelChannel),
+        (transports.SentinelTransport, stock.SentinelTransport),
     ],
 )
 def test_all_that_is_put_in_place_of_kombus_is_looked_at(own: type, base: type) -> None:

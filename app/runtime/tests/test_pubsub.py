@@ -9,8 +9,8 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from fleet_runtime.transport import broadcast, channel
-from fleet_runtime.transport.channel import Transport
+from fleet_runtime.transport import broadcast, tuning
+from fleet_runtime.transport.transports import Transport
 from fleet_runtime.worker.bootsteps import own_keys
 from kombu import Connection, Consumer, Exchange, Queue
 from kombu.utils import eventio
@@ -74,7 +74,7 @@ def test_what_was_read_in_the_same_turn_is_not_waited_for(
     """After a flood, what goes on with the rest and what heard of it by the socket both look for the last."""
     connection.transport.cycle.poller = eventio._select()  # as among greenlets
     got = listen(connection, broker)
-    monkeypatch.setattr(channel, "TURN_OF_FANOUT", -1.0)  # each message leaves the next to another turn
+    monkeypatch.setattr(tuning, "FANOUT_TURN_S", -1.0)  # each message leaves the next to another turn
     client, command = broker.client("admin"), json.dumps(items.message({}))
     reads = threading.Thread(target=receive, args=(connection, got, 20), daemon=True)
     for _ in range(20):

@@ -25,7 +25,8 @@ from fleet_runtime.errors import FleetError
 from fleet_runtime.recovery import inflight, preconditions, requeue
 from fleet_runtime.recovery.lease import Pulse
 from fleet_runtime.recovery.requeue import GiveBack
-from fleet_runtime.transport import channel as transport
+from fleet_runtime.transport.channel import Channel
+from fleet_runtime.transport.qos import QoS
 from fleet_runtime.worker import bootsteps as recovery
 from kombu import Exchange, Queue
 from redis.exceptions import ConnectionError as NoConnectionError
@@ -244,7 +245,7 @@ def test_what_could_not_be_settled_is_settled_later(
         held.adopt(channel)
         channel.qos._quick_append("tag", None)
         with monkeypatch.context() as patch, pytest.raises(NoConnectionError):
-            patch.setattr(transport.QoS, "reject", refuse)
+            patch.setattr(QoS, "reject", refuse)
             channel.qos.reject("tag", requeue)
         assert admin.hlen(keys.unacked(DEAD)) == 1
         held.settle()
@@ -256,12 +257,12 @@ def test_many_leases_do_not_slow_a_pulse(
     node: Celery, channel: Any, admin: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It costs the same whatever the size of the fleet, in time and in commands. The transport learns it."""
-    monkeypatch.setattr(transport.Channel, "nodes", 0)
+    monkeypatch.setattr(Channel, "nodes", 0)
     now = admin.time()[0]
     admin.zadd(keys.LEASES, {f"node-{number}@test": now + 600 for number in range(500)})
     pulse = Pulse(node, "one@test", dict, lambda client: None)
     pulse.beat(channel)
-    assert transport.Channel.nodes == admin.zcard(keys.LEASES) > 500
+    assert Channel.nodes == admin.zcard(keys.LEASES) > 500
     with counted() as sent:
         pulse.beat(channel)
     assert 0 < sent["commands"] / pulse._interval < 2

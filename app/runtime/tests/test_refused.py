@@ -7,8 +7,8 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from fleet_runtime.transport import channel as transport
-from fleet_runtime.transport.channel import Transport
+from fleet_runtime.transport import tuning
+from fleet_runtime.transport.transports import Transport
 from fleet_runtime.worker.bootsteps import own_keys
 from kombu import Connection, Consumer, Exchange, Queue
 from kombu.common import Broadcast
@@ -105,7 +105,7 @@ def test_a_broadcast_queue_is_heard_when_redis_allows_it(
     redis_server: Broker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its node subscribes then; nobody has to start it anew."""
-    monkeypatch.setattr(transport, "AGAIN", 0.3)
+    monkeypatch.setattr(tuning, "REFUSED_RETRY_S", 0.3)
     admin = redis_server.client("admin")
     rules = admin.execute_command("ACL", "LIST")
     (worker,) = [rule.split()[2:] for rule in rules if rule.startswith("user worker ")]
@@ -136,7 +136,7 @@ def test_a_queue_is_consumed_again_when_redis_allows_it(
     redis_server: Broker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also if it was refused while it was consumed; what it held and acknowledged goes on meanwhile."""
-    monkeypatch.setattr(transport, "AGAIN", 0.3)
+    monkeypatch.setattr(tuning, "REFUSED_RETRY_S", 0.3)
     client = redis_server.client("admin")
     for name in ("heavy", "email"):
         client.delete(name, f"{name}\x06\x163")

@@ -16,8 +16,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from celery import bootsteps
 from fleet_runtime.recovery import inflight
-from fleet_runtime.transport import channel as transport
-from fleet_runtime.transport.channel import WAIT, Transport
+from fleet_runtime.transport import tuning
+from fleet_runtime.transport.channel import Channel
+from fleet_runtime.transport.qos import QoS
+from fleet_runtime.transport.transports import Transport
 from fleet_runtime.worker.bootsteps import own_keys
 from kombu import Connection, Consumer, Exchange, Producer, Queue
 from kombu.asynchronous import Hub
@@ -148,13 +150,13 @@ def test_a_redis_that_does_not_answer_is_left(
     drain(connection)
     cycle.maybe_check_brpop_health()
     with stopped(broker):
-        channel.lane.ask(*channel._watch())
+        channel.fetcher.send(*channel._track())
         cycle.maybe_check_brpop_health()
         monkeypatch.setattr(channel, "health_check_interval", 0.1)
         time.sleep(0.2)
         with pytest.raises(NoConnectionError):
             cycle.maybe_check_brpop_health()
-    assert not channel.lane.is_open
+    assert not channel.fetcher.is_open
 
 
 @pytest.mark.usefixtures("producer")
@@ -162,13 +164,13 @@ def test_an_error_on_the_connection_is_a_lost_connection(broker: Broker, connect
     """Also where a poller tells of nothing else."""
     channel, _ = consume(connection, "default")
     drain(connection)
-    fileno = channel.lane.fileno
+    fileno = channel.fetcher.fileno
     for client in broker.client("admin").client_list():
         if client["user"] == "worker":
             broker.client("admin").client_kill_filter(_id=client["id"])
     with pytest.raises(NoConnectionError):
         connection.transport.cycle.handle_event(fileno, ERR)
-    assert not channel.lane.is_open
+    assert not channel.fetcher.is_open
 
 
 @pytest.mark.usefixtures("producer")
@@ -176,14 +178,14 @@ def test_who_closes_does_not_wait_for_ever(
     broker: Broker, connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A Redis that stands still may have a message under way, and does not say so."""
-    monkeypatch.setattr(transport, "LAST", 0.5)
+    monkeypatch.setattr(tuning, "CLOSE_TIMEOUT_S", 0.5)
     channel, _ = consume(connection, "default")
     drain(connection, 1)
     with stopped(broker):
-        channel.lane.ask(*channel._watch())
+        channel.fetcher.send(*channel._track())
         started = time.monotonic()
         channel.close()
-    assert time.monotonic() - started < WAIT / 2
+    assert time.monotonic() - started < tuning.POLL_INTERVAL_S / 2
 
 
 @contextmanager
@@ -231,7 +233,7 @@ def test_who_had_no_room_is_told_when_there_is(producer: Producer, connection: C
     start = time.monotonic()
     while len(got) < 2:
         connection.drain_events(timeout=PATIENCE)
-    assert time.monotonic() - start < WAIT / 4
+    assert time.monotonic() - start < tuning.POLL_INTERVAL_S / 4
 
 
 def test_what_is_urgent_comes_first(producer: Producer, connection: Connection) -> None:
@@ -296,9 +298,9 @@ def test_what_is_done_is_told_though_the_next_task_goes_on(
     receive(connection, got, 5)
     for message in got:
         message.ack()
-        time.sleep(2 * transport.LINGER)
+        time.sleep(2 * tuning.ACK_LINGER_S)
     assert broker.client("admin").hlen("unacked:one") <= 2
-    assert len(channel.unacknowledged()) == 5, "nothing was read"
+    assert len(channel.unconfirmed_acks()) == 5, "nothing was read"
 
 
 @pytest.mark.parametrize("room", [16, 2])
@@ -323,7 +325,7 @@ def test_who_looks_in_vain_looks_later(
     producer: Producer, connection: Connection, monkeypatch: pytest.MonkeyPatch, nodes: int, most: int
 ) -> None:
     """Twice as late each time, up to a bound, until it gets a message: Redis tells all of each."""
-    monkeypatch.setattr(transport.Channel, "nodes", nodes)
+    monkeypatch.setattr(Channel, "nodes", nodes)
     monkeypatch.setattr("random.uniform", lambda least, most: most)
     channel, got = consume(connection, "default")
     waits: list[float] = []
@@ -334,18 +336,23 @@ def test_who_looks_in_vain_looks_later(
         while not happened() and time.monotonic() < until:
             drain(connection, 0.05)
 
+    def is_subscribed() -> bool:
+        return channel._tracking.is_active and not channel._tracking.may_have_messages
+
     def has_waited(times: int) -> bool:
         return len(waits) == times
 
     for number in range(12):
-        drain_until(lambda: channel._watched and not channel._look and channel.lane.is_idle)
-        channel._on_change()
+        drain_until(lambda: is_subscribed() and channel.fetcher.is_idle)
+        channel._tracking.on_invalidate()
         drain_until(partial(has_waited, number + 1))
     assert waits == pytest.approx([0.001 * min(most, 2 * 2**number) for number in range(12)])
-    assert channel._empty_answers == transport.DOUBLED, "in the end it would be no number that a float can be"
+    assert channel._backoff.misses == tuning.BACKOFF_MAX_DOUBLINGS, (
+        "in the end it would be no number that a float can be"
+    )
     send(producer, 1)
     receive(connection, got, 1)
-    assert channel._empty_answers == 0
+    assert channel._backoff.misses == 0
 
 
 def test_who_took_all_that_was_there_is_told_of_the_next(producer: Producer, connection: Connection) -> None:
@@ -361,7 +368,7 @@ def test_who_took_all_that_was_there_is_told_of_the_next(producer: Producer, con
     start = time.monotonic()
     while len(got) < 6:
         connection.drain_events(timeout=PATIENCE)
-    assert time.monotonic() - start < WAIT / 4
+    assert time.monotonic() - start < tuning.POLL_INTERVAL_S / 4
 
 
 def test_who_consumes_no_more_gets_what_is_under_way(
@@ -374,7 +381,7 @@ def test_who_consumes_no_more_gets_what_is_under_way(
     consumer.consume()
     drain(connection)
     send(producer, 2)
-    channel._look = True
+    channel._tracking.may_have_messages = True
     connection.transport.cycle.on_poll_start()  # asks for them
     wait_until(lambda: admin.hlen("unacked:one") == 2)
     consumer.cancel()
@@ -393,8 +400,8 @@ def test_what_was_under_way_as_the_connection_was_lost_is_given_back(
     channel, got = consume(connection, "default", room=1)
     receive(connection, got, 1)
     with stopped(broker):
-        channel._turn(channel.lane, 1)
-        channel.lane.drop()  # as a failing send does
+        channel._fetch_and_ack(channel.fetcher, 1)
+        channel.fetcher.disconnect()  # as a failing send does
     with pytest.raises(NoConnectionError, match="messages were under way"):
         drain(connection)
     drain(connection)
@@ -404,15 +411,15 @@ def test_a_redis_that_is_asked_again_and_again_is_found_to_be_silent(
     broker: Broker, connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What counts is the oldest question without an answer."""
-    monkeypatch.setattr(transport, "WAIT", 0.1)
+    monkeypatch.setattr(tuning, "POLL_INTERVAL_S", 0.1)
     channel, _ = consume(connection, "default")
     drain(connection)
-    asked = channel._brpop_sent_at
+    asked = channel.asked_at
     with stopped(broker):
         for _ in range(10):
             drain(connection, 0.1)
-        assert channel.lane.is_overdue(0.5)
-        assert channel._brpop_sent_at < asked + 1, "the watchdog would not see it"
+        assert channel.fetcher.is_overdue(0.5)
+        assert channel.asked_at < asked + 1, "the watchdog would not see it"
 
 
 def test_who_always_has_room_is_seen_to_ask(
@@ -421,11 +428,11 @@ def test_who_always_has_room_is_seen_to_ask(
     """The watchdog counts a node as deaf that has room and does not."""
     channel, got = consume(connection, "default")
     drain(connection)
-    asked = channel._brpop_sent_at
-    monkeypatch.setattr(channel, "_watch", list)  # it comes to this only when nothing is left
+    asked = channel.asked_at
+    monkeypatch.setattr(channel, "_track", list)  # it comes to this only when nothing is left
     send(producer, 300)
     receive(connection, got, 300)
-    assert channel._brpop_sent_at > asked
+    assert channel.asked_at > asked
 
 
 def test_few_that_are_done_do_not_wait_for_an_event(producer: Producer, connection: Connection) -> None:
@@ -506,7 +513,7 @@ def looping(
     connection: Connection, producer: Producer, broker: Broker, monkeypatch: pytest.MonkeyPatch
 ) -> Looping:
     """One that has begun, with plenty in its queues."""
-    monkeypatch.setattr(transport, "ADVANCE", 10)
+    monkeypatch.setattr(tuning, "PREFETCH_WINDOW_S", 10)
     send(producer, 60)
     send(producer, 40, priority=3)
     node = Looping(connection, broker)
@@ -522,13 +529,13 @@ def test_what_is_taken_in_advance_is_delivered_without_asking(looping: Looping, 
         looping.turn(0.002)
     assert requests(broker) - before < 20
     assert numbers(looping.got) == sorted(numbers(looping.got))
-    assert looping.held() <= 2 + 2 * transport.FOR_EACH
+    assert looping.held() <= 2 + 2 * tuning.PREFETCH_PER_SLOT
 
 
 def test_what_was_taken_in_advance_goes_back_if_it_has_to_wait(looping: Looping) -> None:
     """To where it was: another node can take it, and the order is as it was."""
     got = numbers(looping.got)
-    looping.turn(3 * transport.BACK)
+    looping.turn(3 * tuning.PREFETCH_TTL_S)
     assert looping.held() == 2
     assert numbers(looping.got) == got
     rest = looping.left()
@@ -563,7 +570,7 @@ def test_a_redis_that_is_lost_as_the_last_queue_is_cancelled_is_not_passed_over(
     def lose() -> None:
         raise looping.connection.connection_errors[0]("lost")
 
-    monkeypatch.setattr(looping.channel, "_finish", lose)
+    monkeypatch.setattr(looping.channel, "_wait_for_replies", lose)
     tags = list(looping.channel._tag_to_queue)
     looping.channel.basic_cancel(tags[0])
     with pytest.raises(looping.connection.connection_errors, match="lost"):
@@ -579,15 +586,15 @@ def test_what_came_is_delivered_though_what_was_taken_with_it_cannot_go_back(
     def lose() -> None:
         raise looping.connection.connection_errors[0]("lost")
 
-    looping.channel._ahead.clear()
-    while not looping.channel.lane.takes:
+    looping.channel._prefetched.clear()
+    while not looping.channel.fetcher.has_pending_fetch:
         looping.done()
-        looping.channel.advance(lambda _: None)
+        looping.channel.on_poll_start(lambda _: None)
     count = len(looping.got)
-    monkeypatch.setattr(looping.channel, "_give_back", lose)
+    monkeypatch.setattr(looping.channel, "_unprefetch", lose)
     monkeypatch.setattr(looping.channel, "queues", [])
     with pytest.raises(looping.connection.connection_errors, match="lost"):
-        looping.channel.lane.read(1)
+        looping.channel.fetcher.read(1)
     assert len(looping.got) > count
 
 
@@ -602,20 +609,20 @@ def test_a_redis_that_writes_nothing_gets_back_later_what_was_taken(
 
     with monkeypatch.context() as refusing:
         refusing.setattr("fleet_runtime.broker.functions.run", refuse)
-        looping.turn(2 * transport.BACK)
+        looping.turn(2 * tuning.PREFETCH_TTL_S)
         assert looping.held() == held
-    looping.turn(3 * transport.BACK)
+    looping.turn(3 * tuning.PREFETCH_TTL_S)
     assert looping.held() == 2
 
 
 def test_what_others_have_by_now_does_not_go_back(looping: Looping, broker: Broker) -> None:
     """The node was cut off: recovery has given it back with a mark, and it is held again."""
     admin, unacked = broker.client("admin"), OPTIONS["unacked_key"]
-    tags = [one.tag for _, one in looping.channel._ahead]
+    tags = [message.tag for message in looping.channel._prefetched.messages]
     assert len(tags) > 1
     admin.hset(unacked, tags[0], "[{}, 1, 2]")
     left = len(looping.left())
-    looping.turn(3 * transport.BACK)
+    looping.turn(3 * tuning.PREFETCH_TTL_S)
     assert looping.held() == 3
     assert admin.hexists(unacked, tags[0])
     assert len(looping.left()) == left + len(tags) - 1
@@ -623,24 +630,24 @@ def test_what_others_have_by_now_does_not_go_back(looping: Looping, broker: Brok
 
 def test_what_came_while_a_node_stood_still_goes_back(looping: Looping) -> None:
     """Others may have got it, if that was for long: its age counts from when it was asked for."""
-    while not looping.channel.lane.takes:
+    while not looping.channel.fetcher.has_pending_fetch:
         looping.done()
-        looping.channel.advance(lambda _: None)
-    time.sleep(2 * transport.BACK)
-    looping.channel._ahead.clear()  # which is old in any case
-    wait_until(lambda: looping.channel.lane.read(1) or looping.channel._ahead)
-    assert looping.channel._ahead
-    looping.channel.advance(lambda _: None)
-    assert not looping.channel._ahead
+        looping.channel.on_poll_start(lambda _: None)
+    time.sleep(2 * tuning.PREFETCH_TTL_S)
+    looping.channel._prefetched.clear()  # which is old in any case
+    wait_until(lambda: looping.channel.fetcher.read(1) or looping.channel._prefetched)
+    assert looping.channel._prefetched
+    looping.channel.on_poll_start(lambda _: None)
+    assert not looping.channel._prefetched
 
 
 def test_what_is_done_as_it_is_delivered_holds_nothing_up(
     connection: Connection, producer: Producer, broker: Broker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Such as tasks that have expired: the loop acknowledges them, and waits by then for an event."""
-    monkeypatch.setattr(transport, "ADVANCE", 10)
-    monkeypatch.setattr(transport, "BACK", PATIENCE)
-    monkeypatch.setattr(transport, "LINGER", PATIENCE)
+    monkeypatch.setattr(tuning, "PREFETCH_WINDOW_S", 10)
+    monkeypatch.setattr(tuning, "PREFETCH_TTL_S", PATIENCE)
+    monkeypatch.setattr(tuning, "ACK_LINGER_S", PATIENCE)
     send(producer, 90)
     node = Looping(connection, broker)
     hub, done = node.hub, list[Any]()
@@ -688,7 +695,7 @@ def test_who_cannot_give_back_takes_nothing_in_advance(
     connection: Connection, producer: Producer, broker: Broker, monkeypatch: pytest.MonkeyPatch, strict: str
 ) -> None:
     """Nor who is to ask before each message, or who runs few, or is so far that all would go back at once."""
-    monkeypatch.setattr(transport, "ADVANCE", 0.0001 if strict == "slow" else 10)
+    monkeypatch.setattr(tuning, "PREFETCH_WINDOW_S", 0.0001 if strict == "slow" else 10)
     send(producer, 60)
     node = Looping(connection, broker)
     if strict == "condition":
@@ -697,11 +704,11 @@ def test_who_cannot_give_back_takes_nothing_in_advance(
     elif strict == "own order":
         monkeypatch.setattr(node.channel, "_queue_cycle", OwnOrder(["default", "email"]))
     elif strict == "one at a time":
-        node.channel.most_at_a_time = 1
+        node.channel.fetch_limit = 1
     elif strict == "no loop":
         monkeypatch.setattr(connection.transport.cycle, "loop", None)
     elif strict == "far":
-        monkeypatch.setattr(transport, "BACK", 1e-6)
+        monkeypatch.setattr(tuning, "PREFETCH_TTL_S", 1e-6)
     kept, keep = list[Any](), node.channel._keep
 
     def count(ahead: Any, asked_at: float) -> None:
@@ -726,7 +733,7 @@ def test_what_is_to_run_once_at_most_is_acknowledged_at_once(
     receive(connection, got, 8)
     before = requests(broker)
     got[0].ack()
-    channel.acknowledge_at_once()
+    channel.flush_soon()
     connection.transport.cycle.on_poll_start()
     assert requests(broker) - before == 1
 
@@ -744,7 +751,7 @@ def test_who_waits_for_its_pool_acknowledges_by_itself(
         thread.start()
         thread.join()
     assert broker.client("admin").hlen("unacked:one") == 6
-    assert not channel.unacknowledged()
+    assert not channel.unconfirmed_acks()
 
 
 @pytest.mark.parametrize("again", [1, 2])
@@ -794,8 +801,8 @@ def test_what_may_not_have_been_heard_is_told_again(
         for message in got:
             message.ack()
             connection.transport.cycle.on_poll_start()
-        channel.lane.drop()
-        assert channel.unacknowledged() == [message.delivery_tag for message in got]
+        channel.fetcher.disconnect()
+        assert channel.unconfirmed_acks() == [message.delivery_tag for message in got]
     drain(connection)
     assert not broker.client("admin").exists("unacked:one")
 
@@ -814,7 +821,7 @@ def test_what_was_done_as_the_connection_was_lost_is_told_by_the_next(
         held.adopt(channel)
         receive(first, got, 3)
         got[0].ack()
-        channel.lane.drop()
+        channel.fetcher.disconnect()
         got[1].ack()
         with Connection(url, transport=Transport, transport_options=OPTIONS) as second:
             held.adopt(second.default_channel)
@@ -831,19 +838,19 @@ def test_who_waits_is_told(producer: Producer, connection: Connection, queue: st
     start = time.monotonic()
     while not got:
         connection.drain_events(timeout=PATIENCE)
-    assert time.monotonic() - start < WAIT / 4, "it was not told, but asked anew"
+    assert time.monotonic() - start < tuning.POLL_INTERVAL_S / 4, "it was not told, but asked anew"
 
 
 def test_what_redis_tells_of_is_taken_in_the_same_turn_of_the_loop(
     producer: Producer, connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A turn later it would come later than with kombu, to which Redis sends the message itself."""
-    monkeypatch.setattr(transport, "SOON", PATIENCE)
+    monkeypatch.setattr(tuning, "NOTIFY_GRACE_S", PATIENCE)
     channel, got = consume(connection, "default", room=4)
     drain(connection)
     send(producer, 1)
-    assert channel.lane.connection.can_read(PATIENCE)
-    connection.transport.cycle.on_readable(channel.lane.fileno)
+    assert channel.fetcher.connection.can_read(PATIENCE)
+    connection.transport.cycle.on_readable(channel.fetcher.fileno)
     assert numbers(got) == [0]
 
 
@@ -872,17 +879,17 @@ def test_what_goes_back_is_what_is_recorded(
     send(producer, 2, priority=3)
     channel, got = consume(connection, "default", room=1)
     receive(connection, got, 1)
-    read = transport.QoS._read
+    read = QoS._read
 
     def changed(qos: Any, record: bytes) -> Any:
         """Change the record after it was read, the first time."""
-        monkeypatch.setattr(transport.QoS, "_read", read)
+        monkeypatch.setattr(QoS, "_read", read)
         raw, *place = json.loads(record)
         raw["headers"]["more"] = True
         admin.hset("unacked:one", got[0].delivery_tag, json.dumps([raw, *place]))
         return read(qos, record)
 
-    monkeypatch.setattr(transport.QoS, "_read", changed)
+    monkeypatch.setattr(QoS, "_read", changed)
     got[0].requeue()
     assert not admin.exists("unacked:one", "unacked_index:one")
     last, first = map(json.loads, admin.lrange("default\x06\x163", 0, -1))
@@ -941,7 +948,7 @@ def test_what_cannot_be_recorded_stays_in_its_queue(
     drain(connection)
     admin.set("unacked:one", "no hash")
     send(producer, 1)
-    with pytest.raises(connection.connection_errors, match="it refuses: WRONGTYPE"):
+    with pytest.raises(connection.connection_errors, match="Redis refuses a command: WRONGTYPE"):
         connection.drain_events(timeout=PATIENCE)
     assert (got, admin.llen("default")) == ([], 1)
     admin.delete("unacked:one")

@@ -157,7 +157,7 @@ def test_who_waits_for_a_broker_lets_greenlets_run() -> None:
     program = (
         "import celery; celery.maybe_patch_concurrency()\n"
         "import time; from kombu.utils import functional\n"
-        "from fleet_runtime import greenlets; greenlets.let_run()\n"
+        "from fleet_runtime.compat import gevent_sleep; gevent_sleep.let_run()\n"
         "print(functional.sleep is time.sleep, time.sleep.__module__)\n"
     )
     words = [sys.executable, "-c", program, "--pool=gevent"]
@@ -261,7 +261,7 @@ def test_a_node_that_asks_for_nothing_is_deaf(
     """Unless it has no queue to ask for, or no room because of what it has taken."""
     monkeypatch.setattr(state, "reserved_requests", reserved)
     channel = SimpleNamespace(
-        _brpop_sent_at=None if sent is None else time.monotonic() + sent,
+        asked_at=None if sent is None else time.monotonic() + sent,
         active_queues=queues,
         qos=SimpleNamespace(can_consume=lambda: has_room),
     )

@@ -19,6 +19,7 @@ from celery.concurrency import prefork
 from kombu.transport import TRANSPORT_ALIASES
 from kombu.utils.imports import symbol_by_name
 
+from fleet_runtime.broker.schemes import PREFIX
 from fleet_runtime.compat.surface import Feature, first_change
 from fleet_runtime.compat.versions import is_known
 
@@ -27,11 +28,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-PREFIX = "fleet-"
 TRANSPORTS = {
-    "redis": "fleet_runtime.transport.channel:Transport",
-    "rediss": "fleet_runtime.transport.channel:Transport",
-    "sentinel": "fleet_runtime.transport.channel:SentinelTransport",
+    "redis": "fleet_runtime.worker.transports:NodeTransport",
+    "rediss": "fleet_runtime.worker.transports:NodeTransport",
+    "sentinel": "fleet_runtime.worker.transports:NodeSentinelTransport",
 }
 BACKENDS = {
     "redis": "fleet_runtime.worker.results:RedisBackend",
@@ -71,11 +71,6 @@ def select_transport(url: str) -> tuple[str, str | None]:
     TRANSPORT_ALIASES.update({PREFIX + scheme: path for scheme, path in TRANSPORTS.items()})
     own = ";".join(PREFIX + one for one in urls) if len(urls) > 1 else url
     return own, TRANSPORTS[schemes.pop()]
-
-
-def without_prefix(url: str) -> str:
-    """Return a broker's URL with the scheme that kombu knows."""
-    return url.removeprefix(PREFIX)
 
 
 def select_backend(app: Celery, *, stores: bool) -> None:

@@ -11,7 +11,7 @@ import base64
 import hashlib
 import json
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,7 @@ from kombu.utils.json import dumps
 from redis.exceptions import RedisError
 
 from fleet_runtime.broker import functions, keys, scripts
+from fleet_runtime.broker.unacked import UnackedRef
 from fleet_runtime.compat import kombu_channel
 from fleet_runtime.dead_letters.model import COUNTED, Letter
 from fleet_runtime.errors import FleetError
@@ -35,15 +36,6 @@ if TYPE_CHECKING:
 
 LOSSES_TTL = 7 * 86400  # seconds that deaths are remembered: as long as messages are held at most
 PAGE = 200  # letters in one answer of Redis
-
-
-@dataclass(frozen=True)
-class Held:
-    """Where a node keeps what it has taken from a queue."""
-
-    unacked: str
-    index: str
-    tag: str
 
 
 class DeadLetters:
@@ -144,13 +136,19 @@ def bury(message: Any, end: End, *, node: str, started: float | None = None, hel
     }
     record = "" if held else dumps([kombu_channel.stored(message), exchange, routing_key])
     channel = message.channel
-    hold = Held(channel.unacked_key, channel.unacked_index_key, message.delivery_tag)
+    hold = UnackedRef(channel.unacked_key, channel.unacked_index_key, message.delivery_tag)
     with channel.conn_or_acquire() as client:
         return _bury(client, letter, hold, record, needed=held)
 
 
 def bury_raw(
-    client: Any, raw: bytes | str, end: End, *, node: str, queue: str | None = None, held: Held | None = None
+    client: Any,
+    raw: bytes | str,
+    end: End,
+    *,
+    node: str,
+    queue: str | None = None,
+    held: UnackedRef | None = None,
 ) -> bool:
     """Move what is no message to the dead letters.
 
@@ -197,13 +195,13 @@ def settings() -> FleetSettings:
     return FleetSettings.from_environment()
 
 
-def _bury(client: Any, letter: dict[str, Any], held: Held | None, record: str, *, needed: bool) -> bool:
+def _bury(client: Any, letter: dict[str, Any], held: UnackedRef | None, record: str, *, needed: bool) -> bool:
     """Call the script."""
     limit, age = settings().dead_letter_limit, int(settings().dead_letter_age)
     names: list[str] = [keys.DEAD, keys.DEAD_LETTERS]
     arguments: list[Any] = [letter["id"], json.dumps(letter, default=repr), limit, age]
     if held:
-        names += [keys.losses(held.tag), held.unacked, held.index]
+        names += [keys.losses(held.tag), held.unacked, held.unacked_index]
         arguments += [held.tag, record, int(needed), 0 if letter["reason"] in COUNTED else 1]
     return bool(functions.run(client, scripts.DEAD_LETTER, names, arguments))
 

@@ -27,8 +27,8 @@ from redis.exceptions import ConnectionError as NoConnectionError
 from redis.exceptions import ResponseError
 
 from fleet_runtime.compat.surface import may_replace
-from fleet_runtime.transport import channel as transport
-from fleet_runtime.transport.channel import QoS
+from fleet_runtime.transport.channel import Channel as FetchingChannel
+from fleet_runtime.transport.qos import QoS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -134,8 +134,8 @@ class Held:
         Returns:
             The delivery tags of what this process runs. Nobody else is to get that.
         """
-        if isinstance(lost := getattr(self.qos, "channel", None), transport.Channel):
-            self.settled_late.update(dict.fromkeys(lost.unacknowledged(), "ack"))
+        if isinstance(lost := getattr(self.qos, "channel", None), FetchingChannel):
+            self.settled_late.update(dict.fromkeys(lost.unconfirmed_acks(), "ack"))
         if self._hands_over_for_good():
             signals.task_received.connect(self._receive, weak=False, dispatch_uid="fleet.held")
         qos = channel.qos

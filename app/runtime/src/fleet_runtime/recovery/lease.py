@@ -17,7 +17,7 @@ from fleet_runtime.broker import functions, keys, scripts
 from fleet_runtime.recovery.connections import connect, declare_exchanges
 from fleet_runtime.recovery.requeue import forget, give_back
 from fleet_runtime.settings import FleetSettings
-from fleet_runtime.transport import channel as transport
+from fleet_runtime.transport.channel import Channel
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -134,7 +134,7 @@ class Pulse:
         facts = {**self._facts(), "lapses": self.lapses, "recovered": self.recovered}
         with self._one_at_a_time, channel.conn_or_acquire() as client:
             found = renew(client, self.node, lease, json.dumps(facts))
-            transport.Channel.nodes = found.nodes
+            Channel.nodes = found.nodes
             if self._is_unsure(found.left):
                 self._trusting_until = time.monotonic() + self._settings.grace
             if self._renewed and (found.left is None or found.left < 0):

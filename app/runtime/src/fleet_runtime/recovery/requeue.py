@@ -26,6 +26,7 @@ from kombu.utils.json import dumps, loads
 from redis.exceptions import RedisError, ResponseError
 
 from fleet_runtime.broker import functions, keys, scripts
+from fleet_runtime.broker.unacked import UnackedRef
 from fleet_runtime.messages.headers import RECOVERED
 from fleet_runtime.settings import FleetSettings
 
@@ -175,7 +176,7 @@ def give_back(channel: Any, node: str, finder: str, step: int, **options: Any) -
 
         what = redact.described(error)  # no more of it, because the error may quote the record
         logger.error("What %s held as %s goes to the dead letters: %s", node, tag, what)
-        held = store.Held(keys.unacked(node), keys.unacked_index(node), tag)
+        held = UnackedRef(keys.unacked(node), keys.unacked_index(node), tag)
         try:
             with channel.conn_or_acquire() as client:
                 end = End.of(Reason.UNDECODABLE, error)

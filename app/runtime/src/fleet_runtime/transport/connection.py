@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""The connection by which a node takes messages.
+"""A pipelined connection to Redis that never waits for a reply.
 
-Nothing here waits for an answer: commands are sent one after another, and their answers come in that order,
-when they come. Between them Redis tells by itself that a list which was looked at has changed.
+Commands are sent one after another. Their replies come in the same order, whenever they come. Between them,
+Redis sends a push message when a list that was looked at has changed (CLIENT TRACKING).
 """
 
 from __future__ import annotations
@@ -13,222 +13,237 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from kombu.transport import redis as stock
-from redis.exceptions import ConnectionError as NoConnectionError
+from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
-from redis.exceptions import TimeoutError as NotYet
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-# Tells of changes to the keys of those commands that come right after CLIENT CACHING YES, except one's own.
-# Source: redis.io, "CLIENT TRACKING".
+#: Notify of changes to the keys of each command that follows CLIENT CACHING YES, but not of this connection's
+#: own changes. Source: redis.io, "CLIENT TRACKING".
 TRACK = ("CLIENT", "TRACKING", "ON", "OPTIN", "NOLOOP")
 TRACK_NEXT = ("CLIENT", "CACHING", "YES")
 
-
-# What stands for no answer, and for what Redis tells by itself.
+#: Sentinels: no reply yet; a push message.
 NOTHING, PUSH = object(), object()
 
 
-class Asked(NamedTuple):
-    """A command that was sent, and not answered.
+class PendingCommand(NamedTuple):
+    """A command, until its reply has come.
 
     Attributes:
-        command: Its words.
-        answered: Gets the answer.
-        refused: Gets an error that is the answer; returns whether the connection can be of use still.
-        tags: Of messages that it acknowledges.
-        takes: Whether it may take messages.
+        command: Its name and its arguments.
+        on_reply: Is called with the reply.
+        on_error: Is called with an error reply. Returns whether the connection can still be used.
+        tags: Delivery tags that the command acknowledges.
+        is_fetch: Whether the command may fetch messages.
     """
 
     command: tuple[Any, ...]
-    answered: Callable[[Any], object] = lambda answer: None
-    refused: Callable[[ResponseError], bool] = lambda error: False
+    on_reply: Callable[[Any], object] = lambda reply: None
+    on_error: Callable[[ResponseError], bool] = lambda error: False
     tags: tuple[str, ...] = ()
-    takes: bool = False
+    is_fetch: bool = False
 
 
-class Lane(Hashable):
-    """A connection to ask on.
+class PipelinedConnection(Hashable):
+    """A connection with its pending commands.
 
     Attributes:
-        client: Of Redis, for this connection.
-        fileno: Of the connection that a poller watches.
+        client: The client of redis-py that owns the connection.
+        fileno: File descriptor that a poller watches; None while none does.
     """
 
-    def __init__(self, client: Any, told: Callable[[], object]) -> None:
-        """Make no connection yet.
+    def __init__(self, client: Any, on_invalidate: Callable[[], object]) -> None:
+        """Create it without connecting.
 
         Args:
-            client: Of Redis; it is this lane's alone.
-            told: Is called when Redis tells that something has changed.
+            client: A client of redis-py, for this object alone.
+            on_invalidate: Is called when Redis reports that a tracked key has changed.
         """
         self.client = client
         self.fileno: int | None = None
-        self._asked: deque[Asked] = deque()
-        self._asked_at = 0.0
-        self._told = told
-        self._reads = False
+        self._pending: deque[PendingCommand] = deque()
+        self._waiting_since = 0.0  # when the oldest pending command was sent, or the last reply came
+        self._on_invalidate = on_invalidate
+        self._is_reading = False
 
     def __hash__(self) -> int:
-        """Each is one of its own."""
+        """Hash by identity."""
         return id(self)
 
     @property
     def connection(self) -> Any:
-        """The connection, if it was ever made."""
+        """The connection of redis-py; None before the first one is made."""
         return getattr(self.client, "connection", None)
 
     @property
     def is_open(self) -> bool:
-        """Whether there is a connection, as far as is known."""
+        """Whether the connection is open, as far as is known."""
         return self.connection is not None and self.connection._sock is not None
 
     @property
     def is_idle(self) -> bool:
-        """Whether no answer is to come."""
-        return not self._asked
+        """Whether no reply is pending."""
+        return not self._pending
 
     @property
-    def tags(self) -> list[str]:
-        """The tags of what was acknowledged, without an answer yet."""
-        return [tag for one in self._asked for tag in one.tags]
+    def pending_tags(self) -> list[str]:
+        """Delivery tags whose acknowledgement has no reply yet."""
+        return [tag for pending in self._pending for tag in pending.tags]
 
     @property
-    def takes(self) -> bool:
+    def has_pending_fetch(self) -> bool:
         """Whether messages may be under way."""
-        return bool(self._asked) and any(one.takes for one in self._asked)
+        return bool(self._pending) and any(pending.is_fetch for pending in self._pending)
 
-    def begin(self) -> None:
-        """Let Redis tell of changes, on a connection that was just made."""
+    def enable_tracking(self) -> None:
+        """Turn on CLIENT TRACKING on a connection that was just made."""
         self.connection._parser.set_invalidation_push_handler(self._on_push)
-        self.ask(Asked(TRACK))
+        self.send(PendingCommand(TRACK))
 
-    def ask(self, *asked: Asked) -> None:
-        """Send commands in one write, and return before they are answered."""
-        packed = self.connection.pack_commands([one.command for one in asked])
-        if not self._asked:
-            self._asked_at = monotonic()
-        self._asked.extend(asked)
-        # without redis-py's own check of the connection, which would take the next answer for its own
+    def send(self, *commands: PendingCommand) -> None:
+        """Send commands in one write, without waiting for their replies.
+
+        Raises:
+            ConnectionError: The connection is lost.
+        """
+        packed = self.connection.pack_commands([pending.command for pending in commands])
+        if not self._pending:
+            self._waiting_since = monotonic()
+        self._pending.extend(commands)
+        # redis-py's own check of the connection would take the next reply for the one to its PING
         self.connection.send_packed_command(packed, check_health=False)
 
-    def read(self, seconds: float = 0) -> None:
-        """Read what is there, or what is next to come if it comes in so many seconds.
-
-        Raises:
-            NoConnectionError: The connection is lost, or of no use any more.
-        """
-        self._reads = True
-        try:
-            while (answer := self._next(seconds)) is not NOTHING:
-                if isinstance(answer, ResponseError):
-                    self._refuse(answer)
-                elif answer is not PUSH and answer is not None:  # None is a push that nobody here asked for
-                    if not self._asked:
-                        raise self._lose("it answers what was not asked")
-                    self._asked_at = monotonic()
-                    self._asked.popleft().answered(answer)
-                if not self._has_read_more():
-                    break
-                seconds = 0
-        finally:
-            self._reads = False
-
-    def read_within(self, seconds: float) -> None:
-        """Read what comes in so many seconds, if anything is to come.
-
-        Raises:
-            NoConnectionError: The connection is lost, or of no use any more.
-        """
-        if self._asked:
-            self.read(seconds)
-
-    def finish(self, seconds: float) -> None:
-        """Read the answers that are under way, and wait for them; unless this is called while they are read.
+    def read(self, timeout: float = 0) -> None:
+        """Handle the replies that have come.
 
         Args:
-            seconds: For each.
+            timeout: Seconds to wait for the first one.
 
         Raises:
-            NoConnectionError: They do not come.
+            ConnectionError: The connection is lost, or cannot be used any more. It is closed now.
         """
-        until = monotonic() + seconds
-        while self._asked and self.is_open and not self._reads:
-            if monotonic() > until:
-                raise self._lose("it does not answer")
-            self.read_within(seconds)
+        self._is_reading = True
+        try:
+            while (reply := self._next(timeout)) is not NOTHING:
+                if isinstance(reply, ResponseError):
+                    self._handle_error(reply)
+                elif reply is not PUSH and reply is not None:  # None: a push message of another kind
+                    if not self._pending:
+                        raise self._fail("a reply came to no command")
+                    self._waiting_since = monotonic()
+                    self._pending.popleft().on_reply(reply)
+                if not self._has_buffered():
+                    break
+                timeout = 0
+        finally:
+            self._is_reading = False
 
-    def is_overdue(self, seconds: float) -> bool:
-        """Return whether an answer should have come, so that the connection is dead."""
-        if not (self._asked and self.is_open):
+    def read_pending(self, timeout: float) -> None:
+        """Handle the replies that come within some seconds, if any is pending.
+
+        Raises:
+            ConnectionError: The connection is lost, or cannot be used any more. It is closed now.
+        """
+        if self._pending:
+            self.read(timeout)
+
+    def wait_for_replies(self, timeout: float) -> None:
+        """Wait for all pending replies, unless this is called while one is handled.
+
+        Args:
+            timeout: Seconds for each of them.
+
+        Raises:
+            ConnectionError: They do not come. The connection is closed now.
+        """
+        until = monotonic() + timeout
+        while self._pending and self.is_open and not self._is_reading:
+            if monotonic() > until:
+                raise self._fail("no reply came in time")
+            self.read_pending(timeout)
+
+    def is_overdue(self, timeout: float) -> bool:
+        """Return whether a reply is pending for longer than a timeout in seconds: the connection is dead."""
+        if not (self._pending and self.is_open):
             return False
-        late = monotonic() - self._asked_at > seconds
+        late = monotonic() - self._waiting_since > timeout
         return late and not stock._socket_readable(self.connection._sock)
 
-    def drop(self) -> None:
-        """Give the connection up."""
+    def disconnect(self) -> None:
+        """Close the connection. The next use makes a new one."""
         if self.connection is not None:
             self.connection.disconnect()
 
     def close(self) -> None:
-        """Close the connection, and forget it, so that no answer on it is read any more."""
-        self.drop()
+        """Close the connection for good: no reply on it is read any more."""
+        self.disconnect()
         self.client.connection = None
 
-    def forget(self) -> list[str]:
-        """Forget what was asked on a connection that is gone; return the tags that it did not acknowledge."""
-        tags = self.tags
-        self._asked.clear()
+    def drop_pending(self) -> list[str]:
+        """Forget the pending commands of a connection that is gone.
+
+        Returns:
+            The delivery tags that they may not have acknowledged.
+        """
+        tags = self.pending_tags
+        self._pending.clear()
         return tags
 
-    def _next(self, seconds: float) -> Any:
-        """Return the next answer, which may be an error, or what Redis tells by itself."""
+    def _next(self, timeout: float) -> Any:
+        """Return the next reply, which may be an error, PUSH, or NOTHING.
+
+        Raises:
+            ConnectionError: The connection is lost. It is closed now.
+        """
         connection = self.connection
         if connection is None or connection._sock is None:
             return NOTHING
         try:
-            return connection.read_response(push_request=True, disconnect_on_error=False, timeout=seconds)
+            return connection.read_response(push_request=True, disconnect_on_error=False, timeout=timeout)
         except ResponseError as error:
             return error
-        except NotYet:  # and there may be a part of it, or what was to be read was TLS's own
+        except (
+            RedisTimeoutError
+        ):  # nothing yet, or a part of a reply, or a TLS record without application data
             return NOTHING
-        except (NoConnectionError, OSError) as error:
-            raise self._lose(error) from error
+        except (RedisConnectionError, OSError) as error:
+            raise self._fail(error) from error
 
-    def _has_read_more(self) -> bool:
-        """Return whether more has been read than what was handled. To ask the socket, too, takes longer."""
+    def _has_buffered(self) -> bool:
+        """Return whether replies are in the parser's buffer. Asking the socket as well would take longer."""
         if not self.is_open:
             return False
         reader = getattr(self.connection._parser, "_reader", None)
         if reader is not None:
             return bool(reader.has_data())
-        try:  # without hiredis
+        try:  # redis-py's parser without hiredis
             return bool(self.connection.can_read())
-        except NoConnectionError:
-            return True  # as is found next
+        except RedisConnectionError:
+            return True  # the next read raises it
 
     def _on_push(self, push: Any) -> object:
-        """Take what Redis tells by itself, and pass it on; return the mark that it is no answer."""
-        self._told()
+        """Handle an invalidation push."""
+        self._on_invalidate()
         return PUSH
 
-    def _refuse(self, error: ResponseError) -> None:
-        """Ask whoever sent the command whether the connection can be of use.
+    def _handle_error(self, error: ResponseError) -> None:
+        """Let the sender of a command handle an error reply.
 
         Raises:
-            NoConnectionError: It cannot; it is closed now.
+            ConnectionError: The connection cannot be used any more. It is closed now.
         """
-        asked = self._asked[0]
         try:
-            usable = asked.refused(error)
-        except Exception as another:  # in whatever was tried about it
-            raise self._lose(another) from another
+            usable = self._pending[0].on_error(error)
+        except Exception as another:  # from the attempt to handle the first one
+            raise self._fail(another) from another
         if not usable:
-            raise self._lose(f"it refuses: {error}") from error
-        self._asked.popleft()
+            raise self._fail(f"Redis refuses a command: {error}") from error
+        self._pending.popleft()
 
-    def _lose(self, reason: object) -> NoConnectionError:
-        """Give the connection up, and return what to raise."""
-        self.drop()
-        return NoConnectionError(f"A node's connection to Redis is of no use any more: {reason}")
+    def _fail(self, reason: object) -> RedisConnectionError:
+        """Disconnect, and return the error to raise."""
+        self.disconnect()
+        return RedisConnectionError(f"The connection that fetches messages cannot be used any more: {reason}")

@@ -1,108 +1,126 @@
 # SPDX-License-Identifier: MIT
-"""Reads what is in queues, whatever it is: what is no message goes to the dead letters, and ends no node."""
+"""Decodes and delivers the items of queues. An item that is no message goes to a handler."""
 
 from __future__ import annotations
 
 import logging
-import os
-from functools import wraps
+from functools import partial
 from queue import Empty
 from typing import TYPE_CHECKING, Any
 
-from kombu.transport.redis import Channel
 from kombu.utils.encoding import bytes_to_str
 from kombu.utils.json import dumps, loads
 
-from fleet_runtime.compat.surface import may_replace
-from fleet_runtime.dead_letters import store
-from fleet_runtime.dead_letters.model import End, Reason
-from fleet_runtime.logging import redact
-
 if TYPE_CHECKING:
-    from fleet_runtime.dead_letters.store import Held
+    from collections.abc import Callable
+
+    from fleet_runtime.broker.unacked import UnackedRef
+
+    #: Takes the channel, the item, its queue, its record if it has one, and the error.
+    MalformedHandler = Callable[[Any, bytes, str, UnackedRef | None, Exception], None]
 
 logger = logging.getLogger(__name__)
 
-OTHERWISE = "An item in a queue that is no message ends this node."
-
-# How the tag begins of what the script that takes messages cannot read.
+#: Prefix of the delivery tags that `fetch_and_ack` gives to items that it cannot parse.
 MALFORMED = "malformed:"
 
 
-def node() -> str:
-    """Return the name of this node."""
-    return os.environ.get("FLEET_NODE", "")
+class RecordedPayload(dict[str, Any]):
+    """The payload of a message that its fetch has recorded as unacknowledged."""
 
 
-def guard() -> None:
-    """Let kombu's reading of queues stop at nothing.
-
-    What is in a queue and no message at all raises where kombu reads it, outside of any handler, and ends the
-    node; the item itself is lost (kombu 5.7, Channel._brpop_read).
-    """
-    original = may_replace("kombu.transport.redis:Channel", "_brpop_read", OTHERWISE)
-    if original is not None:
-        Channel._brpop_read = wraps(original)(read_queue)
-
-
-def read_queue(channel: Any, **options: Any) -> bool:
-    """Read an item that was waited for, and deliver it: kombu's Channel._brpop_read, line by line.
-
-    Only what is no message goes another way.
-    """
-    try:
-        try:
-            answer = channel.client.parse_response(channel.client.connection, "BRPOP", **options)
-        except channel.connection_errors:
-            channel.client.connection.disconnect()
-            raise
-        if not answer:
-            raise Empty
-        key, item = answer
-        queue = bytes_to_str(key).rsplit(channel.sep, 1)[0]
-        channel._queue_cycle.rotate(queue)
-        deliver(channel, item, queue)
-        return True
-    finally:
-        channel._in_poll = None
-        channel._flush_brpop_reauth()
-
-
-def deliver(channel: Any, item: bytes, queue: str, *, held: Held | None = None) -> None:
-    """Deliver what was in a queue, or bury it.
+def leave_malformed(channel: Any, item: bytes, queue: str, ref: UnackedRef | None, error: Exception) -> None:
+    """Log an item that is no message, and do nothing about it. Its text is not shown: it may be secret.
 
     Args:
-        channel: By which it came.
-        item: What was in the queue.
-        queue: Its name.
-        held: Where it is recorded, if it is.
+        channel: The channel that fetched it.
+        item: The item.
+        queue: The queue that it was in.
+        ref: Its record; None if it has none, and so is lost.
+        error: What is wrong with it.
+    """
+    fate = f"stays unacknowledged as {ref.tag}" if ref else "is lost"
+    logger.critical(
+        "An item of %d bytes in the queue %s is no message, and %s: %s",
+        len(item), queue, fate, type(error).__name__,
+    )  # fmt: skip
+
+
+def deliver(
+    channel: Any,
+    item: bytes,
+    queue: str,
+    on_malformed: Callable[[bytes, str, UnackedRef | None, Exception], object],
+    ref: UnackedRef | None = None,
+) -> None:
+    """Deliver an item of a queue to its consumer.
+
+    Args:
+        channel: The channel that fetched it.
+        item: The item.
+        queue: The queue that it was in.
+        on_malformed: Is called in place of the consumer if the item is no message.
+        ref: Where the fetch has recorded it; None if it has not.
     """
     try:
         message = loads(bytes_to_str(item))
     except Exception as error:
-        _bury(channel, item, queue, held, error)
+        on_malformed(item, queue, ref, error)
         return
     try:
-        if held and held.tag != message["properties"]["delivery_tag"]:
-            if held.tag.startswith(MALFORMED):  # to the script: Lua reads less than Python does
-                if fault := _fault(channel, message):
-                    raise fault
-                _record(channel, item, queue, held)
-            message["properties"]["delivery_tag"] = held.tag  # by which it is settled
+        if ref:
+            if ref.tag != message["properties"]["delivery_tag"]:
+                if ref.tag.startswith(MALFORMED):  # to the script: Lua parses less JSON than Python does
+                    if fault := _fault(channel, message):
+                        raise fault
+                    _record(channel, item, queue, ref)
+                message["properties"]["delivery_tag"] = ref.tag
+            message = RecordedPayload(message)
         channel.connection._deliver(message, queue)
     except Exception:
-        # Looked at only now, because it takes as long again to read it. Whatever the error is: to kombu, even
-        # a KeyError is one of the connection, which is made anew without the item.
+        # Checked only now, because the check takes as long as the decoding. For any error: kombu takes even a
+        # KeyError for a lost connection, and makes a new one without the item.
         fault = _fault(channel, message)
         if fault is None:
             raise
-        _bury(channel, item, queue, held, fault)
+        on_malformed(item, queue, ref, fault)
 
 
-def _record(channel: Any, item: bytes, queue: str, held: Held) -> None:
-    """Record a message as the script would have done, if it could have read it."""
+def brpop_reader(handler: MalformedHandler) -> Callable[..., bool]:
+    """Return a replacement of kombu's Channel._brpop_read, for nodes at the level `standard`.
+
+    In kombu's, an item that is no message raises outside of any handler, which ends the node, and the item is
+    lost (kombu 5.7). This is the same line by line, but for the delivery.
+
+    Args:
+        handler: Is called with an item that is no message.
+    """
+
+    def _brpop_read(channel: Any, **options: Any) -> bool:
+        try:
+            try:
+                reply = channel.client.parse_response(channel.client.connection, "BRPOP", **options)
+            except channel.connection_errors:
+                channel.client.connection.disconnect()
+                raise
+            if not reply:
+                raise Empty
+            key, item = reply
+            queue = bytes_to_str(key).rsplit(channel.sep, 1)[0]
+            channel._queue_cycle.rotate(queue)
+            deliver(channel, item, queue, partial(handler, channel))
+            return True
+        finally:
+            channel._in_poll = None
+            channel._flush_brpop_reauth()
+
+    return _brpop_read
+
+
+def _record(channel: Any, item: bytes, queue: str, ref: UnackedRef) -> None:
+    """Record a message as `fetch_and_ack` would have done, if it could have parsed it."""
     with channel.conn_or_acquire() as client:
-        client.hset(held.unacked, held.tag, b"[%b, %b, %b]" % (item, b'""', dumps(queue).encode()))
+        client.hset(ref.unacked, ref.tag, b"[%b, %b, %b]" % (item, b'""', dumps(queue).encode()))
 
 
 def _fault(channel: Any, message: Any) -> Exception | None:
@@ -115,17 +133,3 @@ def _fault(channel: Any, message: Any) -> Exception | None:
     except Exception as error:
         return error
     return None
-
-
-def _bury(channel: Any, item: bytes, queue: str, held: Held | None, error: Exception) -> None:
-    """Move an item that was in a queue to the dead letters."""
-    what = redact.described(error)  # no more of it, because the error may quote the item
-    logger.error("An item in the queue %s is no message, and goes to the dead letters: %s", queue, what)
-    try:
-        with channel.conn_or_acquire() as client:
-            end = End.of(Reason.MALFORMED, error)
-            store.bury_raw(client, item, end, node=node(), queue=queue, held=held)
-    except Exception:
-        fate = "stays with this node" if held else "is lost"
-        shown = f"{len(item)} bytes" if redact.are_hidden() else repr(item)
-        logger.critical("It cannot be moved there, and %s: %s", fate, shown, exc_info=True)

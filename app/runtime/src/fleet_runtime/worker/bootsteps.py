@@ -34,7 +34,7 @@ from fleet_runtime.recovery.preconditions import require_name, require_rights
 from fleet_runtime.recovery.requeue import forget, give_back
 from fleet_runtime.settings import FleetSettings
 from fleet_runtime.transport import broadcast
-from fleet_runtime.transport import channel as transport
+from fleet_runtime.transport.channel import FETCH_LIMIT_OPTION
 from fleet_runtime.worker import mailbox, readiness, revoke_command, task_end
 from fleet_runtime.worker.request import bury_postponed, postponed
 
@@ -62,7 +62,7 @@ class Ownership(bootsteps.Step):  # type: ignore[misc]  # celery ships no types
         options.update(own_keys(node))
         if issubclass(worker.pool_cls, solo.TaskPool):
             # It runs each as it is delivered, and what came with it would wait, and not be acknowledged.
-            options[transport.OPTION] = 1
+            options[FETCH_LIMIT_OPTION] = 1
         inflight.mend()
         task_end.mend(worker)
         revoke_command.mend()

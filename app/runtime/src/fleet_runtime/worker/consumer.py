@@ -25,10 +25,11 @@ from fleet_runtime.dead_letters.model import End, Reason
 from fleet_runtime.inspect.queues import consumed
 from fleet_runtime.logging.celery_logging import about
 from fleet_runtime.recovery import inflight
-from fleet_runtime.transport import broadcast, decode
-from fleet_runtime.transport import channel as transport
+from fleet_runtime.transport import broadcast
+from fleet_runtime.transport.channel import Channel
 from fleet_runtime.worker import readiness
 from fleet_runtime.worker.request import Burial, Mortal, adopt, bury
+from fleet_runtime.worker.transports import patch_brpop
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -50,7 +51,7 @@ class FleetConsumer(Consumer):  # type: ignore[misc]  # celery ships no types
         # Of those that wait for their rate limit: the ones for which others may be reserved.
         self.limited: set[Any] = set()
         super().__init__(partial(_hand_over, on_task_request), *args, **kwargs)
-        decode.guard()
+        patch_brpop()
         broadcast.guard()
 
     def start(self) -> None:
@@ -66,7 +67,7 @@ class FleetConsumer(Consumer):  # type: ignore[misc]  # celery ships no types
         """Connect; of the queues that this node consumes, those that Redis refuses are left out."""
         connection = super().connect()
         channel = connection.default_channel
-        if isinstance(channel, transport.Channel):
+        if isinstance(channel, Channel):
             channel.skips_refused, channel.on_refused = True, partial(self.call_soon, self._tell)
         return connection
 
@@ -90,7 +91,7 @@ class FleetConsumer(Consumer):  # type: ignore[misc]  # celery ships no types
         if not (isinstance(queue, str) and queue):
             return f"{queue!r:.100} is no name of a queue."
         channel = getattr(self.task_consumer, "channel", None)
-        if not isinstance(channel, transport.Channel) or not (reason := channel.refusal(queue)):
+        if not isinstance(channel, Channel) or not (reason := channel.refusal(queue)):
             return ""
         return (
             f"Redis refuses the queue {queue}: {reason}. Its access rules have the queues of the inventory, "
@@ -297,11 +298,11 @@ def _as_commanded(do: Callable[..., Any], *args: Any, **options: Any) -> None:
 def _count_if_delayed(message: Any) -> None:
     """Let the channel know of a message whose task waits for its time."""
     channel, headers = message.channel, message.headers
-    if not (isinstance(channel, transport.Channel) and isinstance(headers, dict) and headers.get("eta")):
+    if not (isinstance(channel, Channel) and isinstance(headers, dict) and headers.get("eta")):
         return
     with suppress(TypeError, ValueError):  # Celery's handler refuses what is no time
         at = datetime.fromisoformat(headers["eta"])
-        channel.delayed += (at if at.tzinfo else at.replace(tzinfo=UTC)) > datetime.now(UTC)
+        channel.eta_count += (at if at.tzinfo else at.replace(tzinfo=UTC)) > datetime.now(UTC)
 
 
 def _pause_if_refused(error: Exception) -> None:

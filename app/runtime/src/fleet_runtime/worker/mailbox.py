@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from celery.concurrency import solo
 
-from fleet_runtime.transport import channel as transport
+from fleet_runtime.transport.channel import Channel
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -33,7 +33,7 @@ def silence(consumer: Any, since: float) -> float:
     if mailbox is None or isinstance(consumer.pool, solo.TaskPool):
         return 0.0
     channel = mailbox.node.channel
-    if channel is not None and not isinstance(channel, transport.Channel):
+    if channel is not None and not isinstance(channel, Channel):
         return 0.0
     listened = since if channel is None or channel.listened_at is None else channel.listened_at
     return max(0.0, round(time.monotonic() - listened, 1))

@@ -115,7 +115,7 @@ class Mortal(Request):  # type: ignore[misc]  # celery ships no types
         if self._end and not self.acknowledged and not self._bury():
             return
         super().acknowledge()
-        at_once = getattr(self.message.channel, "acknowledge_at_once", None)  # kombu's own channels lack it
+        at_once = getattr(self.message.channel, "flush_soon", None)  # kombu's own channels lack it
         if at_once and not self.task.acks_late:
             at_once()
 

@@ -30,7 +30,7 @@ from fleet_runtime.errors import FleetError
 from fleet_runtime.recovery.inflight import copied
 from fleet_runtime.settings import FleetSettings
 from fleet_runtime.systemd import Systemd, answers
-from fleet_runtime.transport import channel as transport
+from fleet_runtime.transport.tuning import POLL_INTERVAL_S
 
 # Seconds after which the node's unit wants it killed. systemd's own WATCHDOG_USEC is for the time before.
 VARIABLE = "FLEET_NODE_WATCHDOG"
@@ -180,12 +180,12 @@ def is_deaf(channel: Any, seconds: float) -> bool:
     What waits for a message, in kombu's transport or in the runtime's, ends after some seconds and begins
     anew, so that the last time is never old. A connection on which the answer is overdue is dropped.
     """
-    sent = getattr(channel, "_brpop_sent_at", None)
+    sent = getattr(channel, "asked_at", getattr(channel, "_brpop_sent_at", None))  # kombu's has the latter
     if sent is None or not channel.active_queues:
         return False
     if not channel.qos.can_consume() and _has_requests():
         return False
-    return bool(time.monotonic() - sent > transport.WAIT + seconds)
+    return bool(time.monotonic() - sent > POLL_INTERVAL_S + seconds)
 
 
 def is_full_of_nothing(channel: Any) -> bool:

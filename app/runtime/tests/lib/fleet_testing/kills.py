@@ -19,7 +19,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
-from fleet_runtime.transport import channel as own
+from fleet_runtime.transport.channel import Channel
+from fleet_runtime.transport.transports import Transport
+from fleet_runtime.transport.tuning import PREFETCH_PER_SLOT
 from fleet_runtime.worker.bootsteps import own_keys
 from kombu import Connection, Consumer, Exchange, Producer, Queue
 from kombu.asynchronous import Hub
@@ -118,7 +120,7 @@ def take(transport: Any, url: str, node: str, ready: Any, _: Path) -> None:
 
 def work(url: str, node: str, ready: Any, notes: Path) -> None:
     """Do messages one by one, with a loop, and take as many in advance as a fast node does."""
-    setattr(own.Channel, "_in_advance", lambda *_: own.FOR_EACH)  # noqa: B010 (mypy takes no other way)
+    setattr(Channel, "_prefetch_target", lambda *_: PREFETCH_PER_SLOT)  # noqa: B010 (mypy takes no other way)
     file = os.open(notes, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
     hub = Hub()
 
@@ -129,7 +131,7 @@ def work(url: str, node: str, ready: Any, notes: Path) -> None:
         os.write(file, f"{message.properties['correlation_id']}\n".encode())
         message.ack()
 
-    with Connection(url, transport=own.Transport, transport_options=own_keys(node)) as connection:
+    with Connection(url, transport=Transport, transport_options=own_keys(node)) as connection:
         channel = connection.channel()
         channel.basic_qos(0, 1, False)
         Consumer(channel, list(queues()), on_message=begin).consume()
@@ -145,7 +147,7 @@ def work(url: str, node: str, ready: Any, notes: Path) -> None:
 # By the transport that they use.
 CONSUMERS: dict[str, Callable[[str, str, Any, Path], None]] = {
     "kombu's": partial(take, None),
-    "the runtime's": partial(take, own.Transport),
+    "the runtime's": partial(take, Transport),
     "the runtime's, in a loop, some in advance": work,
 }
 
