@@ -182,7 +182,7 @@ def test_flower_drops_what_is_no_message(lay: Callable[..., Any], monkeypatch: p
     """As nodes do, which hear the same channels."""
     guarded: list[str] = []
     for component in ("web", "flower"):
-        monkeypatch.setattr(broadcast, "guard_fanout", lambda name=component: guarded.append(name))
+        monkeypatch.setattr(broadcast, "patch_fanout", lambda _, name=component: guarded.append(name))
         lay(Celery("shop", set_as_current=False), component)
     assert guarded == ["flower"]
 

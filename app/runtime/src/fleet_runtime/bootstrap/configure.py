@@ -25,6 +25,7 @@ from fleet_runtime.bootstrap.app_loader import blaming
 from fleet_runtime.bootstrap.startup_checks import Guard
 from fleet_runtime.broker import functions
 from fleet_runtime.compat import celery_defaults, gevent_sleep
+from fleet_runtime.compat.surface import may_replace
 from fleet_runtime.errors import FleetError
 from fleet_runtime.logging.celery_logging import FleetLogging, lay_messages
 from fleet_runtime.messages.sent_at import stamp_messages
@@ -108,9 +109,9 @@ def lay(app: Celery, settings: FleetSettings) -> None:
     app.log_cls = FleetLogging
     lay_messages(with_arguments=settings.log_arguments)
     gevent_sleep.let_run()
-    broadcast.guard_results()
+    broadcast.patch_results(may_replace)
     if settings.component == "flower":
-        broadcast.guard_fanout()
+        broadcast.patch_fanout(may_replace)
     app.steps["worker"].add(Guard)
     app.steps["worker"].add(OWNERSHIP)
     app.steps["worker"].add(WATCHDOG)

@@ -715,7 +715,7 @@ SURFACE: tuple[Name, ...] = (
         Name(
             "_brpop_read",
             REPLACE,
-            "transport",
+            "worker",
             "self options",
             sha256="8dffdd33e02e92cf8cc1b926ac45a685418fc44165775c8e1b1d9d6a6ce76803",
         ),
@@ -748,7 +748,7 @@ SURFACE: tuple[Name, ...] = (
         Name("_fanout_to_queue", WRITE, "transport"),
         Name("_in_listen", WRITE, "transport"),
         Name("_in_poll", WRITE, "transport"),
-        Name("_brpop_sent_at", WRITE, "transport worker"),
+        Name("_brpop_sent_at", READ, "worker"),
     ),
     *_of(
         "kombu.transport.redis:MultiChannelPoller",
@@ -824,7 +824,7 @@ SURFACE: tuple[Name, ...] = (
     *_of(
         "kombu.transport.redis:Transport",
         Name("__init__", OVERRIDE, "transport", "self args kwargs"),
-        Name("Channel", OVERRIDE, "transport"),
+        Name("Channel", OVERRIDE, "transport worker"),
         Name("default_port", OVERRIDE, "transport"),
         Name("register_with_event_loop", OVERRIDE, "transport", "self connection loop", feature=TRANSPORT),
         Name("cycle", WRITE, "transport"),
@@ -832,7 +832,7 @@ SURFACE: tuple[Name, ...] = (
     ),
     *_of(
         "kombu.transport.virtual.base:Message",
-        Name("_raw", READ, "compat recovery worker"),
+        Name("_raw", READ, "compat recovery transport worker"),
     ),
     *_of(
         "kombu.transport.virtual.base:QoS",

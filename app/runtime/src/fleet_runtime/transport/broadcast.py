@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: MIT
-"""Reads what is sent to all who listen: control commands, events and results. What is none is dropped.
+"""Drops malformed items on the channels of control commands, events and results.
 
-Whoever may publish on such a channel may publish anything there, and every node of the fleet hears it. kombu
-and Celery take it for a message of their own (kombu 5.7, Channel._receive_one; celery 5.7, Pidbox.on_message,
-Gossip.on_message, ResultConsumer._drain_one), and what they raise then ends the node, connects it anew, or
-fails whoever waits for a result. Here it is dropped and counted, and the log has a line a minute of it.
+A client that may publish on such a channel may publish anything there, and every node of the fleet receives
+it. kombu and Celery take it for a message (kombu 5.7, Channel._receive_one; celery 5.7, Pidbox.on_message,
+Gossip.on_message, ResultConsumer._drain_one). The exception that follows ends the node, makes it reconnect,
+or fails the client that waits for a result. Here such an item is dropped, counted, and logged once a minute.
+
+The patches ask `may_replace`, which their caller passes on, whether the original is as it was verified.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import time
 from collections import Counter
 from functools import wraps
 from queue import Empty
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from celery.backends.redis import ResultConsumer
 from celery.utils.imports import symbol_by_name
@@ -26,83 +28,93 @@ from kombu.utils.encoding import bytes_to_str
 from kombu.utils.json import loads
 from redis.exceptions import DataError, RedisError, ResponseError
 
-from fleet_runtime.compat.surface import may_replace
-from fleet_runtime.transport import pubsub as subscription
+from fleet_runtime.transport import pubsub
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    #: Takes owner, attribute and a sentence; returns the original, or None if it must not be replaced.
+    MayReplace = Callable[[str, str, str], Callable[..., Any] | None]
 
 logger = logging.getLogger(__name__)
 
-SILENCE = 60.0  # seconds between two lines about the same kind of item
-SHOWN = 200  # characters of an error in such a line
-# Lamport clocks are below this; Celery would add to a larger one for ever, and send it on.
+#: Least time between two log lines about the same kind of item.
+LOG_INTERVAL_S = 60.0
+#: Characters of an error in such a line.
+ERROR_LENGTH = 200
+#: Lamport clocks are below this; Celery would go on from a larger one for ever, and send it to other nodes.
 LARGEST_CLOCK = 2**53
 
-# What takes control commands: by its name, because only a node is to import it.
+#: The handler of control commands: by its name, because only a node is to import it.
 MAILBOX = "celery.worker.pidbox:Pidbox"
 RESULT_CONSUMER = "celery.backends.redis:ResultConsumer"
 CONTROL, EVENT, RESULT = "control commands", "events and control commands", "results"
-OTHERWISE = "What is no message on a channel of commands, events or results may end this process."
+OTHERWISE = "A malformed item on a channel of commands, events or results may end this process."
 
 
 class Dropped:
-    """Counts what was dropped, and says so now and then.
+    """Counts dropped items, and logs them now and then.
 
     Attributes:
         counts: How many items of each kind were dropped since this process started.
     """
 
     def __init__(self) -> None:
-        """Count nothing yet."""
+        """Start with nothing."""
         self.counts: Counter[str] = Counter()
-        self._said_at: dict[str, float] = {}
-        self._one_at_a_time = threading.Lock()
+        self._logged_at: dict[str, float] = {}
+        self._lock = threading.Lock()
 
     def add(self, kind: str, error: BaseException) -> None:
         """Count an item, and log it unless another of its kind was logged less than a minute ago.
 
         Args:
-            kind: What should have been on the channel.
+            kind: What the channel is for.
             error: What is wrong with the item.
         """
-        with self._one_at_a_time:
+        with self._lock:
             self.counts[kind] += 1
             count, now = self.counts[kind], time.monotonic()
-            if now < self._said_at.get(kind, -SILENCE) + SILENCE:
+            if now < self._logged_at.get(kind, -LOG_INTERVAL_S) + LOG_INTERVAL_S:
                 return
-            self._said_at[kind] = now
+            self._logged_at[kind] = now
         logger.error(
-            "An item on a channel of %s is none, and is dropped (%d so far): %s", kind, count, said(error)
+            "An item on a channel of %s is none, and is dropped (%d so far): %s",
+            kind,
+            count,
+            described(error),
         )
 
 
 dropped = Dropped()
 
 
-def said(error: BaseException) -> str:
-    """Return an error in a few words, whatever its text does."""
+def described(error: BaseException) -> str:
+    """Return the type and the beginning of the text of an error, even if its text cannot be read."""
     try:
         text = str(error)
     except Exception:
         text = "(its text cannot be read)"
-    return f"{type(error).__name__}: {text[:SHOWN]}"
+    return f"{type(error).__name__}: {text[:ERROR_LENGTH]}"
 
 
 def is_of_broker(error: BaseException) -> bool:
-    """Return whether the broker raises this, and not what it delivered.
+    """Return whether an error is one of the broker, and not one of an item that the broker has delivered.
 
-    DataError is the exception: redis-py raises it for arguments that Redis cannot be sent.
+    DataError is not: redis-py raises it for arguments that cannot be sent to Redis.
     """
     return isinstance(error, (RedisError, OSError, OperationalError)) and not isinstance(error, DataError)
 
 
-def guard() -> None:
-    """Let a node drop what is no message on the channels that it listens to."""
-    guard_fanout()
-    guard_control()
-    guard_results()
+def patch(may_replace: MayReplace) -> None:
+    """Let a node drop malformed items on all channels that it listens to."""
+    patch_fanout(may_replace)
+    patch_control(may_replace)
+    patch_results(may_replace)
 
 
-def guard_fanout() -> None:
-    """Drop what cannot be delivered, of what was published to an exchange of the type fanout."""
+def patch_fanout(may_replace: MayReplace) -> None:
+    """Drop items that cannot be delivered, of exchanges of the type fanout."""
     original = may_replace("kombu.transport.redis:Channel", "_receive_one", OTHERWISE)
     if original is None:
         return
@@ -110,19 +122,19 @@ def guard_fanout() -> None:
     @wraps(original)
     def _receive_one(channel: Any, client: Any) -> Any:
         try:
-            response = subscription.read(client)
+            response = pubsub.read(client)
         except channel.connection_errors:
             channel._in_listen = None
             raise
         if not isinstance(response, (list, tuple)):
             return None
-        heard = channel._handle_message(client, response)
-        if not (bytes_to_str(heard["type"]).endswith("message") and heard["data"]):
+        received = channel._handle_message(client, response)
+        if not (bytes_to_str(received["type"]).endswith("message") and received["data"]):
             return None
         try:
-            name = bytes_to_str(heard["channel"])
+            name = bytes_to_str(received["channel"])
             topic = name.partition(".")[2] if name.startswith("/") else name
-            message = loads(bytes_to_str(heard["data"]))
+            message = loads(bytes_to_str(received["data"]))
             return channel._deliver_fanout_message(message, topic.split("/", 1)[0])
         except Empty:
             raise
@@ -135,10 +147,10 @@ def guard_fanout() -> None:
     Channel._receive_one = _receive_one
 
 
-def guard_control() -> None:
-    """Drop what is no control command, and what the broker refuses of an answer.
+def patch_control(may_replace: MayReplace) -> None:
+    """Drop malformed control commands, and replies that the broker refuses.
 
-    Celery makes the node's mailbox anew for each, with a new connection.
+    Celery makes a new mailbox with a new connection for each of them.
     """
     original = may_replace(MAILBOX, "on_message", OTHERWISE)
     if original is None:
@@ -153,7 +165,7 @@ def guard_control() -> None:
             pidbox.node.handle_message(body, message)
         except Exception as error:
             if is_of_broker(error) and not isinstance(error, ResponseError):
-                logger.warning("The answer to a control command cannot be sent: %s", said(error))
+                logger.warning("The reply to a control command cannot be sent: %s", described(error))
                 pidbox.reset()
             else:
                 dropped.add(CONTROL, error)
@@ -166,8 +178,8 @@ def guard_control() -> None:
     Node.on_decode_error = on_decode_error  # of a mailbox with a greenlet of its own
 
 
-def guard_results() -> None:
-    """Drop what is no result on the channel of one, so that whoever waits goes on waiting."""
+def patch_results(may_replace: MayReplace) -> None:
+    """Drop malformed items on the channel of a result, so that the client goes on waiting for the result."""
     state = may_replace(RESULT_CONSUMER, "on_state_change", OTHERWISE)
     drain = may_replace(RESULT_CONSUMER, "_drain_one", OTHERWISE) if state else None
     if state is None or drain is None:
@@ -182,9 +194,9 @@ def guard_results() -> None:
             dropped.add(RESULT, fault)
 
     @wraps(drain)
-    def _drain_one(consumer: Any, pubsub: Any, timeout: float | None) -> Any:
+    def _drain_one(consumer: Any, subscription: Any, timeout: float | None) -> Any:
         try:
-            return drain(consumer, pubsub, timeout)
+            return drain(consumer, subscription, timeout)
         except Exception as error:
             if is_of_broker(error) or not _is_of_decoding(error):
                 raise
@@ -195,11 +207,11 @@ def guard_results() -> None:
 
 
 def _require_command(body: Any, message: Any) -> None:
-    """Refuse what is no control command.
+    """Check that a message is a control command.
 
     Raises:
-        TypeError: A part of it is of another type than kombu's mailbox takes.
-        ValueError: Its clock is none.
+        TypeError: A part has a type that kombu's mailbox does not take.
+        ValueError: The clock is out of range.
     """
     types: dict[str, tuple[type, ...]] = {
         "method": (str,),
@@ -211,25 +223,25 @@ def _require_command(body: Any, message: Any) -> None:
     }
     _require(isinstance(body, dict), f"its body is of the type {type(body).__name__}")
     for name, allowed in types.items():
-        found = body.get(name)
-        _require(isinstance(found, allowed), f"its {name} is of the type {type(found).__name__}")
+        value = body.get(name)
+        _require(isinstance(value, allowed), f"its {name} is of the type {type(value).__name__}")
     reply_to = body.get("reply_to") or {}
     for name in ("exchange", "routing_key") if reply_to else ():
         _require(isinstance(reply_to.get(name), str), f"its reply_to has no {name}")
     _require(isinstance(message.headers, dict), "its headers are no mapping")
     clock = message.headers.get("clock") or 0
     if type(clock) is not int or not 0 <= clock < LARGEST_CLOCK:
-        raise ValueError("its clock is no number that a clock has")
+        raise ValueError(f"its clock is not a whole number from 0 to {LARGEST_CLOCK}")
 
 
-def _require(is_so: bool, otherwise: str) -> None:
-    """Raise a TypeError with a text unless something is so."""
-    if not is_so:
-        raise TypeError(otherwise)
+def _require(condition: bool, error: str) -> None:
+    """Raise a TypeError with a text unless a condition holds."""
+    if not condition:
+        raise TypeError(error)
 
 
 def _fault_of_result(meta: Any) -> Exception | None:
-    """Return what is wrong with what should be the state of a task, if anything is."""
+    """Return what is wrong with the published state of a task; None if nothing is."""
     if not isinstance(meta, dict):
         return TypeError(f"it is of the type {type(meta).__name__}")
     for name in ("status", "task_id"):
@@ -239,7 +251,7 @@ def _fault_of_result(meta: Any) -> Exception | None:
 
 
 def _is_of_decoding(error: BaseException) -> bool:
-    """Return whether an error was raised where a published result is decoded, and not by who waits for it."""
+    """Return whether an error comes from decoding a result, and not from the client that waits for it."""
     frame = error.__traceback__
     while frame is not None:
         if frame.tb_frame.f_code.co_name == "decode_result":

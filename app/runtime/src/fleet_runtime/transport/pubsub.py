@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: MIT
-"""Reads what Redis publishes to a connection that has subscribed, and never waits for it.
+"""Reads what Redis publishes to a subscribed connection, without waiting for it.
 
 kombu waits until an item is whole, without a time limit (kombu 5.7, Channel._receive_one; redis-py 8.1,
-PubSub.parse_response). What wakes it may be a part of one, or of a TLS record, whose rest comes late or, if
-the network has failed, never: then a node's loop stands still, or a mailbox that has a greenlet of its own,
-for which the node waits as it stops.
+PubSub.parse_response). A part of an item, or of a TLS record, wakes it. The rest comes late, or never if the
+network has failed: then the loop of a node stands still, or a mailbox with a greenlet of its own, for which
+the node waits as it stops.
 """
 
 from __future__ import annotations
@@ -12,23 +12,23 @@ from __future__ import annotations
 from queue import Empty
 from typing import Any
 
-from redis.exceptions import ConnectionError as NoConnectionError
-from redis.exceptions import TimeoutError as NotThere
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
 
 class NotYet(Empty):
-    """No whole item has come; its rest wakes whoever watches the connection."""
+    """No whole item has come. Its rest wakes the poller of the connection."""
 
 
 def read(client: Any) -> Any:
-    """Return the next item; None in place of the answer to a check of the connection.
+    """Return the next item; None in place of the reply to a health check.
 
     Args:
         client: A PubSub of redis-py.
 
     Raises:
-        NotYet: There is none, or a part of one, or no connection now.
-        NoConnectionError: The connection is lost, and closed now.
+        NotYet: There is no item, a part of one, or no connection now.
+        ConnectionError: The connection is lost. It is closed now.
         ResponseError: Redis refuses a subscription.
     """
     connection = client.connection
@@ -36,9 +36,9 @@ def read(client: Any) -> Any:
         raise NotYet
     try:
         item = connection.read_response(disconnect_on_error=False, push_request=True, timeout=0)
-    except NotThere:
+    except RedisTimeoutError:
         raise NotYet from None
-    except (NoConnectionError, OSError):
+    except (RedisConnectionError, OSError):
         connection.disconnect()
         raise
     if client.is_health_check_response(item):

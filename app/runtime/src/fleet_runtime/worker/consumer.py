@@ -21,6 +21,7 @@ from kombu.exceptions import ContentDisallowed
 from redis.exceptions import ResponseError
 
 from fleet_runtime.broker import functions
+from fleet_runtime.compat.surface import may_replace
 from fleet_runtime.dead_letters.model import End, Reason
 from fleet_runtime.inspect.queues import consumed
 from fleet_runtime.logging.celery_logging import about
@@ -52,7 +53,7 @@ class FleetConsumer(Consumer):  # type: ignore[misc]  # celery ships no types
         self.limited: set[Any] = set()
         super().__init__(partial(_hand_over, on_task_request), *args, **kwargs)
         patch_brpop()
-        broadcast.guard()
+        broadcast.patch(may_replace)
 
     def start(self) -> None:
         """Consume until the node stops, or until something ends it that nobody has foreseen."""
@@ -229,11 +230,11 @@ class FleetConsumer(Consumer):  # type: ignore[misc]  # celery ships no types
         wants_none = headers.get("ignore_result", getattr(task, "ignore_result", False))
         if wants_none or not (isinstance(name, str) and name):
             return
-        failure = InvalidTaskError(f"The node could not read the message: {broadcast.said(error)}")
+        failure = InvalidTaskError(f"The node could not read the message: {broadcast.described(error)}")
         try:
             self.app.backend.mark_as_failure(name, failure)
         except Exception as refusal:
-            logger.warning("The failure of %s cannot be stored: %s", name, broadcast.said(refusal))
+            logger.warning("The failure of %s cannot be stored: %s", name, broadcast.described(refusal))
 
     def _require_readable(self, message: Any) -> None:
         """Refuse a message on which Celery's handler would fail with what it does not expect.

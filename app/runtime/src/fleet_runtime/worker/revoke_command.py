@@ -21,7 +21,7 @@ from celery.platforms import signals
 from celery.worker import control, state
 
 from fleet_runtime.compat.surface import may_replace
-from fleet_runtime.transport.broadcast import said
+from fleet_runtime.transport.broadcast import described
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -98,7 +98,7 @@ class Marker:
             try:
                 self.store(step)
             except Exception as error:
-                logger.warning("%d revoked tasks are not stored as such: %s", len(step), said(error))
+                logger.warning("%d revoked tasks are not stored as such: %s", len(step), described(error))
             with self._one_at_a_time:
                 self._count -= len(step)
 

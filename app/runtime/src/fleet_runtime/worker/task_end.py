@@ -26,7 +26,7 @@ from celery.worker import request as requests
 
 from fleet_runtime.compat.surface import may_replace
 from fleet_runtime.compat.versions import is_known
-from fleet_runtime.transport.broadcast import is_of_broker, said
+from fleet_runtime.transport.broadcast import described, is_of_broker
 from fleet_runtime.worker.request import Mortal
 
 if TYPE_CHECKING:
@@ -114,7 +114,7 @@ def run(
         try:
             accept_callback(pid or getpid(), time.monotonic())
         except Exception as error:  # as in the pool with processes: the task runs all the same
-            logger.warning("The start of %s was not told to all: %s", request, said(error))
+            logger.warning("The start of %s was not told to all: %s", request, described(error))
     try:
         ended = target(*args, **(kwargs or {}))
     except propagate:
@@ -144,7 +144,7 @@ def mend_handing_over() -> None:
             if is_of_broker(error) or not (isinstance(request, Mortal) and worker.pool.uses_semaphore):
                 raise
             worker._quick_release()
-            logger.error("%s cannot be sent to a process: %s", request, said(error))
+            logger.error("%s cannot be sent to a process: %s", request, described(error))
             request.on_failure(ExceptionInfo())
 
     WorkController._process_task = _process_task
