@@ -23,7 +23,7 @@ ROLE_TEXTS = sorted(
     if path.is_file()
 )
 MOST_LINES = 150
-READS_ONLY = re.compile(r"(_info|_health|\.(assert|command|debug|set_fact|uri))$")
+READS_ONLY = re.compile(r"(_info|_health|_ping|\.(assert|command|debug|set_fact|uri))$")
 SECRET = re.compile(r"passw|passphrase|secret|broker_url", re.IGNORECASE)
 
 

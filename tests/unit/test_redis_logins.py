@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The module redis_logins: which passwords a real redis-server takes."""
+"""The module redis_ping, check logins: which passwords a real redis-server takes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ansible_collections.fleet.celery.plugins.module_utils.redis_tls import (
     StrangeServerError,
     login_with_one_of,
 )
-from ansible_collections.fleet.celery.plugins.modules import redis_logins
+from ansible_collections.fleet.celery.plugins.modules import redis_ping
 
 from tests.unit.redis_server import PASSWORDS, Authority, Server, running
 
@@ -38,7 +38,7 @@ def problems(server: Server, taken: list[dict[str, str]], **given: Any) -> list[
         "taken": taken,
         "refused": {},
     }
-    return redis_logins.problems(params | given)
+    return redis_ping.wrong_logins(params | given)
 
 
 def test_all_is_as_it_should_be(server: Server) -> None:

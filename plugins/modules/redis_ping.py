@@ -1,31 +1,41 @@
 #!/usr/bin/python
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Ask a Redis whether it is well, as its clients would."""
+"""Ask a Redis whether it is healthy, whether it may be restarted, and which passwords it takes."""
 
 from __future__ import annotations
 
 DOCUMENTATION = r"""
 ---
-module: redis_health
-short_description: Wait until a Redis answers over TLS, has loaded its data, and can write them
+module: redis_ping
+short_description: Check over TLS that a Redis is healthy, may be restarted, or takes the right passwords
 description:
-  - Logs in as a user that may only C(PING) and ask for the C(ROLE), then as one that may read C(INFO).
-  - Healthy is a master that answers, is not loading, whose append-only file took the last write, and that
-    has the functions which its clients call.
-  - It changes nothing. If Redis is not healthy in time, the message ends with the journal of its unit.
+  - Verifies the certificate of the server before it sends a password. Changes nothing.
+  - Passwords are in no message.
 options:
+  check:
+    description:
+      - C(healthy) waits until Redis is. Logs in as a user that may only C(PING) and ask for the C(ROLE),
+        then as one that may read C(INFO). Healthy is a master that answers, is not loading, whose
+        append-only file took the last write, and that has the functions which its clients call. If it is
+        not in time, the message ends with the journal of its unit.
+      - C(writable) fails if Redis answers and its append-only file refuses writes, since a restart would then
+        lose what only memory holds. It asks once. A Redis that does not answer passes.
+      - C(logins) fails unless Redis takes each password of I(taken), and none of I(refused).
+    type: str
+    choices: [healthy, writable, logins]
+    default: healthy
   host: {description: Address that Redis listens on., type: str, required: true}
   port: {description: Its TLS port., type: int, required: true}
   ca_file: {description: CA certificate that the server's must chain to., type: path, required: true}
   timeout: {description: Seconds to wait for one answer., type: int, default: 10}
   health_user: {description: User for PING and ROLE., type: str, default: health}
-  health_password: {description: Its password., type: str, required: true}
+  health_password: {description: "Its password. Needed for C(healthy).", type: str}
   admin_user: {description: User for INFO., type: str, default: admin}
-  admin_password: {description: Its password., type: str, required: true}
+  admin_password: {description: "Its password. Needed for C(healthy) and C(writable).", type: str}
   previous_passwords:
     description: Passwords that users had before, while those are being replaced, by user. A Redis that only
-      takes these is well, too.
+      takes these is healthy, too.
     type: dict
     default: {}
   certificate: {description: File of the certificate that Redis must show., type: path, default: ""}
@@ -37,28 +47,47 @@ options:
   unit: {description: The systemd unit., type: str, default: redis-server.service}
   retries: {description: How often an unhealthy Redis is asked again., type: int, default: 30}
   delay: {description: Seconds between two questions., type: int, default: 1}
-  writable_only:
-    description: Ask one thing only, and once. Fail if Redis answers and its append-only file refuses
-      writes, since a restart would then lose what only memory holds. A Redis that does not answer passes.
-    type: bool
-    default: false
+  taken:
+    description: Passwords that Redis should take, by user, in as many mappings as a user has passwords.
+    type: list
+    elements: dict
+    default: []
+  refused: {description: "Passwords that it should not take, by user.", type: dict, default: {}}
 author: celery-fleet
 requirements: [python3-redis]
 """
 
 EXAMPLES = r"""
-- name: Wait until Redis is well
-  fleet.celery.redis_health:
+- name: Wait until Redis is healthy
+  fleet.celery.redis_ping:
     host: 127.0.0.1
     port: 6379
     ca_file: /etc/fleet/tls/ca.crt
     health_password: "{{ redis_passwords.health }}"
     admin_password: "{{ redis_passwords.admin }}"
-  no_log: true
+
+- name: Require that the new password of the workers is the only one
+  fleet.celery.redis_ping:
+    check: logins
+    host: 127.0.0.1
+    port: 6379
+    ca_file: /etc/fleet/tls/ca.crt
+    taken: [{worker: "{{ new }}"}]
+    refused: {worker: "{{ old }}"}
 """
 
 RETURN = r"""
-role: {description: "C(master), if it is well.", returned: success, type: str}
+role: {description: "C(master), if it is healthy.", returned: check is healthy, type: str}
+taken:
+  description: Users with a password that Redis takes.
+  returned: check is logins
+  type: list
+  elements: str
+refused:
+  description: Users with a password that it refuses.
+  returned: check is logins
+  type: list
+  elements: str
 """
 
 import time
@@ -69,13 +98,14 @@ from ansible_collections.fleet.celery.plugins.module_utils.certificates import c
 from ansible_collections.fleet.celery.plugins.module_utils.redis_tls import (
     StrangeServerError,
     connection_arguments,
+    login,
     login_with_one_of,
     redis,
     served_certificate,
 )
 
 if TYPE_CHECKING:
-    from typing import Any
+    from typing import Any, NoReturn
 
 
 class UnhealthyError(Exception):
@@ -195,41 +225,112 @@ def refuse_unwritable(patient: Patient) -> None:
         ) from None
 
 
+def takes(place: tuple[str, int, str, int], user: str, password: str) -> bool:
+    """Return whether a Redis lets a user in with a password."""
+    try:
+        login(*place, user=user, password=password).close()
+    except StrangeServerError:
+        return False
+    return True
+
+
+def wrong_logins(params: dict[str, Any]) -> list[str]:
+    """Return a sentence for each password that is not taken or refused as it should be.
+
+    Raises:
+        StrangeServerError: It is no server that one may send a password to.
+        TimeoutError: It does not answer.
+    """
+    place = (params["host"], params["port"], params["ca_file"], params["timeout"])
+    served_certificate(*place)
+    found = [
+        f"It does not take a password of user {user} that it should."
+        for passwords in params["taken"]
+        for user, password in passwords.items()
+        if not takes(place, user, str(password))
+    ]
+    return found + [
+        f"It still takes the old password of user {user}."
+        for user, password in params["refused"].items()
+        if takes(place, user, str(password))
+    ]
+
+
+def check_health(module: AnsibleModule) -> dict[str, Any]:
+    """Wait until Redis is healthy, and return its role."""
+    params = module.params
+    try:
+        return {"role": wait(Patient(params), params["retries"], params["delay"])}
+    except UnhealthyError as problem:
+        return fail(module, problem)
+
+
+def check_writable(module: AnsibleModule) -> dict[str, Any]:
+    """Fail if Redis answers, and cannot write its append-only file."""
+    try:
+        refuse_unwritable(Patient(module.params))
+    except UnhealthyError as problem:
+        return fail(module, problem)
+    return {}
+
+
+def fail(module: AnsibleModule, problem: UnhealthyError) -> NoReturn:
+    """Fail with a problem, and the journal of Redis."""
+    host, port, unit = (module.params[name] for name in ("host", "port", "unit"))
+    argv = ["journalctl", "--no-pager", "--output=cat", "--lines=20", f"--unit={unit}"]
+    journal = module.run_command(argv)[1].strip()
+    module.fail_json(
+        msg=f"Redis at {host}:{port} is not well: {problem}\n--- journal of {unit} ---\n{journal}"
+    )
+    raise AssertionError  # not reached
+
+
+def check_logins(module: AnsibleModule) -> dict[str, Any]:
+    """Fail unless Redis takes the passwords that it should, and no other; return whose those are."""
+    params = module.params
+    where = f"Redis at {params['host']}:{params['port']}"
+    try:
+        found = wrong_logins(params)
+    except (StrangeServerError, redis.exceptions.RedisError, OSError) as error:
+        module.fail_json(msg=f"{where}: {error or 'no answer in time'}")
+    if found:
+        module.fail_json(msg=f"{where}: {' '.join(found)}")
+    return {
+        "taken": sorted({user for one in params["taken"] for user in one}),
+        "refused": sorted(params["refused"]),
+    }
+
+
 def main() -> None:
     """Run the module."""
     module = AnsibleModule(
         argument_spec={
             **connection_arguments(),
+            "check": {"type": "str", "choices": ["healthy", "writable", "logins"], "default": "healthy"},
             "health_user": {"type": "str", "default": "health"},
-            "health_password": {"type": "str", "required": True, "no_log": True},
+            "health_password": {"type": "str", "no_log": True},
             "admin_user": {"type": "str", "default": "admin"},
-            "admin_password": {"type": "str", "required": True, "no_log": True},
+            "admin_password": {"type": "str", "no_log": True},
             "previous_passwords": {"type": "dict", "default": {}, "no_log": True},
             "certificate": {"type": "path", "default": ""},
             "libraries": {"type": "list", "elements": "str", "default": []},
             "unit": {"type": "str", "default": "redis-server.service"},
             "retries": {"type": "int", "default": 30},
             "delay": {"type": "int", "default": 1},
-            "writable_only": {"type": "bool", "default": False},
+            "taken": {"type": "list", "elements": "dict", "default": [], "no_log": True},
+            "refused": {"type": "dict", "default": {}, "no_log": True},
         },
+        required_if=[
+            ("check", "healthy", ["health_password", "admin_password"]),
+            ("check", "writable", ["admin_password"]),
+            ("check", "logins", ["taken"]),
+        ],
         supports_check_mode=True,
     )
     if redis is None:
         module.fail_json(msg=missing_required_lib("redis"))
-    params = module.params
-    patient = Patient(params)
-    try:
-        if params["writable_only"]:
-            refuse_unwritable(patient)
-            module.exit_json(changed=False)
-        role = wait(patient, params["retries"], params["delay"])
-    except UnhealthyError as problem:
-        unit = params["unit"]
-        argv = ["journalctl", "--no-pager", "--output=cat", "--lines=20", f"--unit={unit}"]
-        journal = module.run_command(argv)[1].strip()
-        place = f"{params['host']}:{params['port']}"
-        module.fail_json(msg=f"Redis at {place} is not well: {problem}\n--- journal of {unit} ---\n{journal}")
-    module.exit_json(changed=False, role=role)
+    checks = {"healthy": check_health, "writable": check_writable, "logins": check_logins}
+    module.exit_json(changed=False, **checks[module.params["check"]](module))
 
 
 if __name__ == "__main__":
