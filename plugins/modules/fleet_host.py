@@ -1,37 +1,57 @@
 #!/usr/bin/python
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Refuse a host that Redis could not run on, before anything on it is changed."""
+"""Refuse a host that a service could not run on, before anything is changed there."""
 
 from __future__ import annotations
 
 DOCUMENTATION = r"""
 ---
-module: redis_host
-short_description: Refuse a host that Redis could not run on
+module: fleet_host
+short_description: Refuse a host that a service could not run on
 description:
-  - Looks for what only the host can tell. Its port is taken, it has no such address, its disk is too small
-    for the append-only file, or it has a Redis of somebody else's, whose data would be lost.
+  - Looks for what only the host can tell. The port of the service is taken by another one. With
+    I(data_dir), the host has no such address, its disk is too small for an append-only file, or it has a
+    Redis of somebody else's, whose data would be lost.
   - All findings are in one message. It changes nothing.
 options:
-  bind: {description: Addresses that Redis shall listen on., type: list, elements: str, required: true}
-  port: {description: Its TLS port., type: int, required: true}
-  unit: {description: Its systemd unit., type: str, required: true}
-  data_dir: {description: Directory of its data., type: path, required: true}
-  disk_space: {description: Bytes that its data may need., type: int, required: true}
-  mark: {description: File that only this project's Redis has., type: path, required: true}
+  bind:
+    description:
+      - Addresses that the service shall listen on; an asterisk is all.
+      - One with a dash before it may be missing.
+    type: list
+    elements: str
+    required: true
+  port: {description: The port of the service., type: int, required: true}
+  unit: {description: "Its systemd unit, which may have the port already.", type: str, required: true}
+  prefix:
+    description: What the names of its variables begin with, for the messages, such as V(redis) for
+      C(redis_port).
+    type: str
+    required: true
+  data_dir: {description: Directory of Redis's data., type: path}
+  disk_space: {description: "Bytes that its data may need. With I(data_dir).", type: int}
+  mark: {description: "File that only this collection's Redis has. With I(data_dir).", type: path}
 author: celery-fleet
 """
 
 EXAMPLES = r"""
 - name: Refuse a host that Redis could not run on
-  fleet.celery.redis_host:
+  fleet.celery.fleet_host:
     bind: [127.0.0.1]
     port: 6379
     unit: redis-server.service
+    prefix: redis
     data_dir: /var/lib/redis
     disk_space: 2147483648
     mark: /etc/systemd/system/redis-server.service.d/fleet.conf
+
+- name: Refuse a port that is taken
+  fleet.celery.fleet_host:
+    bind: ["*"]
+    port: 5555
+    unit: nginx.service
+    prefix: flower
 """
 
 import shutil
@@ -52,9 +72,9 @@ GIB = 1024**3
 
 
 def taken(params: dict[str, Any]) -> Iterator[str]:
-    """Find those who listen where Redis shall, and are not it."""
-    bind = [address.lstrip("-") for address in params["bind"]]  # a dash: Redis may do without this one
-    yield from fleet_sockets.taken(bind, params["port"], params["unit"], "redis_port")
+    """Find programs that listen where the service shall, and are not it."""
+    bind = [address.lstrip("-") for address in params["bind"]]
+    yield from fleet_sockets.taken(bind, params["port"], params["unit"], f"{params['prefix']}_port")
 
 
 def foreign_addresses(params: dict[str, Any]) -> Iterator[str]:
@@ -67,7 +87,8 @@ def foreign_addresses(params: dict[str, Any]) -> Iterator[str]:
             with socket.socket(family, kind, protocol) as probe:
                 probe.bind(place)
         except OSError as error:
-            yield f"redis_bind has {address}, which is not an address of this host ({error.strerror})."
+            variable = f"{params['prefix']}_bind"
+            yield f"{variable} has {address}, which is not an address of this host ({error.strerror})."
 
 
 def small_disk(params: dict[str, Any]) -> Iterator[str]:
@@ -103,6 +124,15 @@ def somebody_elses(params: dict[str, Any], run: Run) -> Iterator[str]:
         )
 
 
+def findings(params: dict[str, Any], run: Run) -> Iterator[str]:
+    """Find everything because of which the service could not run."""
+    yield from taken(params)
+    if params["data_dir"]:
+        yield from foreign_addresses(params)
+        yield from small_disk(params)
+        yield from somebody_elses(params, run)
+
+
 def main() -> None:
     """Run the module."""
     module = AnsibleModule(
@@ -110,22 +140,17 @@ def main() -> None:
             "bind": {"type": "list", "elements": "str", "required": True},
             "port": {"type": "int", "required": True},
             "unit": {"type": "str", "required": True},
-            "data_dir": {"type": "path", "required": True},
-            "disk_space": {"type": "int", "required": True},
-            "mark": {"type": "path", "required": True},
+            "prefix": {"type": "str", "required": True},
+            "data_dir": {"type": "path"},
+            "disk_space": {"type": "int"},
+            "mark": {"type": "path"},
         },
+        required_together=[("data_dir", "disk_space", "mark")],
         supports_check_mode=True,
     )
-    params = module.params
-    findings = [
-        *taken(params),
-        *foreign_addresses(params),
-        *small_disk(params),
-        *somebody_elses(params, module.run_command),
-    ]
-    if findings:
+    if found := list(findings(module.params, module.run_command)):
         module.fail_json(
-            msg="Redis cannot run on this host, and nothing was changed.\n- " + "\n- ".join(findings)
+            msg="This host cannot run the service, and nothing was changed.\n- " + "\n- ".join(found)
         )
     module.exit_json(changed=False)
 
