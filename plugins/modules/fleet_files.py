@@ -72,6 +72,19 @@ options:
     type: list
     elements: str
     default: []
+  kernel:
+    description:
+      - Values under C(/proc/sys) and C(/sys) to set now. Files of sysctl.d and tmpfiles.d, which I(files) may
+        have, set them at boot.
+      - One that is not there or cannot be written, as in most containers, is left alone with a warning.
+    type: list
+    elements: dict
+    default: []
+    suboptions:
+      path: {description: "A file under C(/proc/sys) or C(/sys).", type: path, required: true}
+      value: {description: The text to write., type: str, required: true}
+      accept: {description: Other values that are as good., type: list, elements: str, default: []}
+      reason: {description: "What it is good for, for the warning.", type: str, required: true}
 author: celery-fleet
 """
 
@@ -97,6 +110,7 @@ removed_files:
   returned: always
   type: list
   elements: str
+refused: {description: Paths of I(kernel) that were left alone., returned: always, type: list, elements: str}
 """
 
 import grp
@@ -110,6 +124,7 @@ from typing import TYPE_CHECKING
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.fleet.celery.plugins.module_utils.fleet_kept import Kept
+from ansible_collections.fleet.celery.plugins.module_utils.kernel_values import set_values
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -358,6 +373,12 @@ def main() -> None:
         "keep": {"type": "bool", "default": True},
         "validate": {"type": "str"},
     }
+    value = {
+        "path": {"type": "path", "required": True},
+        "value": {"type": "str", "required": True},
+        "accept": {"type": "list", "elements": "str", "default": []},
+        "reason": {"type": "str", "required": True},
+    }
     module = AnsibleModule(
         argument_spec={
             "directories": {"type": "list", "elements": "dict", "default": [], "options": directory},
@@ -365,6 +386,7 @@ def main() -> None:
             "purge": {"type": "list", "elements": "str", "default": []},
             "keep_for": {"type": "str", "default": ""},
             "empty": {"type": "list", "elements": "str", "default": []},
+            "kernel": {"type": "list", "elements": "dict", "default": [], "options": value},
         },
         supports_check_mode=True,
     )
@@ -373,7 +395,13 @@ def main() -> None:
         result = apply(module.params, check=module.check_mode, kept=kept, run=module.run_command)
     except (FilesError, OSError) as error:
         module.fail_json(msg=str(error))
-    module.exit_json(**result)
+    values, refused = set_values(module.params["kernel"], check=module.check_mode)
+    for path, why in refused.items():
+        module.warn(f"{path} was left as it is: {why}")
+    result["changed"] |= bool(values)
+    result["as_asked"] &= not values
+    result["diff"] += [{"prepared": f"set {path}\n"} for path in values]
+    module.exit_json(**result, refused=list(refused))
 
 
 if __name__ == "__main__":
