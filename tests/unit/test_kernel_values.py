@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The option kernel of the module fleet_files: values are set where the kernel lets one, and left alone where not."""
+"""The option kernel of fleet_files: values are set where the kernel lets one, and left alone where not."""
 
 from __future__ import annotations
 
