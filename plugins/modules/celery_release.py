@@ -133,8 +133,8 @@ from ansible_collections.fleet.celery.plugins.module_utils.fleet_kept import Kep
 from ansible_collections.fleet.celery.plugins.module_utils.install_lock import StillHeldError, only_one
 
 CACHE_LIMIT = 1024**3
-# So begins a line of `celery fleet check` that is no fault: what costs much, and what an app sets in vain.
-WARNINGS = ("This costs much: ", "This does not hold: ")
+# Beginnings of the lines of `celery fleet check` that are warnings and no faults.
+WARNINGS = ("This costs much: ", "This does not hold: ", "This is renamed: ")
 
 
 def present(module: AnsibleModule, tree: ReleaseTree) -> bool:

@@ -48,6 +48,6 @@ def test_a_node_that_falls_again_and_again_is_told_of(fleet: Fleet) -> None:
     eventually(is_back, timeout=120)
     told = node.host.infra.run("fleet-celery fleet status")
     assert told.rc == 1
-    assert f"{node.celery_name} ended and was started anew" in told.stdout
+    assert f"{node.celery_name} ended and was restarted" in told.stdout
     with fleet.broker.connect("admin") as client:
         client.hdel("fleet:history", node.celery_name)  # it was on purpose; others ask whether all is well

@@ -24,7 +24,14 @@ from celery.bin.base import CLIContext
 from celery.bin.worker import worker
 from celery.worker import WorkController
 from fleet_runtime.bootstrap import configure, overrides
-from fleet_runtime.bootstrap.overrides import LAID, LAID_OPTIONS, POOL_LAST, UNUSED, WHERE_SILENT, Rule
+from fleet_runtime.bootstrap.overrides import (
+    ENFORCED,
+    ENFORCED_OPTIONS,
+    POOL_LAST,
+    UNUSED,
+    WHERE_SILENT,
+    Rule,
+)
 from fleet_runtime.errors import FleetError
 from fleet_runtime.settings import FleetSettings
 from kombu.transport.redis import SentinelChannel
@@ -41,7 +48,7 @@ ENVIRONMENT = {
     "CELERY_RESULT_BACKEND": URL,
 }
 # What Celery's Redis backend or RedBeat reads, though it is in no list of Celery's.
-UNLISTED = {name: None for name in (*LAID, *WHERE_SILENT) if name not in DEFAULTS}
+UNLISTED = {name: None for name in (*ENFORCED, *WHERE_SILENT) if name not in DEFAULTS}
 
 # Values other than the default, where its type does not tell one; and what an app would really say.
 SAMPLES: dict[str, Any] = {
@@ -118,7 +125,7 @@ def laid_on(**own: Any) -> tuple[Any, list[overrides.Override]]:
     os.environ.update({**ENVIRONMENT, "CELERY_BROKER_READ_URL": "", "CELERY_BROKER_WRITE_URL": ""})
     app = Celery("shop", set_as_current=False)
     app.conf.update(own)
-    configure.lay(app, FleetSettings.from_environment())
+    configure.configure(app, FleetSettings.from_environment())
     return app.conf, overrides.find(app, "redbeat")
 
 
@@ -137,7 +144,7 @@ def observed(name: str, value: Any) -> Row:
         why = f"{mine[0].sentence} See [security.md](security.md#what-an-app-may-do-in-redis)."
         return Row(f"`{name}`", f"the app's, with `{variable}`", why)
     if mine:
-        rule = LAID.get(name) or UNUSED.get(name)
+        rule = ENFORCED.get(name) or UNUSED.get(name)
         why = rule.why if rule else mine[0].sentence
         return Row(f"`{name}`", over(name, rule or Rule(""), laying_for_all(name)), why)
     if name.endswith("transport_options"):
@@ -202,7 +209,7 @@ def laying_for_all(name: str) -> Any:
 
 def over(name: str, rule: Rule, value: Any) -> str:
     """Return what holds over the app's."""
-    if name not in LAID:
+    if name not in ENFORCED:
         return "no effect"
     return f"{rule.value or f'`{value}`'}, over the app's"
 
@@ -213,7 +220,7 @@ def option(name: str) -> Row:
     value = OPTION_SAMPLES.get(name, sample(name, default))
     conf, said = laid_on(broker_transport_options={name: value})
     full = f"broker_transport_options.{name}"
-    rule = LAID_OPTIONS.get(name)
+    rule = ENFORCED_OPTIONS.get(name)
     if any(one.name == full for one in said):
         assert rule, name
         kept = conf.broker_transport_options.get(name, "none")
@@ -243,7 +250,7 @@ def task_attribute(name: str) -> Row:
     stock, fleet = (Celery("shop", set_as_current=False) for _ in range(2))
     for app in (stock, fleet):
         app.task(_pay, name="shop.pay", shared=False, **{name: value})
-    configure.lay(fleet, FleetSettings.from_environment())
+    configure.configure(fleet, FleetSettings.from_environment())
     expected = getattr(stock.tasks["shop.pay"], name)
     assert getattr(fleet.tasks["shop.pay"], name) == expected, name
     return Row(f"`{name}`", "the task's", "")

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fleet_runtime.bootstrap.overrides import LAID, POOL_FIRST, POOL_LAST, UNUSED
+from fleet_runtime.bootstrap.overrides import ENFORCED, POOL_FIRST, POOL_LAST, UNUSED
 
 from tests.unit import settings_table
 
@@ -26,5 +26,5 @@ def test_the_page_has_what_becomes_of_each_setting(monkeypatch: pytest.MonkeyPat
 def test_what_a_nodes_command_line_says_is_known() -> None:
     """Each setting that it decides, always or for a pool that says it, is told of."""
     always, sometimes = settings_table.on_command_line()
-    assert always <= {*LAID, *UNUSED, *POOL_LAST}
-    assert {name: option for name, option in sometimes.items() if name not in {*LAID, *UNUSED}} == POOL_FIRST
+    assert always <= {*ENFORCED, *UNUSED, *POOL_LAST}
+    assert {name: option for name, option in sometimes.items() if name not in {*ENFORCED, *UNUSED}} == POOL_FIRST

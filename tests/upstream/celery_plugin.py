@@ -53,7 +53,7 @@ def laid_app(create: Callable[..., Any], **options: Any) -> Iterator[Any]:
     with create(**options) as app:
         os.environ.update(FLEET)
         settings = FleetSettings.from_environment()
-        configure.lay(app, settings)
+        configure.configure(app, settings)
         if settings.component == "worker":
             readiness.register(app)
             # A node's app has them from its start; the tests have an app for the worker and others beside it.
@@ -71,9 +71,9 @@ if os.environ["SUITE_WORKER"] == "outside":
     nodenames.anon_nodename = lambda *_, **__: os.environ["SUITE_NODE"]
     fixtures.celery_session_worker = outside_worker
 if os.environ.get("SUITE_RUNTIME") == "true":
-    from fleet_runtime.bootstrap.configure import lay_defaults
+    from fleet_runtime.bootstrap.configure import override_task_defaults
 
-    lay_defaults()
+    override_task_defaults()
     create_app = fixtures._create_app  # its fixtures look it up when they run
     fixtures._create_app = lambda **options: laid_app(create_app, **options)
     Control.purge = Control.discard_all = purge_as_operator

@@ -51,7 +51,7 @@ def fleet_options(given: dict[str, Any]) -> dict[str, Any]:
     from fleet_runtime.settings import FleetSettings
     from fleet_runtime.worker import bootsteps
 
-    laid = configure.laid(Celery(set_as_current=False).conf, FleetSettings.from_environment())
+    laid = configure.configured(Celery(set_as_current=False).conf, FleetSettings.from_environment())
     own_keys = bootsteps.own_keys("kombu@test")
     dropped = configure.KEY_OPTIONS - own_keys.keys()
     kept = {name: value for name, value in given.items() if name not in dropped}

@@ -22,10 +22,10 @@ __all__ = ["_redis", "_scripts_are_functions", "broker", "redis_server"]
 
 
 @pytest.fixture
-def lay(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+def configure_app(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     """Return a function that lays the settings on an app and returns its configuration."""
 
-    def lay(app: Celery, component: str = "worker", url: str = URL, **variables: str) -> Any:
+    def configure_app(app: Celery, component: str = "worker", url: str = URL, **variables: str) -> Any:
         environment = {
             "FLEET_APP": "shop:app",
             "FLEET_COMPONENT": component,
@@ -38,10 +38,10 @@ def lay(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
         }
         for name, value in environment.items():
             monkeypatch.setenv(name, value)
-        configure.lay(app, FleetSettings.from_environment())
+        configure.configure(app, FleetSettings.from_environment())
         return app.conf
 
-    return lay
+    return configure_app
 
 
 @pytest.fixture(scope="module")
@@ -51,12 +51,12 @@ def fleet(redis_server: Broker) -> Fleet:
 
 
 @pytest.fixture
-def connect(lay: Callable[..., Any]) -> Callable[[Broker], Any]:
+def connect(configure_app: Callable[..., Any]) -> Callable[[Broker], Any]:
     """Return a function that gives an app with which to send tasks, as from outside the fleet."""
 
     def connect(broker: Broker) -> Any:
         app = Celery("web", set_as_current=False)
-        lay(app, "web", broker.url("web"))
+        configure_app(app, "web", broker.url("web"))
         return app
 
     return connect

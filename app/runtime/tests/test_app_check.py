@@ -191,5 +191,5 @@ def test_the_command_tells_what_costs_much_and_is_content() -> None:
 
 def test_a_misspelt_variable_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where a process that starts would just not see it."""
-    monkeypatch.setenv("FLEET_PATIENCES", "1")
-    assert findings(shop(), []) == ["FLEET_PATIENCES is no setting of this runtime. Is it FLEET_PATIENCE?"]
+    monkeypatch.setenv("FLEET_LEASES", "1")
+    assert findings(shop(), []) == ["FLEET_LEASES is not a setting of this runtime. Is it FLEET_LEASE?"]

@@ -79,15 +79,15 @@ def test_a_loop_that_hangs_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
         max_interval=5, tick=lambda: 1.0, apply_async=lambda entry, **_: sent.append(entry)
     )
     silent: Any = None
-    monkeypatch.setattr(beat_watchdog, "answers", lambda _: True)
+    monkeypatch.setattr(beat_watchdog, "broker_answers", lambda _: True)
     watchdog = Watchdog(silent, SimpleNamespace(scheduler=scheduler), silent, 60)
     assert watchdog._status().startswith("waiting for the lock")
     assert scheduler.tick() == 1.0
     assert watchdog._status() == "sending what is due"
     watchdog.last_turn = time.monotonic() - 36
-    monkeypatch.setattr(beat_watchdog, "answers", lambda _: False)
+    monkeypatch.setattr(beat_watchdog, "broker_answers", lambda _: False)
     assert watchdog._status() == "waiting for the broker"
-    monkeypatch.setattr(beat_watchdog, "answers", lambda _: True)
+    monkeypatch.setattr(beat_watchdog, "broker_answers", lambda _: True)
     assert watchdog._status() == ""
     scheduler.apply_async("hourly", producer=None)
     assert sent == ["hourly"]
@@ -109,7 +109,7 @@ def test_a_first_turn_that_hangs_is_seen(monkeypatch: pytest.MonkeyPatch) -> Non
     turn.start()
     assert begun.wait(60)
     now = time.monotonic() + 36
-    monkeypatch.setattr(beat_watchdog, "answers", lambda _: True)
+    monkeypatch.setattr(beat_watchdog, "broker_answers", lambda _: True)
     monkeypatch.setattr(time, "monotonic", lambda: now)
     assert watchdog._status() == ""
     ended.set()

@@ -96,7 +96,7 @@ def test_no_log_has_an_argument(
     """Neither what a node prints, nor its lines of JSON, nor a record that a handler of the app's gets."""
     everything, lines = tmp_path / "everything", tmp_path / "lines"
     fleet = Fleet(broker, "canary:app", PYTHONPATH=APPS, EVERYTHING=str(everything))
-    environment = {"FLEET_LOG_FILE": str(lines), "FLEET_ATOMIC_FETCH": transport, "FLEET_MAX_LOSSES": "1"}
+    environment = {"FLEET_LOG_FILE": str(lines), "FLEET_ATOMIC_FETCH": transport, "FLEET_MAX_CRASHES": "1"}
     admin, sent = broker.client("admin"), []
     messages = strange(web, broker)
     revoked = web.send_task("canary.keep", ARGUMENTS[0], queue="default", countdown=10)
@@ -168,7 +168,7 @@ def test_what_gives_back_prints_no_argument(broker: Broker, web: Any) -> None:
         check=True,
     )
     (printed,) = no_canary({"printed": done.stdout + done.stderr})
-    assert f"Given back what {name} held" in printed
+    assert f"Requeued what {name} held" in printed
 
 
 def test_what_is_hidden_is_shown_where_asked() -> None:

@@ -199,7 +199,7 @@ def test_an_app_keeps_its_own_words(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trace, "LOG_SUCCESS", "done: %(return_value)s")
     monkeypatch.setattr(trace, "LOG_RECEIVED", "got: %(name)s")
     for with_arguments in (True, False):
-        celery_logging.lay_messages(with_arguments=with_arguments)
+        celery_logging.set_task_messages(with_arguments=with_arguments)
     assert (trace.LOG_SUCCESS, trace.LOG_RECEIVED) == ("done: %(return_value)s", "got: %(name)s")
 
 

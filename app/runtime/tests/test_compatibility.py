@@ -79,11 +79,11 @@ class TestBeside:
         assert time.monotonic() - start >= 2
 
     def test_what_is_revoked_does_not_run(
-        self, web: Any, redis_server: Broker, lay: Callable[..., Any]
+        self, web: Any, redis_server: Broker, configure_app: Callable[..., Any]
     ) -> None:
         """Whoever has it. No command is started for it: that can take longer than the task waits."""
         ops = Celery("ops", set_as_current=False)
-        lay(ops, "ops", redis_server.url("ops"))
+        configure_app(ops, "ops", redis_server.url("ops"))
         result = web.send_task("shop.add", (1, 1), queue="default", countdown=4)
         time.sleep(1)
         ops.control.revoke(result.id)

@@ -50,11 +50,11 @@ def settings_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 @pytest.mark.parametrize("component", ["worker", "beat", "flower", "web", "ops"])
-def test_every_name_exists(lay: Callable[..., Any], component: str) -> None:
+def test_every_name_exists(configure_app: Callable[..., Any], component: str) -> None:
     """A setting or a transport option that Celery, kombu or RedBeat does not know would do nothing."""
     app = Celery("shop", set_as_current=False)
     before = set(app.conf.finalize().changes)
-    conf = lay(app, component)
+    conf = configure_app(app, component)
     laid = set(conf.changes) - before
     redbeat = {name for name in laid if name.startswith("redbeat_")}
     assert laid - redbeat <= SETTING_KEYS | UNLISTED
@@ -63,7 +63,7 @@ def test_every_name_exists(lay: Callable[..., Any], component: str) -> None:
     assert bool(redbeat) == (component == "beat")
 
 
-def test_what_the_fleet_owns_prevails(lay: Callable[..., Any]) -> None:
+def test_what_the_fleet_owns_prevails(configure_app: Callable[..., Any]) -> None:
     """Whatever the app says, and however it says it."""
     app = Celery("shop", broker="amqp://elsewhere", set_as_current=False)
     app.conf.update(
@@ -82,7 +82,7 @@ def test_what_the_fleet_owns_prevails(lay: Callable[..., Any]) -> None:
             "client_name": "shop",
         },
     )
-    conf = lay(app)
+    conf = configure_app(app)
     assert conf.accept_content == ["json"]
     assert conf.task_acks_late
     assert not conf.task_retry_on_worker_lost
@@ -108,21 +108,21 @@ def test_what_the_fleet_owns_prevails(lay: Callable[..., Any]) -> None:
 
 
 def test_kombus_transport_is_taken_where_the_own_one_is_switched_off(
-    lay: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+    configure_app: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By FLEET_ATOMIC_FETCH."""
     monkeypatch.setenv("FLEET_ATOMIC_FETCH", "false")
     app = Celery("shop", set_as_current=False)
-    lay(app)
+    configure_app(app)
     assert type(app.connection_for_read().transport) is Transport
 
 
-def test_a_namespace_is_no_way_around(lay: Callable[..., Any], settings_module: str) -> None:
+def test_a_namespace_is_no_way_around(configure_app: Callable[..., Any], settings_module: str) -> None:
     """Celery looks for the name with the namespace first."""
     app = Celery("shop", set_as_current=False)
     app.config_from_object(settings_module, namespace="CELERY")
     app.conf.update(CELERY_WORKER_PREFETCH_MULTIPLIER=64)
-    conf = lay(app)
+    conf = configure_app(app)
     assert conf.task_acks_late
     assert conf.worker_prefetch_multiplier == 1
     assert conf.task_routes == {"a": "b"}
@@ -130,19 +130,19 @@ def test_a_namespace_is_no_way_around(lay: Callable[..., Any], settings_module: 
     assert app.connection_for_write().hostname == "redis"
 
 
-def test_nobody_is_shown_a_password(lay: Callable[..., Any], settings_module: str) -> None:
+def test_nobody_is_shown_a_password(configure_app: Callable[..., Any], settings_module: str) -> None:
     """By `inspect conf` and on Flower's pages, which show the broker that is used."""
     app = Celery("shop", set_as_current=False)
     app.config_from_object(settings_module, namespace="CELERY")
-    shown = lay(app).humanize()
+    shown = configure_app(app).humanize()
     assert "rediss://worker:********@redis:6379/0" in shown
     assert ":pw@" not in shown
 
 
-def test_another_broker_is_out_of_reach(lay: Callable[..., Any]) -> None:
+def test_another_broker_is_out_of_reach(configure_app: Callable[..., Any]) -> None:
     """Even for an app that names one after it was loaded."""
     app = Celery("shop", set_as_current=False)
-    conf = lay(app)
+    conf = configure_app(app)
     for name in ("broker_url", "broker_read_url", "broker_write_url", "result_backend"):
         setattr(conf, name, "redis://elsewhere")
     assert app.connection_for_read().hostname == "redis"
@@ -151,7 +151,7 @@ def test_another_broker_is_out_of_reach(lay: Callable[..., Any]) -> None:
     assert os.environ["CELERY_BROKER_READ_URL"] == os.environ["CELERY_BROKER_WRITE_URL"] == URL
 
 
-def test_what_the_app_says_on_purpose_stays(lay: Callable[..., Any]) -> None:
+def test_what_the_app_says_on_purpose_stays(configure_app: Callable[..., Any]) -> None:
     """The fleet has its own word only where the app has none."""
     app = Celery("shop", set_as_current=False)
     own = {
@@ -164,13 +164,13 @@ def test_what_the_app_says_on_purpose_stays(lay: Callable[..., Any]) -> None:
         "result_backend_thread_safe": False,
     }
     app.conf.update(own)
-    conf = lay(app)
+    conf = configure_app(app)
     assert {name: conf[name] for name in own} == {**own, "result_expires": 600}
 
 
-def test_an_app_that_says_nothing_gets_the_fleets_word(lay: Callable[..., Any]) -> None:
+def test_an_app_that_says_nothing_gets_the_fleets_word(configure_app: Callable[..., Any]) -> None:
     """All of it, where a task's life depends on it."""
-    conf = lay(Celery("shop", set_as_current=False))
+    conf = configure_app(Celery("shop", set_as_current=False))
     assert conf.task_time_limit is None, "it would come before that of a pool"
     assert (conf.timezone, conf.enable_utc, conf.result_expires) == ("UTC", True, 86400)
     assert conf.task_publish_retry_policy["max_retries"] == 60
@@ -178,62 +178,64 @@ def test_an_app_that_says_nothing_gets_the_fleets_word(lay: Callable[..., Any]) 
     assert conf.result_backend_transport_options["retry_policy"]["max_retries"] == 60
 
 
-def test_flower_drops_what_is_no_message(lay: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_flower_drops_what_is_no_message(
+    configure_app: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As nodes do, which hear the same channels."""
     guarded: list[str] = []
     for component in ("web", "flower"):
         monkeypatch.setattr(broadcast, "patch_fanout", lambda _, name=component: guarded.append(name))
-        lay(Celery("shop", set_as_current=False), component)
+        configure_app(Celery("shop", set_as_current=False), component)
     assert guarded == ["flower"]
 
 
 def test_a_task_that_the_app_uses_early_is_no_exception(
-    lay: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+    configure_app: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It has copied the settings before they are laid; and one that says otherwise stays as it is."""
-    for name in configure.OF_EACH_TASK:
+    for name in configure.TASK_DEFAULTS:
         monkeypatch.setitem(DEFAULTS, name, DEFAULTS[name])
         monkeypatch.setitem(_OLD_DEFAULTS, _TO_OLD_KEY[name], DEFAULTS[name])
-    configure.lay_defaults()
+    configure.override_task_defaults()
     app = Celery("shop", set_as_current=False)
     early, own = app.task(work, name="early"), app.task(work, name="own", acks_late=False)
     assert (early.s().task, own.s().task) == ("early", "own")
-    lay(app)
+    configure_app(app)
     assert (early.acks_late, early.retry_on_worker_lost, early.reject_on_worker_lost) == (True, False, True)
     assert own.acks_late is False
 
 
 def test_a_celery_that_knows_less_is_laid_what_it_knows(
-    lay: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+    configure_app: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Celery 5.6 has no task_retry_on_worker_lost, which was a KeyError before the app was even imported."""
-    for name in configure.OF_EACH_TASK:
+    for name in configure.TASK_DEFAULTS:
         monkeypatch.setitem(DEFAULTS, name, DEFAULTS[name])
         monkeypatch.setitem(_OLD_DEFAULTS, _TO_OLD_KEY[name], DEFAULTS[name])
     monkeypatch.delitem(DEFAULTS, "task_retry_on_worker_lost")
-    configure.lay_defaults()
+    configure.override_task_defaults()
     assert DEFAULTS["task_acks_late"] is True
-    assert lay(Celery("shop", set_as_current=False)).task_acks_late is True
+    assert configure_app(Celery("shop", set_as_current=False)).task_acks_late is True
 
 
-def test_a_web_application_is_not_made_to_wait(lay: Callable[..., Any]) -> None:
+def test_a_web_application_is_not_made_to_wait(configure_app: Callable[..., Any]) -> None:
     """Its users would."""
-    conf = lay(Celery("shop", set_as_current=False), "web")
+    conf = configure_app(Celery("shop", set_as_current=False), "web")
     assert conf.task_publish_retry_policy["max_retries"] == 3
     assert conf.result_backend_transport_options["retry_policy"]["max_retries"] == 3
 
 
-def test_results_that_would_stay_for_ever_do_not(lay: Callable[..., Any]) -> None:
+def test_results_that_would_stay_for_ever_do_not(configure_app: Callable[..., Any]) -> None:
     """Redis evicts nothing."""
     app = Celery("shop", set_as_current=False)
     app.conf.result_expires = None
-    assert lay(app, FLEET_RESULT_EXPIRES="60").result_expires == 60
+    assert configure_app(app, FLEET_RESULT_EXPIRES="60").result_expires == 60
 
 
 @pytest.mark.parametrize("component", ["beat", "flower", "web", "ops"])
-def test_only_a_worker_holds_messages(lay: Callable[..., Any], component: str) -> None:
+def test_only_a_worker_holds_messages(configure_app: Callable[..., Any], component: str) -> None:
     """Any other would restore messages by a timeout of its own, and hand out tasks that run."""
-    conf = lay(Celery("shop", set_as_current=False), component)
+    conf = configure_app(Celery("shop", set_as_current=False), component)
     assert conf.broker_transport_options["ack_emulation"] is False
 
 
@@ -259,11 +261,11 @@ def test_only_a_worker_holds_messages(lay: Callable[..., Any], component: str) -
     ],
 )
 def test_what_cannot_be_reconciled_is_refused(
-    lay: Callable[..., Any], own: dict[str, Any], variables: dict[str, str], message: str
+    configure_app: Callable[..., Any], own: dict[str, Any], variables: dict[str, str], message: str
 ) -> None:
     """Before a message is sent that nobody would take."""
     app = Celery("shop", set_as_current=False)
     app.conf.update(own)
     with pytest.raises(FleetError) as refused:
-        lay(app, **variables)
+        configure_app(app, **variables)
     assert message in str(refused.value)

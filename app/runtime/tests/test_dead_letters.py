@@ -14,7 +14,7 @@ from celery import chord
 from celery.exceptions import ChordError, InvalidTaskError
 from fleet_runtime.broker.unacked import UnackedRef
 from fleet_runtime.dead_letters import store
-from fleet_runtime.dead_letters.model import End, Filter, Letter, Reason
+from fleet_runtime.dead_letters.model import DeadLetter, End, Filter, Reason
 
 from fleet_testing.broker import Broker
 from fleet_testing.commands import FLAGS, PATIENCE, Daemon, Fleet, together, wait_until
@@ -268,7 +268,7 @@ def test_a_message_of_no_task_stops_nobody(
     found = letters(broker)
     assert len(found) == len(kinds) + 1
     assert {letter["reason"] for letter in found.values()} == {"invalid"}
-    assert found["strange"]["error"] == "It names no task."
+    assert found["strange"]["error"] == "It does not name a task."
     assert nodes[queue].process.poll() is None
 
 
@@ -328,18 +328,18 @@ def test_what_is_put_back_runs_again(
     assert json.loads(tried.stdout) == {"count": 1, "ids": [sent.id], "dry_run": True}
     assert state(broker) == before
     done = fleet.run("ops", "dead-letter", "requeue", "--id", sent.id)
-    assert done.stdout == f"{sent.id} mortuary.fail_until\n1 dead letters put back.\n", done.stderr
+    assert done.stdout == f"{sent.id} mortuary.fail_until\n1 dead letters requeued.\n", done.stderr
     wait_until(lambda: web.AsyncResult(sent.id).state == "SUCCESS")
     assert web.AsyncResult(sent.id).get(PATIENCE) == 0
     assert letters(broker) == {}
     again = fleet.run("ops", "dead-letter", "requeue", "--id", sent.id)
-    assert again.stdout == "0 dead letters put back.\n"
+    assert again.stdout == "0 dead letters requeued.\n"
 
 
 def test_letters_are_bounded_by_count(worker: Any, broker: Broker) -> None:
     """The oldest go first."""
     for number in range(5):
-        assert store.bury_raw(worker, f"item {number}", End(Reason.MALFORMED), node="n")
+        assert store.dead_letter_raw(worker, f"item {number}", End(Reason.MALFORMED), node="n")
     assert sorted(letter["raw"] for letter in letters(broker).values()) == ["item 2", "item 3", "item 4"]
 
 
@@ -348,7 +348,7 @@ def test_letters_are_bounded_by_age(worker: Any, broker: Broker) -> None:
     admin = broker.client("admin")
     admin.zadd("fleet:dead", {"old": time.time() - 15 * 86400, "new": time.time() - 13 * 86400})
     admin.hset("fleet:dead:letters", mapping={"old": "{}", "new": "{}"})
-    assert store.bury_raw(worker, "item", End(Reason.MALFORMED), node="n")
+    assert store.dead_letter_raw(worker, "item", End(Reason.MALFORMED), node="n")
     assert len(letters(broker)) == 2
     assert "old" not in letters(broker)
     for key in ("fleet:dead", "fleet:dead:letters"):
@@ -365,9 +365,9 @@ def test_what_was_given_back_meanwhile_is_not_dead(web: Any, broker: Broker) -> 
         message = channel.basic_get(UNCONSUMED)
         assert channel.unacked_key in places(broker, message.delivery_tag)
         broker.client("admin").delete(channel.unacked_key, channel.unacked_index_key)
-        assert not store.bury(message, End(Reason.FAILED), node="n")
+        assert not store.dead_letter(message, End(Reason.FAILED), node="n")
         assert letters(broker) == {}
-        assert store.bury(message, End(Reason.FAILED), node="n", held=False)
+        assert store.dead_letter(message, End(Reason.FAILED), node="n", held=False)
         channel.qos._delivered.clear()  # or kombu gives it back as it closes
     assert list(letters(broker)) == [message.headers["id"]]
 
@@ -379,8 +379,8 @@ def test_a_record_that_is_no_message_is_moved(worker: Any, broker: Broker) -> No
     admin.hset("unacked:dead", "tag-1", "garbage")
     admin.zadd("unacked_index:dead", {"tag-1": 1700000000})
     end = End(Reason.UNDECODABLE, "why")
-    assert store.bury_raw(worker, "garbage", end, node="n", held=held)
-    assert not store.bury_raw(worker, "garbage", end, node="n", held=held)
+    assert store.dead_letter_raw(worker, "garbage", end, node="n", held=held)
+    assert not store.dead_letter_raw(worker, "garbage", end, node="n", held=held)
     assert not admin.exists("unacked:dead", "unacked_index:dead")
     (letter,) = letters(broker).values()
     assert (letter["raw"], letter["received"], letter["record"]) == ("garbage", 1700000000, None)
@@ -392,7 +392,7 @@ def test_what_goes_back_is_as_new() -> None:
     headers = {"retries": 3, "redelivered": True, "fleet_recovered": True, "expires": "2026-01-01T00:00:00"}
     delivery = {"exchange": "e", "routing_key": "q", "redelivered": True}
     message = {"body": "", "headers": headers, "properties": {"delivery_tag": "t", "delivery_info": delivery}}
-    letter = Letter(id="1", reason="failed", died=0, queue="q", record=[message, "e", "q"])
+    letter = DeadLetter(id="1", reason="failed", died=0, queue="q", record=[message, "e", "q"])
     revived = json.loads(letter.revived(now))
     assert revived["headers"] == {"retries": 0, "expires": None}
     assert revived["properties"]["delivery_info"] == {"exchange": "e", "routing_key": "q"}
@@ -401,7 +401,7 @@ def test_what_goes_back_is_as_new() -> None:
 
 
 @pytest.mark.parametrize(
-    ("wanted", "fits"),
+    ("wanted", "matches"),
     [
         (Filter(), True),
         (Filter(ids=("2", "1")), True),
@@ -414,10 +414,10 @@ def test_what_goes_back_is_as_new() -> None:
         (Filter(queues=("q",), since=101), False),
     ],
 )
-def test_letters_are_found_by_what_is_said(wanted: Filter, fits: bool) -> None:
+def test_filter_selects_dead_letters(wanted: Filter, matches: bool) -> None:
     """Everything that is said must hold."""
-    letter = Letter(id="1", reason="failed", died=100, queue="q", task="shop.pay")
-    assert wanted.fits(letter) is fits
+    letter = DeadLetter(id="1", reason="failed", died=100, queue="q", task="shop.pay")
+    assert wanted.matches(letter) is matches
 
 
 def test_letters_are_listed_and_shown(broker: Broker, fleet: Fleet) -> None:
@@ -441,16 +441,16 @@ def test_letters_are_listed_and_shown(broker: Broker, fleet: Fleet) -> None:
     assert whole[0]["record"][0]["headers"] == {"id": "id-1", "task": "shop.pay", "retries": 2}
 
 
-def test_letters_are_thrown_away_on_purpose_only(broker: Broker, fleet: Fleet) -> None:
+def test_purge_without_a_selection_is_refused(broker: Broker, fleet: Fleet) -> None:
     """What is meant must be said, and that it is meant; a dry run does nothing."""
     write_letters(broker)
     before = state(broker)
     for words in (["purge", "--yes"], ["requeue"], ["purge", "--all", "--id", "id-1", "--yes"]):
         result = fleet.run("ops", "dead-letter", *words)
-        assert (result.returncode, result.stderr.startswith("Error: Say which: --id, ")) == (1, True), words
+        assert (result.returncode, result.stderr.startswith("Error: Select some: --id, ")) == (1, True), words
     assert fleet.run("ops", "dead-letter", "purge", "--all").returncode == 1  # nobody answers the question
     dry = fleet.run("ops", "dead-letter", "purge", "--all", "--dry-run")
-    assert dry.stdout.splitlines() == ["id-1 shop.pay", "id-2 -", "2 dead letters would be thrown away."]
+    assert dry.stdout.splitlines() == ["id-1 shop.pay", "id-2 -", "2 dead letters would be deleted."]
     assert state(broker) == before
     done = fleet.run("ops", "dead-letter", "purge", "--reason", "failed", "--yes", "--json")
     assert json.loads(done.stdout) == {"count": 1, "ids": ["id-1"], "dry_run": False}
@@ -462,8 +462,8 @@ def test_what_is_no_message_does_not_go_back(broker: Broker, fleet: Fleet) -> No
     write_letters(broker)
     result = fleet.run("ops", "dead-letter", "requeue", "--all")
     assert result.returncode == 1
-    assert result.stdout == "id-1 shop.pay\n1 dead letters put back.\n"
-    assert result.stderr == "Error: id-2 cannot go back into a queue: it is no message.\n"
+    assert result.stdout == "id-1 shop.pay\n1 dead letters requeued.\n"
+    assert result.stderr == "Error: id-2 cannot be requeued: it is not a message.\n"
     assert list(letters(broker)) == ["id-2"]
     (item,) = broker.client("admin").lrange(UNCONSUMED, 0, -1)
     assert json.loads(item)["headers"] == {"id": "id-1", "task": "shop.pay", "retries": 0}
@@ -472,8 +472,8 @@ def test_what_is_no_message_does_not_go_back(broker: Broker, fleet: Fleet) -> No
 @pytest.mark.parametrize(
     ("words", "error"),
     [
-        (["list", "--reason", "bored"], "Error: There is no reason bored, but failed, timeout, "),
-        (["list", "--since", "ever"], "'ever' is neither such as 30m, 2h or 7d nor a time"),
+        (["list", "--reason", "bored"], "Error: Unknown reason: bored. The reasons are failed, timeout, "),
+        (["list", "--since", "ever"], "'ever' is neither an age such as 30m or 7d nor a time"),
         (["list"], "Error: The dead letters cannot be reached: "),
     ],
 )

@@ -168,11 +168,11 @@ def send(app: Celery, file: str, accepted: list[str], stop: threading.Event) -> 
         time.sleep(0.02)
 
 
-def test_a_closed_channel_has_lost_its_connection(server: Broker, lay: Callable[..., Any]) -> None:
+def test_a_closed_channel_has_lost_its_connection(server: Broker, configure_app: Callable[..., Any]) -> None:
     """Unmended, kombu raises an AttributeError, which ends the node."""
-    inflight.mend_closed_channels()
+    inflight.patch_closed_channels()
     app = Celery("node", set_as_current=False)
-    lay(app, "worker", server.url("worker"))
+    configure_app(app, "worker", server.url("worker"))
     app.conf.broker_transport_options.update(recovery.own_keys("one@test"))
     connection = app.connection_for_read()
     channel = connection.default_channel
@@ -183,15 +183,15 @@ def test_a_closed_channel_has_lost_its_connection(server: Broker, lay: Callable[
 
 @pytest.mark.parametrize("failure", [NoConnectionError("gone"), ResponseError("OOM command not allowed")])
 def test_what_was_taken_and_not_recorded_is_recorded_on_the_next_connection(
-    server: Broker, lay: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, failure: Exception
+    server: Broker, configure_app: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, failure: Exception
 ) -> None:
     """It is in no queue any more; and a Redis that is full ends no node."""
     app = Celery("node", set_as_current=False)
-    lay(app, "worker", server.url("worker"))
+    configure_app(app, "worker", server.url("worker"))
     app.conf.broker_transport_options.update(recovery.own_keys("full@test"))
     pool = SimpleNamespace(flush=None)
     consumer: Any = SimpleNamespace(blueprint=SimpleNamespace(state=bootsteps.RUN), hub=None, pool=pool)
-    held = inflight.Held(consumer)
+    held = inflight.InFlight(consumer)
     delivery = {"exchange": "", "routing_key": "default"}
     raw = {"body": "", "headers": {}, "properties": {"delivery_tag": "tag", "delivery_info": delivery}}
 
@@ -223,7 +223,7 @@ def test_another_kombu_is_left_alone(
 
     monkeypatch.setattr(Channel, "_connparams", _connparams)
     monkeypatch.setattr(kombu, "__version__", "5.8.0")
-    inflight.mend_closed_channels()
+    inflight.patch_closed_channels()
     assert Channel._connparams is _connparams
     assert "This is kombu 5.8.0, and this release of the runtime knows 5.7.0." in caplog.text
 
@@ -237,6 +237,6 @@ def test_what_somebody_has_changed_is_left_alone(
         """Connect."""
 
     monkeypatch.setattr(Channel, "_connparams", _connparams)
-    inflight.mend_closed_channels()
+    inflight.patch_closed_channels()
     assert Channel._connparams is _connparams
     assert "Somebody has changed" in caplog.text

@@ -91,7 +91,7 @@ def test_a_mailbox_that_fails_is_made_anew(
             raise [RuntimeError("of a greenlet"), ConnectionError("of Redis")][len(begun) - 1]
 
     mend(monkeypatch, loop)
-    monkeypatch.setattr(inflight, "PAUSE", 0)
+    monkeypatch.setattr(inflight, "MAILBOX_RETRY_S", 0)
     consumer = SimpleNamespace(connection_errors=(ConnectionError,), channel_errors=(), connection=object())
     gPidbox.loop(SimpleNamespace(), consumer)
     assert len(begun) == 3
@@ -114,8 +114,8 @@ def test_a_mailbox_that_does_not_end_is_left_behind(
         raise ConnectionError("of Redis")
 
     mend(monkeypatch, loop)
-    monkeypatch.setattr(inflight, "PAUSE", 0)
-    monkeypatch.setattr(inflight, "MAILBOX_ENDS", 0.1)
+    monkeypatch.setattr(inflight, "MAILBOX_RETRY_S", 0)
+    monkeypatch.setattr(inflight, "MAILBOX_STOP_TIMEOUT_S", 0.1)
     pidbox = SimpleNamespace()
     consumer = SimpleNamespace(connection_errors=(ConnectionError,), channel_errors=(), connection=object())
     mailbox = threading.Thread(target=gPidbox.loop, args=(pidbox, consumer), daemon=True)
@@ -137,7 +137,7 @@ def mend(monkeypatch: pytest.MonkeyPatch, loop: Any) -> None:
     loop.__annotations__ = {}  # as Celery's, which is changed only as it is known
     monkeypatch.setattr(gPidbox, "loop", loop)
     monkeypatch.setattr(gPidbox, "on_stop", gPidbox.on_stop)
-    inflight.mend_green_pidbox()
+    inflight.patch_green_pidbox()
 
 
 def consumer_of(channel: Any, pool: object = None, **step: Any) -> Any:

@@ -29,10 +29,10 @@ FLAGS = ("--queues=default", "--concurrency=2", "--without-gossip", "--without-m
 
 
 @pytest.fixture
-def app(broker: Broker, lay: Callable[..., Any]) -> Celery:
+def app(broker: Broker, configure_app: Callable[..., Any]) -> Celery:
     """Return the app of a node."""
     app = Celery("single", set_as_current=False)
-    lay(app, "worker", broker.url("worker"))
+    configure_app(app, "worker", broker.url("worker"))
     return app
 
 
@@ -126,7 +126,7 @@ def test_a_result_that_is_no_json_is_not_kept(
     assert work() is work
     assert work() is None
     assert len(runs) == 1
-    assert "its result is not kept, so others get None" in caplog.text
+    assert "its result is not JSON, so other runs get None" in caplog.text
 
 
 def test_a_context_manager_tells_who_is_first(app: Celery, broker: Broker, key: str) -> None:
@@ -168,8 +168,8 @@ def test_a_lost_lease_is_told(
         assert run.is_lost
         run.result = 1
     assert client.get(keys.once(key)) == f"{DONE}2"
-    assert "ended while it ran: it may run elsewhere, too" in caplog.text
-    assert "another run has taken its key meanwhile" in caplog.text
+    assert "has ended while it runs: it may run elsewhere, too" in caplog.text
+    assert "another run has taken its key in the meantime" in caplog.text
 
 
 def test_a_lease_that_only_ended_is_no_loss(app: Celery, broker: Broker, key: str) -> None:
@@ -182,13 +182,13 @@ def test_a_lease_that_only_ended_is_no_loss(app: Celery, broker: Broker, key: st
 
 
 def test_a_broker_that_is_away_is_waited_for(
-    lay: Callable[..., Any], tmp_path: Path, key: str, caplog: pytest.LogCaptureFixture
+    configure_app: Callable[..., Any], tmp_path: Path, key: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Before the body, and after it; in between it costs the lease only."""
     caplog.set_level(logging.WARNING)
     broker = Broker(tmp_path)
     app = Celery("single", set_as_current=False)
-    lay(app, "worker", broker.url("worker"))
+    configure_app(app, "worker", broker.url("worker"))
     runs: list[int] = []
 
     def start_later() -> None:

@@ -15,7 +15,7 @@ from celery.signals import before_task_publish
 from click.testing import CliRunner
 from fleet_runtime.bootstrap import overrides
 from fleet_runtime.bootstrap.configure import KEY_OPTIONS
-from fleet_runtime.bootstrap.overrides import LAID, LAID_OPTIONS, WHERE_SILENT
+from fleet_runtime.bootstrap.overrides import ENFORCED, ENFORCED_OPTIONS, WHERE_SILENT
 from fleet_runtime.cli.fleet import fleet as commands
 from fleet_runtime.inspect.app_check import findings, overridden
 from fleet_runtime.messages.sent_at import SENT
@@ -44,11 +44,11 @@ def work(requests: Any = None) -> None:
 
 
 @pytest.fixture
-def said(lay: Callable[..., Any]) -> Callable[..., list[str]]:
+def said(configure_app: Callable[..., Any]) -> Callable[..., list[str]]:
     """Return a function that lays the fleet's settings on an app and returns what is said of its own."""
 
     def said(app: Celery, beat: str = "redbeat", **variables: str) -> list[str]:
-        lay(app, "ops", **variables)
+        configure_app(app, "ops", **variables)
         return [one.sentence for one in overrides.find(app, beat)]
 
     return said
@@ -59,19 +59,19 @@ def test_each_option_of_celerys_has_a_value_to_try() -> None:
     assert sorted(CALL_OPTIONS) == call_options()
 
 
-def test_each_setting_that_is_laid_has_its_reason(lay: Callable[..., Any]) -> None:
+def test_each_setting_that_is_laid_has_its_reason(configure_app: Callable[..., Any]) -> None:
     """And no other has one."""
     laid, options = set(), set()
     for component in ("worker", "beat"):
         app = Celery("shop", set_as_current=False)
         before = set(app.conf.finalize().changes)
-        conf = lay(app, component, FLEET_TRACK_STARTED="true")
+        conf = configure_app(app, component, FLEET_TRACK_STARTED="true")
         laid |= set(conf.changes) - before
         options |= {*conf.broker_transport_options, *conf.result_backend_transport_options}
     elsewhere = {"broker_url", "result_backend", "broker_transport_options"}
-    assert laid == {*LAID, *WHERE_SILENT, *elsewhere}
-    assert options | KEY_OPTIONS | {"priority_steps"} == {*LAID_OPTIONS, "retry_policy"}
-    assert all(rule.why.endswith(".") for rule in (*LAID.values(), *LAID_OPTIONS.values()))
+    assert laid == {*ENFORCED, *WHERE_SILENT, *elsewhere}
+    assert options | KEY_OPTIONS | {"priority_steps"} == {*ENFORCED_OPTIONS, "retry_policy"}
+    assert all(rule.why.endswith(".") for rule in (*ENFORCED.values(), *ENFORCED_OPTIONS.values()))
 
 
 @pytest.mark.parametrize(
@@ -200,16 +200,16 @@ def test_a_batch_that_never_fills_is_told(said: Callable[..., list[str]]) -> Non
     said(app)
     [sentence] = overridden(app)
     assert sentence.startswith(
-        "The task shop.count collects 10 messages, and a node reserves prefetch_multiplier"
+        "The task shop.count collects 10 messages, and a node prefetches prefetch_multiplier"
     )
     said(app, FLEET_PREFETCH_MULTIPLIER="10")
     assert overridden(app) == []
 
 
-def test_the_command_says_it(lay: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command_says_it(configure_app: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """In lines by which the module celery_release knows a warning, or as JSON."""
     app = shop(beat_scheduler=SCHEDULER, task_acks_late=False)
-    lay(app, "ops")
+    configure_app(app, "ops")
     obj = SimpleNamespace(app=app)
     quiet = CliRunner().invoke(commands, ["check"], obj=obj)
     assert quiet.exit_code == 0
@@ -222,16 +222,16 @@ def test_the_command_says_it(lay: Callable[..., Any], monkeypatch: pytest.Monkey
     told = CliRunner().invoke(commands, ["check", "--json"], obj=obj)
     assert told.exit_code == 1
     direct = shop(worker_direct=True)
-    lay(direct, "ops")
+    configure_app(direct, "ops")
     monkeypatch.setenv("CHECK_REDIS", '{"redis_worker_direct": true}')
     assert (
         "worker_direct" not in CliRunner().invoke(commands, ["check"], obj=SimpleNamespace(app=direct)).output
     )
     monkeypatch.setenv("CHECK_REDIS", "{}")
     refused = CliRunner().invoke(commands, ["check"], obj=SimpleNamespace(app=direct))
-    assert "Have redis_worker_direct: true in the inventory" in refused.stderr
+    assert "Set redis_worker_direct: true in the inventory" in refused.stderr
     assert {name: len(sentences) for name, sentences in json.loads(told.stdout).items()} == {
-        "faults": 1, "overridden": 1, "costs": 0
+        "faults": 1, "renamed": 0, "overridden": 1, "costs": 0
     }  # fmt: skip
 
 
@@ -270,10 +270,12 @@ def caught(app: Celery, broker: Broker, option: str) -> dict[str, Any]:
     return {**message, "key": key}
 
 
-def test_an_apps_own_priorities_are_used(broker: Broker, lay: Callable[..., Any], said: Any) -> None:
+def test_an_apps_own_priorities_are_used(
+    broker: Broker, configure_app: Callable[..., Any], said: Any
+) -> None:
     """Where Redis's access rules have their lists; others are refused."""
     app = shop(broker_transport_options={"priority_steps": list(range(10))})
-    lay(app, "web", broker.url("web"))
+    configure_app(app, "web", broker.url("web"))
     fleet = Fleet(broker, "stepped:app", PYTHONPATH=APPS)
     sent = app.send_task("stepped.name", ("five",), queue="default", priority=5)
     assert broker.client("admin").llen("default\x06\x165") == 1

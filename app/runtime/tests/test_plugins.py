@@ -17,7 +17,7 @@ from celery.concurrency.asynpool import AsynPool, ResultHandler
 from fleet_runtime.bootstrap import plugins
 from fleet_runtime.compat.surface import SURFACE, Feature, Name, resolve
 from fleet_runtime.prefork import pool
-from fleet_runtime.prefork.time_limits import StockPool
+from fleet_runtime.prefork.time_limits import StockAsynPool
 from fleet_runtime.transport import channel, poller, qos, transports
 from fleet_runtime.worker import results
 from fleet_runtime.worker.transports import NodeSentinelTransport, NodeTransport
@@ -137,14 +137,14 @@ def _own_pool(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_processes_are_run_by_a_pool_of_its_own() -> None:
     """If all is as it was tested."""
     plugins.select_pool()
-    assert prefork.TaskPool.Pool is pool.Pool
+    assert prefork.TaskPool.Pool is pool.FastAsynPool
 
 
 @pytest.mark.usefixtures("_own_pool")
 def test_celerys_pool_has_its_time_limits_mended() -> None:
     """Where the runtime's own is not wanted."""
     plugins.select_pool(own=False)
-    assert prefork.TaskPool.Pool is StockPool
+    assert prefork.TaskPool.Pool is StockAsynPool
 
 
 @pytest.mark.usefixtures("_own_pool")

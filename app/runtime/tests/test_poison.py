@@ -66,7 +66,7 @@ def test_what_kills_its_process_runs_three_times(
     assert runs.read_text() == "run\n" * 3
     wait_until(mourned.exists)
     assert mourned.read_text().startswith(f"{sent.id} WorkerLostError")
-    # Its own count only: those of messages that ran again after a loss stay for LOSSES_TTL.
+    # Its own count only: those of messages that ran again after a loss stay for CRASH_COUNT_TTL_S.
     assert not broker.client("admin").exists(losses_of(letter["record"][0]))
     assert nodes["default"].process.poll() is None
     assert fleet.run("ops", "dead-letter", "requeue", "--reason", "poison").returncode == 0

@@ -18,7 +18,10 @@ from billiard.einfo import ExceptionInfo
 from billiard.exceptions import SoftTimeLimitExceeded, TimeLimitExceeded, WorkerLostError
 from billiard.pool import ACK, READY
 from billiard.queues import _SimpleQueue
-from fleet_runtime.prefork import pool as pipes
+from fleet_runtime.prefork import framing
+from fleet_runtime.prefork import pool as pool_module
+from fleet_runtime.prefork.pool import FastAsynPool
+from fleet_runtime.prefork.results import ResultHandler
 from kombu.asynchronous import Hub
 
 from fleet_testing.commands import FLAGS, PATIENCE, Daemon, Fleet, wait_until
@@ -40,12 +43,12 @@ def hub() -> Iterator[Hub]:
 
 
 @pytest.fixture
-def make(hub: Hub) -> Iterator[Callable[..., pipes.Pool]]:
+def make(hub: Hub) -> Iterator[Callable[..., FastAsynPool]]:
     """Yield what makes a pool in this process, and waits until its processes are up."""
-    made: list[pipes.Pool] = []
+    made: list[FastAsynPool] = []
 
-    def make(processes: int = 1, **options: Any) -> pipes.Pool:
-        pool = pipes.Pool(processes, threads=False, enable_timeouts=True, proc_alive_timeout=60, **options)
+    def make(processes: int = 1, **options: Any) -> FastAsynPool:
+        pool = FastAsynPool(processes, threads=False, enable_timeouts=True, proc_alive_timeout=60, **options)
         made.append(pool)
         pool.register_with_event_loop(hub)
         turn(hub, lambda: len(pool._all_inqueues) == processes)
@@ -69,7 +72,7 @@ def turn(hub: Hub, happened: Callable[[], Any]) -> None:
 class Ends(list[Any]):
     """What became of jobs."""
 
-    def of(self, pool: pipes.Pool, function: Callable[..., Any], *args: Any, **options: Any) -> Any:
+    def of(self, pool: FastAsynPool, function: Callable[..., Any], *args: Any, **options: Any) -> Any:
         """Let a pool run a function."""
         return pool.apply_async(function, args, callback=self.append, error_callback=self.append, **options)
 
@@ -79,7 +82,7 @@ def error(info: Any) -> Any:
     return getattr(info.exception, "exc", info.exception)
 
 
-def child(pool: pipes.Pool) -> int:
+def child(pool: FastAsynPool) -> int:
     """Return the number of the process of a pool that has one."""
     (process,) = pool._pool
     return int(process.pid)
@@ -97,7 +100,7 @@ def stop(pid: int) -> None:
     wait_until(partial(is_stopped, pid))
 
 
-def test_an_idle_process_is_written_to_at_once(hub: Hub, make: Callable[..., pipes.Pool]) -> None:
+def test_an_idle_process_is_written_to_at_once(hub: Hub, make: Callable[..., FastAsynPool]) -> None:
     """And not when the loop has asked whether it may; who runs what is known as Celery knows it."""
     pool, ends = make(), Ends()
     first, second = ends.of(pool, pow, 2, 3), ends.of(pool, pow, 2, 4)
@@ -116,7 +119,7 @@ def test_an_idle_process_is_written_to_at_once(hub: Hub, make: Callable[..., pip
 
 
 @pytest.mark.parametrize("size", [1, PIPE_BUF - 100, PIPE_BUF, 2**16, MEGABYTE])
-def test_a_message_of_any_size_arrives(hub: Hub, make: Callable[..., pipes.Pool], size: int) -> None:
+def test_a_message_of_any_size_arrives(hub: Hub, make: Callable[..., FastAsynPool], size: int) -> None:
     """Also one that no pipe takes at a time, while its process stands still."""
     pool, ends = make(), Ends()
     stop(child(pool))
@@ -133,7 +136,7 @@ def test_a_message_of_any_size_arrives(hub: Hub, make: Callable[..., pipes.Pool]
 
 @pytest.mark.parametrize("size", [1, MEGABYTE])
 def test_a_process_that_dies_before_it_has_read_a_task(
-    hub: Hub, make: Callable[..., pipes.Pool], size: int
+    hub: Hub, make: Callable[..., FastAsynPool], size: int
 ) -> None:
     """Then another one gets it, and its pipe is none in which a part of a message is left."""
     pool, ends = make(), Ends()
@@ -147,7 +150,7 @@ def test_a_process_that_dies_before_it_has_read_a_task(
     turn(hub, lambda: not pool._busy_workers)
 
 
-def test_a_process_that_dies_with_a_task(hub: Hub, make: Callable[..., pipes.Pool]) -> None:
+def test_a_process_that_dies_with_a_task(hub: Hub, make: Callable[..., FastAsynPool]) -> None:
     """It is told of, and those that wait run."""
     pool, ends = make(lost_worker_timeout=0.1), Ends()
     ends.of(pool, die)
@@ -157,7 +160,7 @@ def test_a_process_that_dies_with_a_task(hub: Hub, make: Callable[..., pipes.Poo
     assert isinstance(error(lost), WorkerLostError)
 
 
-def test_processes_that_are_replaced_after_each_task(hub: Hub, make: Callable[..., pipes.Pool]) -> None:
+def test_processes_that_are_replaced_after_each_task(hub: Hub, make: Callable[..., FastAsynPool]) -> None:
     """As with max_tasks_per_child."""
     pool, ends = make(2, maxtasksperchild=1), Ends()
     for number in range(12):
@@ -166,7 +169,7 @@ def test_processes_that_are_replaced_after_each_task(hub: Hub, make: Callable[..
     assert sorted(ends) == list(range(12))
 
 
-def test_what_fails_tells_all(hub: Hub, make: Callable[..., pipes.Pool]) -> None:
+def test_what_fails_tells_all(hub: Hub, make: Callable[..., FastAsynPool]) -> None:
     """Also if that is more than what a pipe takes at a time."""
     pool, ends = make(), Ends()
     ends.of(pool, fail, MEGABYTE)
@@ -176,7 +179,7 @@ def test_what_fails_tells_all(hub: Hub, make: Callable[..., pipes.Pool]) -> None
     assert ends[1] == 8
 
 
-def test_a_node_stops_with_a_large_result_on_its_way(hub: Hub, make: Callable[..., pipes.Pool]) -> None:
+def test_a_node_stops_with_a_large_result_on_its_way(hub: Hub, make: Callable[..., FastAsynPool]) -> None:
     """It is waited for."""
     pool, ends = make(), Ends()
     job = ends.of(pool, fail, MEGABYTE)
@@ -188,7 +191,7 @@ def test_a_node_stops_with_a_large_result_on_its_way(hub: Hub, make: Callable[..
 
 @pytest.mark.parametrize(("soft", "hard"), [(0.2, None), (None, 0.2), (0.2, 0.4)])
 def test_a_time_limit_holds(
-    hub: Hub, make: Callable[..., pipes.Pool], soft: float | None, hard: float | None
+    hub: Hub, make: Callable[..., FastAsynPool], soft: float | None, hard: float | None
 ) -> None:
     """Whichever comes first; and for one task after another, though there is one timer for all."""
     pool, ends, told = make(), Ends(), []
@@ -208,7 +211,7 @@ def test_a_time_limit_holds(
     assert told == limits * 2
 
 
-def test_tasks_that_ended_leave_no_timer(hub: Hub, make: Callable[..., pipes.Pool]) -> None:
+def test_tasks_that_ended_leave_no_timer(hub: Hub, make: Callable[..., FastAsynPool]) -> None:
     """Celery's stay in memory until the limit is over."""
     pool, ends = make(soft_timeout=3000, timeout=3600), Ends()
     before = len(hub.timer)
@@ -216,17 +219,17 @@ def test_tasks_that_ended_leave_no_timer(hub: Hub, make: Callable[..., pipes.Poo
         ends.of(pool, pow, number, 1)
     turn(hub, lambda: len(ends) == 50)
     assert len(hub.timer) <= before + 3
-    assert pool._limits
-    assert not any(pool._limits._ends.values())
+    assert pool._deadlines
+    assert not any(pool._deadlines._ends.values())
 
 
-def test_time_limits_hold_after_the_connection_was_lost(hub: Hub, make: Callable[..., pipes.Pool]) -> None:
+def test_time_limits_hold_after_the_connection_was_lost(hub: Hub, make: Callable[..., FastAsynPool]) -> None:
     """Celery cancels timers that were made meanwhile, and empties the loop."""
     pool, ends = make(), Ends()
     ends.of(pool, sleep_on, 30, timeout=1)
     turn(hub, lambda: any(job._accepted for job in pool._cache.values()))
-    assert pool._limits
-    for timer in pool._limits._timers.values():
+    assert pool._deadlines
+    for timer in pool._deadlines._timers.values():
         timer.cancel()
     hub.reset()
     pool.register_with_event_loop(hub)
@@ -247,7 +250,7 @@ MESSAGES = [
 def test_what_a_process_says_is_what_the_node_hears(message: Any) -> None:
     """However it is pickled."""
     pipe = _SimpleQueue()
-    pipes.say(pipe, message)
+    framing.send_reply(pipe, message)
     assert pipe.get() == message
 
 
@@ -257,23 +260,23 @@ def test_what_is_not_plain_is_pickled_by_billiard() -> None:
         raise ValueError("no")
     except ValueError:
         info = ExceptionInfo()
-    assert not pipes.is_plain(READY, (1, None, (False, info), 8))
-    assert not pipes.is_plain(READY, (1, None, (True, (1, info, 0.1)), 8))
-    assert not pipes.is_plain(READY, (1, None, (True, [1]), 8))
-    assert pipes.is_plain(*MESSAGES[0])
-    assert pipes.is_plain(*MESSAGES[1])
+    assert not framing.is_plain(READY, (1, None, (False, info), 8))
+    assert not framing.is_plain(READY, (1, None, (True, (1, info, 0.1)), 8))
+    assert not framing.is_plain(READY, (1, None, (True, [1]), 8))
+    assert framing.is_plain(*MESSAGES[0])
+    assert framing.is_plain(*MESSAGES[1])
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 7, 64, 100, 8192, 10**6])
 def test_messages_arrive_in_whatever_pieces(size: int) -> None:
     """Each once, and in their order."""
-    stream = b"".join(pipes.LENGTH.pack(len(body)) + body for body in map(pickle.dumps, MESSAGES))
+    stream = b"".join(framing.LENGTH.pack(len(body)) + body for body in map(pickle.dumps, MESSAGES))
     reader, writer = os.pipe()
     os.set_blocking(reader, False)
     os.set_blocking(writer, False)
     heard: list[Any] = []
     readers: dict[int, Any] = {}
-    handler = object.__new__(pipes.Results)
+    handler = object.__new__(ResultHandler)
     handler.fileno_to_outq, handler.on_state_change, handler.parts = {reader: "a process"}, heard.append, {}
 
     class Loop:
@@ -310,11 +313,11 @@ def test_an_error_about_a_message_loses_no_other_one() -> None:
             raise SystemExit(1)
 
     reader, writer = os.pipe()
-    handler = object.__new__(pipes.Results)
+    handler = object.__new__(ResultHandler)
     handler.fileno_to_outq, handler.on_state_change, handler.parts = {reader: "a process"}, hear, {}
     for message in MESSAGES[:2]:
         body = pickle.dumps(message)
-        os.write(writer, pipes.LENGTH.pack(len(body)) + body)
+        os.write(writer, framing.LENGTH.pack(len(body)) + body)
     with pytest.raises(SystemExit):
         handler._make_process_result(Hub())(reader)
     assert heard == MESSAGES[:2]
@@ -323,25 +326,25 @@ def test_an_error_about_a_message_loses_no_other_one() -> None:
 
 
 @pytest.fixture
-def half(make: Callable[..., pipes.Pool]) -> tuple[pipes.Pool, Any, bytes]:
+def half(make: Callable[..., FastAsynPool]) -> tuple[FastAsynPool, Any, bytes]:
     """A pool whose process has said half of something, by our own hand, and the other half of it."""
     pool = make()
     (process,) = pool._pool
     body = pickle.dumps((ACK, (1, None, 1.0, process.pid, None, "x" * 20_000)))
-    message = pipes.LENGTH.pack(len(body)) + body
+    message = framing.LENGTH.pack(len(body)) + body
     os.write(process.outq._writer.fileno(), message[:9000])
     pool._result_handler.handle_event(process.outqR_fd)
     assert list(pool._result_handler.parts) == [process.outqR_fd]
     return pool, process, message[9000:]
 
 
-def hear(pool: pipes.Pool, heard: list[Any]) -> None:
+def hear(pool: FastAsynPool, heard: list[Any]) -> None:
     """Let what a pool's processes say be heard here, and nowhere else."""
     pool._result_handler.on_state_change = heard.append
     pool._result_handler.register_with_event_loop(pool._result_handler._hub)
 
 
-def test_half_of_a_message_outlives_a_connection(half: tuple[pipes.Pool, Any, bytes], hub: Hub) -> None:
+def test_half_of_a_message_outlives_a_connection(half: tuple[FastAsynPool, Any, bytes], hub: Hub) -> None:
     """The loop forgets all that it watches as one to the broker is lost."""
     (pool, process, rest), heard = half, list[Any]()
     hub.reset()
@@ -355,7 +358,7 @@ def test_half_of_a_message_outlives_a_connection(half: tuple[pipes.Pool, Any, by
 
 @pytest.mark.parametrize("is_whole", [True, False])
 def test_half_of_a_message_is_finished_or_forgotten_with_its_process(
-    half: tuple[pipes.Pool, Any, bytes], is_whole: bool
+    half: tuple[FastAsynPool, Any, bytes], is_whole: bool
 ) -> None:
     """Or the next process with these pipes would be misunderstood."""
     (pool, process, rest), heard = half, list[Any]()
@@ -367,7 +370,7 @@ def test_half_of_a_message_is_finished_or_forgotten_with_its_process(
     assert not pool._result_handler.parts
 
 
-def test_half_of_a_message_is_finished_as_the_node_stops(half: tuple[pipes.Pool, Any, bytes]) -> None:
+def test_half_of_a_message_is_finished_as_the_node_stops(half: tuple[FastAsynPool, Any, bytes]) -> None:
     """The rest is waited for, but not for ever."""
     (pool, process, rest), heard = half, list[Any]()
     hear(pool, heard)
@@ -380,7 +383,7 @@ def test_half_of_a_message_is_finished_as_the_node_stops(half: tuple[pipes.Pool,
 
 @pytest.mark.parametrize("length", [-4, -1, 0])
 def test_a_process_that_says_what_cannot_be_read_is_ended(
-    hub: Hub, make: Callable[..., pipes.Pool], length: int
+    hub: Hub, make: Callable[..., FastAsynPool], length: int
 ) -> None:
     """Its task is lost to it, which the node is told; and the next one runs."""
     pool, ends = make(), Ends()
@@ -388,7 +391,7 @@ def test_a_process_that_says_what_cannot_be_read_is_ended(
     (process,) = pool._pool
     ends.of(pool, time.sleep, 600)
     turn(hub, lambda: any(job._accepted for job in pool._cache.values()))
-    os.write(process.outq._writer.fileno(), pipes.LENGTH.pack(length) + b"what?")
+    os.write(process.outq._writer.fileno(), framing.LENGTH.pack(length) + b"what?")
     turn(hub, lambda: ends)
     assert isinstance(error(ends[0]), WorkerLostError)
     ends.of(pool, pow, 2, 3)
@@ -411,7 +414,7 @@ def unreadable() -> Unreadable:
 
 
 def test_a_process_whose_message_cannot_be_unpickled_is_ended(
-    hub: Hub, make: Callable[..., pipes.Pool]
+    hub: Hub, make: Callable[..., FastAsynPool]
 ) -> None:
     """Its task is lost to it, which the node is told; the node goes on, and so do the tasks of others."""
     pool, ends = make(), Ends()
@@ -430,23 +433,23 @@ def test_what_stands_before_a_message_that_cannot_be_unpickled_is_heard() -> Non
     """It is out of the pipe by then."""
     heard: list[Any] = []
     bodies = [*map(pickle.dumps, MESSAGES[:2]), b"no pickle"]
-    stream = b"".join(pipes.LENGTH.pack(len(body)) + body for body in bodies)
-    with pytest.raises(pipes.UnreadableError, match="cannot be unpickled"):
-        pipes.take_messages(stream, heard.append, [])
+    stream = b"".join(framing.LENGTH.pack(len(body)) + body for body in bodies)
+    with pytest.raises(framing.UnreadableError, match="cannot be unpickled"):
+        framing.handle_messages(stream, heard.append, [])
     assert heard == MESSAGES[:2]
 
 
 def test_what_cannot_be_unpickled_holds_up_no_process_that_ended_and_no_stop(
-    make: Callable[..., pipes.Pool],
+    make: Callable[..., FastAsynPool],
 ) -> None:
     """Then its pipe is read in another way, which is billiard's."""
     pool, heard, removed = make(), list[Any](), list[Any]()
     (process,) = pool._pool
     body = pickle.dumps(Unreadable())
     hear(pool, heard)
-    os.write(process.outq._writer.fileno(), pipes.LENGTH.pack(len(body)) + body)
+    os.write(process.outq._writer.fileno(), framing.LENGTH.pack(len(body)) + body)
     pool.process_flush_queues(process)
-    os.write(process.outq._writer.fileno(), pipes.LENGTH.pack(len(body)) + body)
+    os.write(process.outq._writer.fileno(), framing.LENGTH.pack(len(body)) + body)
     results, fileno = pool._result_handler, process.outqR_fd
     results._flush_outqueue(fileno, removed.append, {fileno: process}, heard.append)
     assert removed == [fileno]
@@ -455,7 +458,7 @@ def test_what_cannot_be_unpickled_holds_up_no_process_that_ended_and_no_stop(
 
 @pytest.mark.parametrize("size", [1, MEGABYTE])
 def test_a_task_that_was_just_written_goes_on_when_a_connection_is_lost(
-    hub: Hub, make: Callable[..., pipes.Pool], tmp_path: Path, size: int
+    hub: Hub, make: Callable[..., FastAsynPool], tmp_path: Path, size: int
 ) -> None:
     """It has begun, and is not given to others, too; its process is not taken for one without a task."""
     pool, ends, begun = make(), Ends(), []
@@ -473,10 +476,10 @@ def test_a_task_that_was_just_written_goes_on_when_a_connection_is_lost(
 
 
 def test_a_process_that_does_not_begin_is_ended_when_a_connection_is_lost(
-    hub: Hub, make: Callable[..., pipes.Pool], monkeypatch: pytest.MonkeyPatch
+    hub: Hub, make: Callable[..., FastAsynPool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What it has is given to others, and it would run it, too, as soon as it goes on."""
-    monkeypatch.setattr(pipes, "BEGUN_WITHIN", 0.2)
+    monkeypatch.setattr(pool_module, "BEGIN_TIMEOUT_S", 0.2)
     pool, ends = make(), Ends()
     before = child(pool)
     stop(before)
@@ -491,7 +494,7 @@ def test_a_process_that_does_not_begin_is_ended_when_a_connection_is_lost(
 
 
 def test_a_stop_does_not_wait_for_a_task_that_is_half_written(
-    hub: Hub, make: Callable[..., pipes.Pool]
+    hub: Hub, make: Callable[..., FastAsynPool]
 ) -> None:
     """It is written, and runs."""
     pool, ends = make(), Ends()
@@ -503,7 +506,7 @@ def test_a_stop_does_not_wait_for_a_task_that_is_half_written(
     assert ends == [8 * MEGABYTE]
 
 
-def test_a_process_with_a_task_is_not_one_to_do_without(hub: Hub, make: Callable[..., pipes.Pool]) -> None:
+def test_a_process_with_a_task_is_not_one_to_do_without(hub: Hub, make: Callable[..., FastAsynPool]) -> None:
     """Though it has not said yet that it has begun."""
     pool, ends = make(), Ends()
     (process,) = pool._pool

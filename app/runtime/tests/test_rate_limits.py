@@ -57,7 +57,7 @@ def test_what_waits_leaves_the_reserve_to_others(consumer: Any) -> None:
 
 def test_what_waits_is_bounded(consumer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Other nodes of the queue are to have some; and an app may set worker_eta_task_limit."""
-    monkeypatch.setattr(module, "LIMITED", 5)
+    monkeypatch.setattr(module, "RATE_LIMITED_MAX", 5)
     bucket = TokenBucket(0.001, capacity=1)
     bucket.can_consume(1)
     for _ in range(12):

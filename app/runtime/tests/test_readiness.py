@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from fleet_runtime.broker import keys
 from fleet_runtime.recovery.requeue import forget
-from fleet_runtime.worker.readiness import LOOK
+from fleet_runtime.worker.readiness import CHECK_INTERVAL_S
 
 from fleet_testing.commands import APPS, FLAGS, PATIENCE, Fleet, wait_until
 from fleet_testing.params import FIRST_OF_POOLS
@@ -54,8 +54,8 @@ def test_a_node_that_works(sick: Fleet, broker: Broker, web: Any, pool: str) -> 
     ("broken", "said"),
     [
         ("consumption", "one@test should consume default, and consumes nothing."),
-        ("tasks", "one@test did not run a task within 4 seconds, and takes no other."),
-        ("processes", "it failed: WorkerLostError: "),
+        ("tasks", "one@test did not pass its self-test within 4 seconds, and takes no other task."),
+        ("processes", "has failed its self-test: WorkerLostError: "),
     ],
 )
 def test_a_node_that_does_not(sick: Fleet, broker: Broker, web: Any, broken: str, said: str) -> None:
@@ -75,7 +75,7 @@ def test_a_proof_that_takes_long(sick: Fleet, web: Any) -> None:
     """It is waited for, and the node says so; tasks come after it."""
     web.send_task("sick.wait", (0,), queue="default", ignore_result=True)
     with sick.worker("one", "--queues=default", "--pool=prefork", *FLAGS, BREAK="tasks") as node:
-        node.wait_for("takes no other. It has not ended yet.")
+        node.wait_for("takes no other task. It has not ended yet.")
         assert node.lines("Task sick.wait") == []
         node.wait_for(PROVED)
         node.wait_for("Task sick.wait")
@@ -87,7 +87,7 @@ def test_what_an_app_says_of_all_tasks_is_not_said_of_the_proof(sick: Fleet, web
     for queue in ("default", "email"):
         web.send_task("sick.wait", (0,), queue=queue, ignore_result=True)
     with sick.worker("one", "--queues=default", "--pool=prefork", *FLAGS, **variables) as node:
-        node.wait_for("takes no other. It has not ended yet.")
+        node.wait_for("takes no other task. It has not ended yet.")
         assert node.lines("Task sick.wait") == []
         [line] = node.wait_for(PROVED)
         assert line.endswith("from default, email.")
@@ -97,7 +97,7 @@ def test_what_an_app_says_of_all_tasks_is_not_said_of_the_proof(sick: Fleet, web
 def test_a_node_that_stops_does_not_wait_for_its_proof(sick: Fleet) -> None:
     """Not as for a task of others, which it may finish within its time limit."""
     with sick.worker("one", "--queues=default", "--pool=threads", *FLAGS, BREAK="for long") as node:
-        node.wait_for("takes no other. It has not ended yet.")
+        node.wait_for("takes no other task. It has not ended yet.")
         began = time.monotonic()
     assert time.monotonic() - began < 25
 
@@ -108,7 +108,7 @@ def test_a_node_that_stops_soon_after_its_proof_does_not_begin_again(
     """It looks once more whether it consumes, as it finishes what it runs: it should not."""
     redis = broker.client("admin")
     for _ in range(5):
-        web.send_task("sick.wait", (LOOK + 2,), queue="default", ignore_result=True)
+        web.send_task("sick.wait", (CHECK_INTERVAL_S + 2,), queue="default", ignore_result=True)
     with sick.worker("one", "--queues=default", *FLAGS[1:], "--concurrency=1") as node:
         node.wait_for("It waits.")  # from then on the node finishes it
         node.process.terminate()
@@ -123,7 +123,7 @@ def test_a_proof_that_fails_is_tried_again(sick: Fleet, tmp_path: Any) -> None:
     """What was wrong may have gone by then: the processes die while there is no file."""
     cure = tmp_path / "cure"
     with sick.worker("one", "--queues=default", *FLAGS, BREAK="processes", CURE=str(cure)) as node:
-        node.wait_for("takes no other. WorkerLostError: ")
+        node.wait_for("takes no other task. WorkerLostError: ")
         cure.touch()
         node.wait_for(PROVED)
 

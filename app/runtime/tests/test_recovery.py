@@ -23,8 +23,8 @@ from celery import Celery, bootsteps
 from fleet_runtime.broker import keys
 from fleet_runtime.errors import FleetError
 from fleet_runtime.recovery import inflight, preconditions, requeue
-from fleet_runtime.recovery.lease import Pulse
-from fleet_runtime.recovery.requeue import GiveBack
+from fleet_runtime.recovery.lease import LeaseHeartbeat
+from fleet_runtime.recovery.requeue import UnackedRestorer
 from fleet_runtime.transport.channel import Channel
 from fleet_runtime.transport.qos import QoS
 from fleet_runtime.worker import bootsteps as recovery
@@ -54,10 +54,10 @@ def admin(broker: Broker) -> Iterator[Any]:
 
 
 @pytest.fixture
-def node(admin: Any, broker: Broker, lay: Callable[..., Any]) -> Iterator[Celery]:
+def node(admin: Any, broker: Broker, configure_app: Callable[..., Any]) -> Iterator[Celery]:
     """Yield an app as a node has it, which holds what it takes as a node that is dead now."""
     app = Celery("node", set_as_current=False)
-    lay(app, "worker", broker.url("worker"))
+    configure_app(app, "worker", broker.url("worker"))
     app.conf.broker_transport_options.update(recovery.own_keys(DEAD))
     app.conf.task_queues = [
         Queue("default", Exchange("default"), routing_key="default"),
@@ -99,7 +99,7 @@ def hold(admin: Any) -> Callable[..., None]:
 
 def give_back(channel: Any, **options: Any) -> int:
     """Give back what the dead node held."""
-    return requeue.give_back(channel, DEAD, "finder@test", **{"step": 100, **options})
+    return requeue.restore_unacked(channel, DEAD, "finder@test", **{"step": 100, **options})
 
 
 def test_two_who_give_back_at_once_move_each_message_once(
@@ -108,10 +108,10 @@ def test_two_who_give_back_at_once_move_each_message_once(
     """Both have read the same messages before either moves one."""
     hold(200)
     moved: list[int] = []
-    move, both = GiveBack._move, threading.Barrier(2)
+    move, both = UnackedRestorer._move, threading.Barrier(2)
     begun = threading.local()
 
-    def together(self: GiveBack, messages: Any) -> int:
+    def together(self: UnackedRestorer, messages: Any) -> int:
         if not hasattr(begun, "yes"):
             begun.yes = True
             both.wait(PATIENCE)
@@ -121,7 +121,7 @@ def test_two_who_give_back_at_once_move_each_message_once(
         with node.connection_for_read() as connection:
             moved.append(give_back(connection.default_channel, step=7))
 
-    monkeypatch.setattr(GiveBack, "_move", together)
+    monkeypatch.setattr(UnackedRestorer, "_move", together)
     threads = [threading.Thread(target=run) for _ in range(2)]
     for thread in threads:
         thread.start()
@@ -137,16 +137,16 @@ def test_an_interruption_between_steps_loses_nothing(
 ) -> None:
     """What was not moved is held still, and goes back the next time."""
     hold(25)
-    move, calls = GiveBack._move, []
+    move, calls = UnackedRestorer._move, []
 
-    def interrupted(self: GiveBack, messages: Any) -> int:
+    def interrupted(self: UnackedRestorer, messages: Any) -> int:
         calls.append(messages)
         if len(calls) == 3:
             raise KeyboardInterrupt
         return move(self, messages)
 
     with monkeypatch.context() as patch:
-        patch.setattr(GiveBack, "_move", interrupted)
+        patch.setattr(UnackedRestorer, "_move", interrupted)
         with pytest.raises(KeyboardInterrupt):
             give_back(channel, step=5)
     assert (admin.llen("default"), admin.hlen(keys.unacked(DEAD))) == (10, 15)
@@ -159,14 +159,14 @@ def test_a_node_that_lives_again_keeps_the_rest(
 ) -> None:
     """Its lease is looked at with each step, by Redis's own clock."""
     hold(10)
-    move = GiveBack._move
+    move = UnackedRestorer._move
 
-    def revived(self: GiveBack, messages: Any) -> int:
+    def revived(self: UnackedRestorer, messages: Any) -> int:
         moved = move(self, messages)
         admin.zadd(keys.LEASES, {DEAD: admin.time()[0] + 60})
         return moved
 
-    monkeypatch.setattr(GiveBack, "_move", revived)
+    monkeypatch.setattr(UnackedRestorer, "_move", revived)
     assert give_back(channel, step=4) == 4
     assert (admin.llen("default"), admin.hlen(keys.unacked(DEAD))) == (4, 6)
 
@@ -232,7 +232,7 @@ def test_what_could_not_be_settled_is_settled_later(
     consumer: Any = SimpleNamespace(
         blueprint=SimpleNamespace(state=bootsteps.RUN), hub=None, pool=SimpleNamespace(flush=None)
     )
-    held = inflight.Held(consumer)
+    held = inflight.InFlight(consumer)
     message = {"headers": {}, "properties": {"delivery_tag": "tag", "delivery_info": {}}}
     admin.hset(keys.unacked(DEAD), "tag", json.dumps([message, "", "default"]))
 
@@ -260,21 +260,21 @@ def test_many_leases_do_not_slow_a_pulse(
     monkeypatch.setattr(Channel, "nodes", 0)
     now = admin.time()[0]
     admin.zadd(keys.LEASES, {f"node-{number}@test": now + 600 for number in range(500)})
-    pulse = Pulse(node, "one@test", dict, lambda client: None)
-    pulse.beat(channel)
+    heartbeat = LeaseHeartbeat(node, "one@test", node.fleet_settings, dict, lambda client: None)
+    heartbeat.tick(channel)
     assert Channel.nodes == admin.zcard(keys.LEASES) > 500
     with counted() as sent:
-        pulse.beat(channel)
-    assert 0 < sent["commands"] / pulse._interval < 2
+        heartbeat.tick(channel)
+    assert 0 < sent["commands"] / heartbeat._interval_s < 2
     times = []
     for _ in range(20):
         started = time.monotonic()
-        pulse.beat(channel)
+        heartbeat.tick(channel)
         times.append(time.monotonic() - started)
     assert statistics.median(times) < 0.05
     admin.zadd(keys.LEASES, {f"node-{number}@test": 1 for number in range(8)})  # a host is gone
-    pulse._trusting_until = 0
-    pulse.beat(channel)
+    heartbeat._grace_until = 0
+    heartbeat.tick(channel)
     assert admin.zcard(keys.LEASES) == 1 + 492, "those of the host are not forgotten, or others are"
 
 
@@ -283,18 +283,18 @@ def test_who_was_cut_off_itself_counts_nobody_as_dead(
 ) -> None:
     """After Redis was away, all leases have ended; and who has just started has seen nothing yet."""
     hold(1)
-    pulse = Pulse(node, "one@test", dict, lambda client: lapses.append(1))
+    heartbeat = LeaseHeartbeat(node, "one@test", node.fleet_settings, dict, lambda client: lapses.append(1))
     lapses: list[int] = []
-    pulse.beat(channel)
-    pulse.beat(channel)
+    heartbeat.tick(channel)
+    heartbeat.tick(channel)
     assert (admin.hlen(keys.unacked(DEAD)), lapses) == (1, []), "it has just started"
-    pulse._trusting_until = 0
+    heartbeat._grace_until = 0
     admin.zadd(keys.LEASES, {"one@test": 1})
-    pulse.beat(channel)
-    assert (admin.hlen(keys.unacked(DEAD)), lapses, pulse.lapses) == (1, [1], 1)
-    pulse._trusting_until = 0
-    pulse.beat(channel)
-    assert (admin.hlen(keys.unacked(DEAD)), pulse.recovered) == (0, 1)
+    heartbeat.tick(channel)
+    assert (admin.hlen(keys.unacked(DEAD)), lapses, heartbeat.expirations) == (1, [1], 1)
+    heartbeat._grace_until = 0
+    heartbeat.tick(channel)
+    assert (admin.hlen(keys.unacked(DEAD)), heartbeat.recovered) == (0, 1)
     assert admin.zrange(keys.LEASES, 0, -1) == ["one@test"]
     assert not admin.exists(keys.unacked_index(DEAD))
 
@@ -311,7 +311,7 @@ def test_the_unit_of_a_dead_node_gives_back_what_it_held(
     hold(2, "topics", "mail.new")
     admin.hset(keys.unacked(DEAD), "tag", "not JSON")
     result = end_of_unit(fleet)
-    assert result.stdout == f"<4>Given back what {DEAD} held when it ended: 3 messages.\n", result
+    assert result.stdout == f"<4>Requeued what {DEAD} held when it died: 3 messages.\n", result
     assert (admin.llen("default\x06\x165"), admin.llen("email")) == (1, 2)
     assert json.loads(admin.lindex("email", 0))["headers"]["fleet_recovered"]
     assert admin.hkeys(keys.unacked(DEAD)) == ["tag"]
@@ -339,7 +339,7 @@ def test_the_unit_of_a_dead_node_waits_for_nobody(fleet: Fleet) -> None:
             fleet, CELERY_BROKER_URL=url.replace(f":{port}/", f":{silent.getsockname()[1]}/")
         )
         assert time.monotonic() - began < 10
-    assert result.stdout.startswith("<4>What this node held goes back to its queues when it starts: ")
+    assert result.stdout.startswith("<4>The messages of this node are requeued when it starts: ")
     assert "Traceback" not in result.stderr
     assert not re.search("p(@|%40)ss", result.stdout + result.stderr), "a password is printed"
 
@@ -398,7 +398,7 @@ def test_what_a_killed_node_held_comes_back_by_its_lease(
         killed = time.monotonic()
         wait_until(lambda: admin.llen("default") == 3)
         assert time.monotonic() - killed < LEASE + 10
-        two.wait_for("one@test is gone: its lease has ended. Messages given back: 3.")
+        two.wait_for("one@test is gone: its lease has ended. Messages requeued: 3.")
         wait_until(lambda: json.loads(admin.hget(keys.NODES, "two@test"))["recovered"] == 3)
         assert admin.zrange(keys.LEASES, 0, -1) == admin.hkeys(keys.NODES) == ["two@test"]
         assert not admin.keys("unacked*")
@@ -442,8 +442,8 @@ def test_a_node_that_stood_still_leaves_to_others_what_it_had_not_begun(
             two.wait_for("one@test is gone")
             one.process.send_signal(signal.SIGCONT)
             (line,) = one.wait_for("The lease had ended")
-            assert "given to others, too: shop.note[" in line
-            assert line.endswith("left to others: 1.")
+            assert "were requeued, too: shop.note[" in line
+            assert line.endswith("requeued: 1.")
             wait_until(lambda: json.loads(admin.hget(keys.NODES, "one@test"))["lapses"] == 1)
             gate.unlink()
             wait_until(lambda: "waits" in noted(tmp_path, "ends"))

@@ -41,10 +41,10 @@ ENDS = [
 
 
 @pytest.fixture
-def make(broker: Broker, lay: Callable[..., Any]) -> Iterator[Callable[..., Any]]:
+def make(broker: Broker, configure_app: Callable[..., Any]) -> Iterator[Callable[..., Any]]:
     """Return a function that makes a node's result backend."""
     app = Celery("shop", set_as_current=False)
-    lay(app, "worker", broker.url("worker"))
+    configure_app(app, "worker", broker.url("worker"))
 
     def make(backend: type = StoringRedisBackend, **settings: Any) -> Any:
         app.conf.update(settings)
@@ -195,7 +195,7 @@ def test_a_result_is_read_again_if_its_subscription_takes_too_long_to_be_confirm
     waiting: Any, make: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Once it is."""
-    monkeypatch.setattr(results, "SUBSCRIBED_WITHIN", 0.1)
+    monkeypatch.setattr(results, "SUBSCRIBE_TIMEOUT_S", 0.1)
     late(monkeypatch, "one")
     sent = waiting.AsyncResult("one")
     storing = threading.Timer(0.5, make().store_result, ("one", 8, states.SUCCESS))

@@ -29,7 +29,7 @@ COMMANDS, IDS = 20, 3000
 def mended(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let this process revoke as a node does, for a test."""
     monkeypatch.setattr(control, "_revoke", control._revoke)
-    revoke_command.mend()
+    revoke_command.patch()
 
 
 def test_a_flood_of_revoked_ids_leaves_time_for_tasks(broker: Broker, web: Any) -> None:
@@ -50,10 +50,10 @@ def test_a_flood_of_revoked_ids_leaves_time_for_tasks(broker: Broker, web: Any) 
         wait_until(lambda: last.state == states.REVOKED)
 
 
-def test_what_has_a_state_keeps_it(mended: None, broker: Broker, lay: Callable[..., Any]) -> None:
+def test_what_has_a_state_keeps_it(mended: None, broker: Broker, configure_app: Callable[..., Any]) -> None:
     """As with a few: a task that has begun somewhere, or has ended, is not stored as revoked."""
     app = Celery("node", set_as_current=False)
-    lay(app, "web", broker.url("worker"))
+    configure_app(app, "web", broker.url("worker"))
     backend = app.backend
     backend.store_result("ended", 1, states.SUCCESS)
     backend.store_result("begun", {}, states.STARTED)

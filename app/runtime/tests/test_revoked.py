@@ -71,10 +71,10 @@ def is_revoked(result: Any) -> bool:
 
 
 @pytest.fixture
-def control(broker: Broker, lay: Callable[..., Any]) -> Any:
+def control(broker: Broker, configure_app: Callable[..., Any]) -> Any:
     """Return remote control, as the operator has it."""
     app = Celery("ops", set_as_current=False)
-    lay(app, "ops", broker.url("ops"))
+    configure_app(app, "ops", broker.url("ops"))
     return app.control
 
 
@@ -100,8 +100,8 @@ def test_nodes_that_start_later_know_it(broker: Broker, web: Any, control: Any, 
 
 def test_it_is_bounded_by_number(worker: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """The oldest go first."""
-    monkeypatch.setattr(revoked, "MOST", 5)
-    monkeypatch.setattr(revoked, "STEP", 3)
+    monkeypatch.setattr(revoked, "MAX_ENTRIES", 5)
+    monkeypatch.setattr(revoked, "BATCH_SIZE", 3)
     for at in range(4):
         revoked.record(worker, keys.REVOKED, [f"{at}-{number}" for number in range(2)])
     assert set(worker.zrange(keys.REVOKED, 0, -1)) >= {"3-0", "3-1", "2-0", "2-1"}
@@ -113,7 +113,9 @@ def test_it_is_bounded_by_number(worker: Any, monkeypatch: pytest.MonkeyPatch) -
 def test_it_is_bounded_by_age(worker: Any) -> None:
     """By the clock of Redis."""
     seconds = worker.time()[0]
-    worker.zadd(keys.REVOKED, {"old": seconds - revoked.AGE - 1, "young": seconds - revoked.AGE + 60})
+    worker.zadd(
+        keys.REVOKED, {"old": seconds - revoked.MAX_AGE_S - 1, "young": seconds - revoked.MAX_AGE_S + 60}
+    )
     revoked.record(worker, keys.REVOKED, ["new"])
     assert worker.zrange(keys.REVOKED, 0, -1) == ["young", "new"]
 
@@ -124,7 +126,7 @@ def test_what_is_known_is_learnt_once(worker: Any) -> None:
     revoked.record(worker, keys.REVOKED_STAMPS, [json.dumps(["order", "47"]), json.dumps(["order", "48"])])
     state.revoked_stamps["order"] = ["46"]
     for _ in range(2):
-        revoked.learn(consumer(worker))
+        revoked.read(consumer(worker))
     assert set(state.revoked) == {"one", "two"}
     assert state.revoked_stamps == {"order": ["46", "47", "48"]}
 
@@ -134,7 +136,7 @@ def panel(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Return the commands of remote control, as a node has them, and forget them after the test."""
     for name in revoked.COMMANDS:
         monkeypatch.setitem(Panel.data, name, getattr(Panel.data[name], "__wrapped__", Panel.data[name]))
-        revoked._let_record(name)
+        revoked._patch_command(name)
     return Panel.data
 
 
@@ -192,5 +194,5 @@ def test_who_revokes_is_told_that_it_cannot_be_recorded(panel: Any, caplog: pyte
     assert "but only until the nodes that hear this are restarted: no permissions" in said
     assert "one" in state.revoked
     assert "cannot be recorded" in caplog.text
-    revoked.learn(told.consumer)
-    assert "What was revoked before cannot be read" in caplog.text
+    revoked.read(told.consumer)
+    assert "Tasks that were revoked before cannot be read" in caplog.text

@@ -45,11 +45,11 @@ def shop(**settings: Any) -> Celery:
 
 
 EXCHANGE = (
-    "Redis's access rules do not name the exchange news, which {} has. Add it to redis_exchanges in the "
+    "Redis's access rules do not name the exchange news, which {} uses. Add it to redis_exchanges in the "
     "inventory."
 )
 EXPIRES = (
-    "The queue mail has expires, which Redis refuses to who sends. Add it to redis_expiring_queues in the "
+    "The queue mail has expires, which Redis refuses to senders. Add it to redis_expiring_queues in the "
     "inventory."
 )
 
@@ -185,7 +185,7 @@ def test_a_queue_of_each_node_is_refused_though_no_other_queue_is_known() -> Non
     """With `worker_direct`, no node would pass its proof."""
     app = shop(worker_direct=True)
     [said] = findings(app, [], "", {})
-    assert said.endswith("Have redis_worker_direct: true in the inventory.")
+    assert said.endswith("Set redis_worker_direct: true in the inventory.")
     assert findings(app, [], "", {"redis_worker_direct": True}) == findings(app, []) == []
 
 
@@ -206,12 +206,12 @@ SETTINGS = {
 @pytest.mark.parametrize("setting", SETTINGS)
 @pytest.mark.parametrize("allowed", [None, False, True])
 def test_a_setting_is_told_of_once_and_only_if_it_is_not_allowed(
-    lay: Callable[..., Any], setting: str, *, allowed: bool | None
+    configure_app: Callable[..., Any], setting: str, *, allowed: bool | None
 ) -> None:
     """By the name of the variable. What no node would pass its proof with is refused, if that is known."""
     variable = SETTINGS[setting]
     app = shop(**{setting: True})
-    lay(app, "ops")
+    configure_app(app, "ops")
     environment = {} if allowed is None else {"CHECK_REDIS": json.dumps({variable: allowed})}
     obj = SimpleNamespace(app=app)
     checked = CliRunner().invoke(fleet, ["check", "--json"], obj=obj, env=environment)
@@ -221,7 +221,7 @@ def test_a_setting_is_told_of_once_and_only_if_it_is_not_allowed(
     refuses = allowed is False and setting == "worker_direct"
     assert checked.exit_code == int(refuses)
     assert {kind: len(sentences) for kind, sentences in said.items()} == {
-        "faults": int(refuses), "overridden": int(not allowed and not refuses), "costs": 0
+        "faults": int(refuses), "renamed": 0, "overridden": int(not allowed and not refuses), "costs": 0
     }  # fmt: skip
     assert all(variable in one for sentences in said.values() for one in sentences)
 
@@ -237,7 +237,7 @@ SOURCES = {
 
 @pytest.mark.parametrize("source", SOURCES)
 def test_code_that_redis_may_refuse_is_told_of(
-    lay: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str
+    configure_app: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str
 ) -> None:
     """Wherever in the app's packages it is; nothing of it is run."""
     text, variable = SOURCES[source]
@@ -249,13 +249,13 @@ def test_code_that_redis_may_refuse_is_told_of(
     (package / "stop.py").write_text(text, encoding="utf-8")
     monkeypatch.syspath_prepend(tmp_path)
     app = shop()
-    lay(app, "ops", FLEET_APP="bookshop.celery:app")
+    configure_app(app, "ops", FLEET_APP="bookshop.celery:app")
     [said] = overridden(app, "", {})
     assert said.startswith(f"bookshop/views/stop.py, line {text.count(chr(10))}, ")
     assert variable in said
     assert overridden(app, "", {variable: True}) == []
     assert overridden(app, "") == [], "what the inventory allows is not known"
-    lay(app, "ops", FLEET_APP="bookshop.celery:app", FLEET_ACCEPT_OVERRIDES=variable)
+    configure_app(app, "ops", FLEET_APP="bookshop.celery:app", FLEET_ACCEPT_OVERRIDES=variable)
     assert overridden(app, "", {}) == []
 
 

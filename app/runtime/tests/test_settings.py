@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from fleet_runtime.errors import FleetError
-from fleet_runtime.settings import FleetSettings, unknown_variables
+from fleet_runtime.settings import FleetSettings, renamed_variables, unknown_variables
 
 URL = "rediss://worker:secret%20word@redis:6379/0?ssl_cert_reqs=required&ssl_ca_certs=/etc/ca.crt"
 
@@ -45,7 +45,7 @@ def test_the_least_that_must_be_said_is_enough() -> None:
             {"CELERY_BROKER_URL": ""},
             "CELERY_BROKER_URL is not set, and this worker would use a broker the app",
         ),
-        ({"CELERY_BROKER_URL": "rediss://u:a/b@h:1/0"}, "CELERY_BROKER_URL: is no URL; a password's special"),
+        ({"CELERY_BROKER_URL": "rediss://u:a/b@h:1/0"}, "CELERY_BROKER_URL: is not a URL; special char"),
         ({"CELERY_BROKER_URL": "rediss://u:pw@h:1/0"}, "end with ?ssl_cert_reqs=required"),
         (
             {"CELERY_RESULT_BACKEND": URL.replace("required", "none")},
@@ -72,7 +72,7 @@ def test_the_least_that_must_be_said_is_enough() -> None:
         ),
         ({"FLEET_BEAT_LOCK_TIMEOUT": "20"}, "FLEET_BEAT_LOCK_TIMEOUT (20) must be at least five times"),
         (
-            {"FLEET_TASK_EVENTS": "perhaps", "FLEET_PATIENCE": "-1"},
+            {"FLEET_TASK_EVENTS": "perhaps", "FLEET_PUBLISH_RETRY_TIMEOUT": "-1"},
             "boolean, unable to interpret input; FLEET_",
         ),
     ],
@@ -125,6 +125,30 @@ def test_a_misspelt_variable_is_found() -> None:
     """With the nearest right one; those of a node's unit are known."""
     given = {"FLEET_TASK_TIMELIMIT": "1", "FLEET_NODE": "default-1@host", "FLEET_QQ": "", "HOME": "/"}
     assert unknown_variables(given) == [
-        "FLEET_QQ is no setting of this runtime.",
-        "FLEET_TASK_TIMELIMIT is no setting of this runtime. Is it FLEET_TASK_TIME_LIMIT?",
+        "FLEET_QQ is not a setting of this runtime.",
+        "FLEET_TASK_TIMELIMIT is not a setting of this runtime. Is it FLEET_TASK_TIME_LIMIT?",
     ]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "field"),
+    [
+        ("FLEET_PATIENCE", "FLEET_PUBLISH_RETRY_TIMEOUT", "publish_retry_timeout"),
+        ("FLEET_MAX_LOSSES", "FLEET_MAX_CRASHES", "max_crashes"),
+    ],
+)
+def test_renamed_variable_is_accepted_and_reported(
+    monkeypatch: pytest.MonkeyPatch, old: str, new: str, field: str
+) -> None:
+    """Set under both names, the values must be equal."""
+    assert renamed_variables({new: "7"}) == []
+    monkeypatch.setenv(old, "7")
+    assert getattr(FleetSettings.from_environment(), field) == 7
+    [sentence] = renamed_variables()
+    assert sentence.startswith(f"{old} is now {new}; ")
+    assert not any(old in line for line in unknown_variables())
+    monkeypatch.setenv(new, "7")
+    assert getattr(FleetSettings.from_environment(), field) == 7
+    monkeypatch.setenv(new, "8")
+    with pytest.raises(FleetError, match=f"{old} is the old name of {new}, and they differ"):
+        FleetSettings.from_environment()

@@ -12,8 +12,9 @@ from celery.concurrency.base import BasePool
 from celery.concurrency.prefork import TaskPool
 from celery.concurrency.thread import TaskPool as ThreadPool
 from celery.utils.dispatch import Signal
-from fleet_runtime.bootstrap.startup_checks import Guard
+from fleet_runtime.bootstrap.startup_checks import StartupChecks
 from fleet_runtime.prefork import memory
+from fleet_runtime.settings import FleetSettings
 
 from fleet_testing.commands import shop
 
@@ -24,10 +25,10 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture(autouse=True)
-def _no_changes(lay: Callable[..., Any], web: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def _no_changes(configure_app: Callable[..., Any], web: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Give the process a node's settings, and leave Celery as it is."""
-    lay(web, FLEET_ATOMIC_FETCH="false")
-    monkeypatch.setattr(memory, "mend", lambda: None)
+    configure_app(web, FLEET_ATOMIC_FETCH="false")
+    monkeypatch.setattr(memory, "patch_process_exit", lambda: None)
 
 
 class GreenPool(BasePool):  # type: ignore[misc]  # celery ships no types
@@ -42,7 +43,7 @@ def worker(time_limit: float | None, **limits: float) -> Any:
     return SimpleNamespace(
         time_limit=time_limit,
         soft_time_limit=None,
-        app=SimpleNamespace(tasks=tasks),
+        app=SimpleNamespace(tasks=tasks, fleet_settings=FleetSettings.from_environment()),
         max_memory_per_child=None,
         pool_cls=TaskPool,
     )
@@ -51,10 +52,10 @@ def worker(time_limit: float | None, **limits: float) -> Any:
 def test_a_time_limit_that_the_unit_does_not_wait_for_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """The default, too."""
     monkeypatch.setenv("FLEET_NODE_TIME_LIMIT", "600")
-    Guard(worker(600))
+    StartupChecks(worker(600))
     for limit in (601, None):
         with pytest.raises(SystemExit, match=r"the time limit \(.*\) must not exceed FLEET_NODE_TIME"):
-            Guard(worker(limit))
+            StartupChecks(worker(limit))
 
 
 def test_a_task_that_the_unit_does_not_wait_for_is_named(
@@ -62,14 +63,14 @@ def test_a_task_that_the_unit_does_not_wait_for_is_named(
 ) -> None:
     """It is no reason to refuse the node: the task goes back to its queue."""
     monkeypatch.setenv("FLEET_NODE_TIME_LIMIT", "600")
-    Guard(worker(600, short=600, longer=601, none=0))
+    StartupChecks(worker(600, short=600, longer=601, none=0))
     assert "Tasks that may take more than 600 s are interrupted as this node stops" in caplog.text
     assert caplog.text.rstrip().endswith("and run again: longer")
 
 
 def test_without_a_unit_nothing_is_refused(caplog: pytest.LogCaptureFixture) -> None:
     """As with a node that somebody starts by hand."""
-    Guard(worker(700, longer=5000))
+    StartupChecks(worker(700, longer=5000))
     assert not caplog.text
 
 
@@ -84,7 +85,7 @@ def test_processes_that_begin_with_more_than_they_may_have_are_told_of(
     for most, pool, told in ((10_000_000, TaskPool, 0), (1000, ThreadPool, 0), (1000, TaskPool, 1)):
         made.receivers = []
         node.max_memory_per_child, node.pool_cls = most, pool
-        Guard(node)
+        StartupChecks(node)
         for _ in range(3):
             made.send(sender=None)
         assert caplog.text.count("max_memory_per_child (1000 KiB) is not more than a process") == told
@@ -105,25 +106,25 @@ def test_limits_that_the_pool_does_not_keep_are_told_of(
     node = worker(600, limited=20, free=0)
     node.app.tasks["limited"].soft_time_limit = 10
     node.pool_cls = pool
-    Guard(node)
+    StartupChecks(node)
     lines = caplog.text.splitlines()
     assert len(lines) == len(told)
     for line, words in zip(lines, told, strict=True):
         assert words in line
-        assert line.endswith("for their queues: limited")
+        assert line.endswith(": limited")
 
 
 def test_a_time_limit_that_hands_out_again_what_runs_is_refused() -> None:
     """That of the visibility timeout."""
     with pytest.raises(SystemExit, match="must be less than FLEET_VISIBILITY_TIMEOUT"):
-        Guard(worker(604800))
+        StartupChecks(worker(604800))
 
 
-def test_a_process_of_another_kind_runs_no_task(lay: Callable[..., Any], web: Any) -> None:
+def test_a_process_of_another_kind_runs_no_task(configure_app: Callable[..., Any], web: Any) -> None:
     """It would not hold what it takes."""
-    lay(web, "web")
+    configure_app(web, "web")
     with pytest.raises(SystemExit, match="only a process with FLEET_COMPONENT=worker may run tasks"):
-        Guard(worker(600))
+        StartupChecks(worker(600))
 
 
 def test_the_steps_of_a_worker_are_drawn_for_the_operator(broker: Broker) -> None:

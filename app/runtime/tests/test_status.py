@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from celery import Celery
-from fleet_runtime.bootstrap.configure import REDBEAT_LOCK, REDBEAT_PREFIX
 from fleet_runtime.broker import keys
+from fleet_runtime.broker.keys import REDBEAT_LOCK, REDBEAT_PREFIX
 from fleet_runtime.cli import render
 from fleet_runtime.inspect import status
 from fleet_runtime.inspect.drains import Drained
@@ -60,7 +60,7 @@ def test_a_fleet_that_is_well_has_no_problem() -> None:
         ({"server": replace(SERVER, memory=950)}, "95% of its memory"),
         ({"server": replace(SERVER, role="slave", link_up=False)}, "primary is away"),
         ({"nodes": [*WELL.nodes, Node("a-1@h", lease=-5, reserved=3)]}, "a-1@h .* holds 3 messages"),
-        ({"nodes": []}, "No node lives"),
+        ({"nodes": []}, "No node is alive"),
         ({"queues": [QueueState("lost", 4, 60, 0)]}, "queue lost, where 4 messages wait"),
         ({"schedule": Schedule(None, "nightly", None)}, "no Beat holds its lock"),
         (
@@ -69,9 +69,9 @@ def test_a_fleet_that_is_well_has_no_problem() -> None:
         ),
         ({"schedule": Schedule(25, "nightly", "2026", late=61, entries=1)}, "nightly was due 61 s ago"),
         ({"dead_lately": 100}, "100 tasks failed for good in the last 10 minutes"),
-        ({"wanted": {"default-1@w": 0, "io-1@w": 301}}, "io-1@w is not there.* 5 minutes. On w: journalctl"),
-        ({"falls": {"default-1@w": 3}}, "default-1@w ended and was started anew 3 times"),
-        ({"falls": {"io-1@w": 5}, "wanted": {"io-1@w": 20}}, "io-1@w ended and was started anew 5 times"),
+        ({"wanted": {"default-1@w": 0, "io-1@w": 301}}, "io-1@w is missing.* 5 minutes. On w: journalctl"),
+        ({"falls": {"default-1@w": 3}}, "default-1@w ended and was restarted 3 times"),
+        ({"falls": {"io-1@w": 5}, "wanted": {"io-1@w": 20}}, "io-1@w ended and was restarted 5 times"),
         (
             {"nodes": [replace(NODE, overdue=2, concurrency=2)]},
             "2 of 2 slots taken .* restart celery-worker@def",
@@ -161,7 +161,7 @@ def test_a_queue_with_an_odd_item_at_its_head_is_told_of(fleet: Fleet, broker: B
     ("scheduler", "line"),
     [
         ("redbeat", "No Beat holds the lock. The schedule is empty"),
-        ("persistent", "Its schedule is in a file"),
+        ("persistent", "The schedule is in a file"),
     ],
 )
 def test_a_beat_that_is_wanted_is_known(fleet: Fleet, broker: Broker, scheduler: str, line: str) -> None:
@@ -180,8 +180,8 @@ def test_a_beat_that_is_wanted_is_known(fleet: Fleet, broker: Broker, scheduler:
 def test_a_schedule_with_nothing_to_send_says_so() -> None:
     """Also where Celery's own entry is all that there is."""
     assert "nothing to send" in str(Schedule(25, None, None))
-    assert "none of the app's" in str(Schedule(25, "celery.backend_cleanup", "2026", entries=1))
-    assert "none of the app's" not in str(Schedule(25, "celery.backend_cleanup", "2026", entries=2))
+    assert "the app has none" in str(Schedule(25, "celery.backend_cleanup", "2026", entries=1))
+    assert "the app has none" not in str(Schedule(25, "celery.backend_cleanup", "2026", entries=2))
 
 
 def test_a_node_falls_that_dies_or_ends_soon(broker: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -190,20 +190,20 @@ def test_a_node_falls_that_dies_or_ends_soon(broker: Broker, monkeypatch: pytest
     clock = iter([1000.0, 1200.0, 1210.0, 1400.0, 1500.0, 1510.0])
     monkeypatch.setattr("fleet_runtime.recovery.history.time.time", lambda: next(clock))
     for step, falls in (
-        (history.begins, 0),  # at 1000
-        (history.leaves, 0),  # a release
-        (history.begins, 0),  # at 1210
-        (history.begins, 1),  # at 1400: it was killed
-        (history.leaves, 1),
-        (history.begins, 1),  # at 1510
+        (history.record_start, 0),  # at 1000
+        (history.record_stop, 0),  # a release
+        (history.record_start, 0),  # at 1210
+        (history.record_start, 1),  # at 1400: it was killed
+        (history.record_stop, 1),
+        (history.record_start, 1),  # at 1510
     ):
         step(client, "a@w")
         assert len(json.loads(client.hget(keys.HISTORY, "a@w"))["falls"]) == falls
     monkeypatch.setattr("fleet_runtime.recovery.history.time.time", lambda: 1520.0)
     for number in range(2, 15):
-        history.leaves(client, "a@w")
-        history.begins(client, "a@w")
-        assert len(json.loads(client.hget(keys.HISTORY, "a@w"))["falls"]) == min(number, history.MOST)
+        history.record_stop(client, "a@w")
+        history.record_start(client, "a@w")
+        assert len(json.loads(client.hget(keys.HISTORY, "a@w"))["falls"]) == min(number, history.CRASHES_KEPT)
 
 
 def test_a_node_that_is_wanted_and_went(fleet: Fleet, broker: Broker) -> None:
@@ -283,7 +283,7 @@ def test_a_message_of_a_plain_celery_that_nobody_takes(
     broker: Broker, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """It does not say since when it waits, so it is looked at twice; what is taken meanwhile is no fault."""
-    monkeypatch.setattr(status, "AGAIN", 1)
+    monkeypatch.setattr(status, "SECOND_READ_S", 1)
     admin = broker.client("admin")
     facts = {"queues": ["io"], "started": time.time() - 600, "dropped": {"control commands": 3}}
     admin.hset(keys.NODES, "plain-1@test", json.dumps(facts))
@@ -293,7 +293,7 @@ def test_a_message_of_a_plain_celery_that_nobody_takes(
     admin.lpush("io", json.dumps({"properties": {"delivery_tag": "one"}}))
 
     def problems() -> list[str]:
-        found = status.look(app)
+        found = status.read(app)
         found = replace(found, server=replace(found.server, uptime=600))
         return [said for said in found.problems() if "plain-1@test takes nothing" in said]
 
@@ -306,9 +306,9 @@ def test_a_message_of_a_plain_celery_that_nobody_takes(
 
     monkeypatch.setattr(time, "sleep", take)
     assert problems() == []
-    found = status.look(app)
+    found = status.read(app)
     render.show(found, [])
-    assert "Dropped       plain-1@test: 3 of control commands, which were none" in capsys.readouterr().out
+    assert "Dropped       plain-1@test: 3 of control commands, which were invalid" in capsys.readouterr().out
 
 
 def test_it_answers_soon_when_redis_is_away(fleet: Fleet, tmp_path: Path) -> None:
@@ -345,7 +345,7 @@ def test_a_script_that_does_not_end_is_told_of(fleet: Fleet, broker: Broker) -> 
         script.join()
         admin.config_set("busy-reply-threshold", 5000)
     assert done.returncode == 1
-    assert "a script or a function does not end" in done.stderr
+    assert "A script or a function does not end" in done.stderr
     assert "SCRIPT KILL" in done.stderr
 
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from billiard.exceptions import SoftTimeLimitExceeded, TimeLimitExceeded
-from fleet_runtime.prefork import pool as pipes
-from fleet_runtime.prefork.time_limits import StockPool, requested
+from fleet_runtime.prefork.pool import FastAsynPool
+from fleet_runtime.prefork.time_limits import StockAsynPool, requested
 
 from fleet_testing.commands import FLAGS, PATIENCE, wait_until
 from fleet_testing.graves import letters, mortuary
@@ -73,7 +73,7 @@ class Loop:
         return Loop()
 
 
-@pytest.mark.parametrize("kind", [pipes.Pool, StockPool])
+@pytest.mark.parametrize("kind", [FastAsynPool, StockAsynPool])
 @pytest.mark.parametrize(("message", "task", "node", "soft", "hard"), TABLE)
 def test_limits_of_message_task_and_node(
     kind: Any,
@@ -93,9 +93,9 @@ def test_limits_of_message_task_and_node(
     job = SimpleNamespace(_job=1, _timeout=wanted[0] or node[0], _soft_timeout=wanted[1] or node[1])
     pool._cache = {1: job}
     pool._create_timelimit_handlers(loop)
-    if kind is pipes.Pool:  # which has timers of its own; they begin with what is tested here
-        pool._limits = SimpleNamespace(begin=lambda job, limits: passed.update(_named(limits)))
-        pool._limits.arm = list
+    if kind is FastAsynPool:  # which has timers of its own; they begin with what is tested here
+        pool._deadlines = SimpleNamespace(begin=lambda job, limits: passed.update(_named(limits)))
+        pool._deadlines.arm = list
         pool._create_timelimit_handlers(loop)
     pool.on_timeout_set(job, job._soft_timeout, job._timeout)
     assert passed == _named((soft, hard))

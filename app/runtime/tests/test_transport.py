@@ -814,7 +814,7 @@ def test_what_was_done_as_the_connection_was_lost_is_told_by_the_next(
     worker: Any = SimpleNamespace(
         blueprint=SimpleNamespace(state=bootsteps.RUN), hub=None, pool=SimpleNamespace(flush=None)
     )
-    held = inflight.Held(worker)
+    held = inflight.InFlight(worker)
     send(producer, 3)
     with Connection(url, transport=Transport, transport_options=OPTIONS) as first:
         channel, got = consume(first, "default")

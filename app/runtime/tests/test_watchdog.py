@@ -15,7 +15,7 @@ from celery import bootsteps
 from celery.concurrency import prefork, thread
 from celery.worker import state
 from fleet_runtime.worker.bootsteps import _concurrency
-from fleet_runtime.worker.watchdog import LEAKED, STOP, Watchdog, is_deaf
+from fleet_runtime.worker.watchdog import LEAK_WATCHDOG_TIMES, STOP_TIMEOUT_S, Watchdog, fetches_nothing
 
 from fleet_testing.broker import Broker
 from fleet_testing.commands import APPS, PATIENCE, Daemon, Fleet
@@ -97,7 +97,7 @@ def test_a_node_whose_loop_hangs_says_nothing(
         hanging.process.send_signal(signal.SIGUSR2)
         time.sleep(SECONDS / 4 + 1)
         assert systemd.answers(SECONDS) == []
-        hanging.wait_for("This node has taken no messages for")
+        hanging.wait_for("This node has fetched no messages for")
         hanging.process.send_signal(signal.SIGABRT)
         assert hanging.process.wait(PATIENCE) == -signal.SIGABRT
         assert any(" in hang" in line for line in hanging.lines("hanging.py"))
@@ -190,7 +190,7 @@ def test_a_long_task_of_a_solo_pool_is_waited_for(
         connect(own_broker).send_task("hanging.work", (1000,), queue="default", time_limit=1.5 * SECONDS)
         systemd.wait_for("busy; 1 active")
         assert len(systemd.answers(SECONDS)) >= 3
-        busy.wait_for("This node has taken no messages for")
+        busy.wait_for("This node has fetched no messages for")
         assert systemd.answers(SECONDS) == []
         busy.process.kill()
 
@@ -265,8 +265,8 @@ def test_a_node_that_asks_for_nothing_is_deaf(
         active_queues=queues,
         qos=SimpleNamespace(can_consume=lambda: has_room),
     )
-    assert is_deaf(channel, SECONDS) is expected
-    assert not is_deaf(None, SECONDS)
+    assert fetches_nothing(channel, SECONDS) is expected
+    assert not fetches_nothing(None, SECONDS)
 
 
 def test_a_node_that_stops_may_give_back_for_minutes() -> None:
@@ -274,11 +274,11 @@ def test_a_node_that_stops_may_give_back_for_minutes() -> None:
     watchdog = object.__new__(Watchdog)
     watchdog.worker = SimpleNamespace(blueprint=SimpleNamespace(state=bootsteps.RUN))
     watchdog.stopping_since = None
-    assert not watchdog._gives_back(0.0)
+    assert not watchdog._may_requeue(0.0)
     watchdog.worker.blueprint.state = bootsteps.CLOSE
-    assert watchdog._gives_back(100.0)
-    assert watchdog._gives_back(100.0 + STOP - 1)
-    assert not watchdog._gives_back(100.0 + STOP + 1)
+    assert watchdog._may_requeue(100.0)
+    assert watchdog._may_requeue(100.0 + STOP_TIMEOUT_S - 1)
+    assert not watchdog._may_requeue(100.0 + STOP_TIMEOUT_S + 1)
 
 
 def test_a_node_whose_places_have_leaked_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -288,7 +288,7 @@ def test_a_node_whose_places_have_leaked_is_noticed(monkeypatch: pytest.MonkeyPa
     watchdog = object.__new__(Watchdog)
     watchdog.worker = SimpleNamespace(consumer=SimpleNamespace(task_buckets={"shop.add": bucket, "x": None}))
     watchdog.seconds, watchdog.full_since = 60.0, None
-    late = LEAKED * 60 + 1
+    late = LEAK_WATCHDOG_TIMES * 60 + 1
     assert not watchdog._has_leaked(channel, 0.0)
     assert watchdog._has_leaked(channel, late)
     for name in ("active_requests", "reserved_requests", "scheduled_requests"):

@@ -238,7 +238,7 @@ SICK = {
     "tasks": (
         "import time\nfrom celery.loaders.app import AppLoader\n\n\ndef hang(self, task_id, task):\n"
         "    if task.name == 'fleet.proof':\n        time.sleep(60)\n\n\nAppLoader.on_task_init = hang\n",
-        "ran a task for a proof, and it failed|did not run a task",  # whichever ends sooner
+        "has failed its self-test|did not pass its self-test",  # whichever ends sooner
     ),
 }
 

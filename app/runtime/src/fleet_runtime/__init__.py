@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What every Celery process of the fleet is started through, whatever app it runs."""
+"""The runtime of the fleet's Celery processes, and functions for their apps."""
 
 from fleet_runtime.once import BusyError, once
 from fleet_runtime.publish import PartlyPublishedError, publish_many

@@ -1,19 +1,19 @@
 # SPDX-License-Identifier: MIT
 """The app that every Celery process of the fleet is started with: `celery -A fleet_runtime.app ...`.
 
-Importing this module loads the app named by FLEET_APP, lays the fleet's settings on it, and is that app:
-there is no second one, and no line of the first one changes.
+Importing this module loads the app that FLEET_APP names, and configures it with the fleet's settings. `app`
+is that app: there is no second one, and its code is unchanged.
 """
 
 import sys
 
 from fleet_runtime.logging import journal
 
-journal.adopt_streams()  # first, so that whatever fails from here on is seen
+journal.adopt_streams()  # first, so that the journal has every later error
 
 if "--detach" in sys.argv:
-    # A process of `celery multi`, which only replaces itself with the node. What the app imports would be
-    # thrown away, and a node that has died would be back so much later.
+    # A process of `celery multi` replaces itself with the node. To import the app here would only delay the
+    # start of the node.
     from celery import Celery
 
     app = Celery()
@@ -30,12 +30,12 @@ else:
             extras.require("flower", "`celery flower`")
         if settings.component == "beat" and any("redbeat" in word for word in sys.argv):
             extras.require("redbeat", "Beat's scheduler")
-        configure.lay_defaults()
+        configure.override_task_defaults()
         app = app_loader.load(settings.app)
-        configure.lay(app, settings)
+        configure.configure(app, settings)
         probe.register(app, settings.release)
         if settings.component == "worker":
-            from fleet_runtime.worker import readiness  # by its name, because only a node is to import it
+            from fleet_runtime.worker import readiness  # only a node imports it
 
             readiness.register(app)
         if settings.component == "beat":
@@ -43,5 +43,5 @@ else:
 
             watchdog.register(app)
     except FleetError as error:
-        # Any other exception would reach the operator as a traceback through Celery's command line.
+        # Celery's command line would print another exception with its traceback.
         raise SystemExit(f"celery: {error}") from None

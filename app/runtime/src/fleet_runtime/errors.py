@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: MIT
-"""The one kind of error that the runtime raises on its own account."""
+"""The error that the runtime raises for an operator."""
 
 
 class FleetError(Exception):
-    """The process cannot do what it was started for; the message is one sentence for the operator."""
+    """The process cannot do what it was started for. The message is one sentence for the operator."""

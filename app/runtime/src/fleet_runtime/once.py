@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""Runs a body once for each key, whatever is delivered twice.
+"""Runs a block of code once for each key, although messages may be delivered more than once.
 
-Celery delivers a message at least once: what ran when its node died, or was cut off, runs again. A body that
-must not, such as one that charges a card, gets a key of its own, which all deliveries share:
+Celery delivers a message at least once: a task that ran when its node died, or was cut off, runs again. A
+block that must not run again, such as one that charges a card, gets a key, which all deliveries share:
 
     from fleet_runtime import once
 
@@ -15,22 +15,22 @@ must not, such as one that charges a card, gets a key of its own, which all deli
             run.result = send(order_id)
     return run.result
 
-The first to come takes the key for a lease, which a thread renews while the body runs. Who comes meanwhile
-waits. When the body is done, its result takes the lease's place, for `ttl` seconds, and is what all others
-get. If it fails, the key is free again: an exception is no result, and a retry is to run. A body that asks
-for its own key waits for itself.
+The first run takes the key for a lease, which a thread renews while the block runs. Other runs wait. When the
+block has ended, its result replaces the lease for `ttl` seconds, and the other runs get the result. If the
+block fails, the key is free again: an exception is not a result, and a retry runs the block. A block that
+uses its own key waits for itself.
 
-What this cannot promise, for the body's effects and the key are not in one transaction:
+The effects of the block and the key are not in one transaction. So this has limits:
 
-- A holder that dies between the effect and the end of the body, or before Redis has the result, leaves a
-  lease that ends, and then the body runs again. So let a body end soon after what it must not do twice, and
-  give the same key to whoever knows idempotency keys itself, such as a payment service.
-- A holder that is cut off from Redis for longer than its lease, or does not let its thread run (a C extension
-  that keeps Python's lock, a greenlet that blocks), loses it, and another one runs the body meanwhile.
-  `run.is_lost` tells, and the log does.
-- Redis forgets what it had not yet written to disk when its host loses power: a second, with its default.
-- After `ttl` seconds the body runs again. `ttl` must exceed the time in which a message may come again:
-  retries, ETA, time in the dead letters.
+- A holder that dies between the effect and the end of the block, or before Redis has the result, leaves a
+  lease that ends, and then the block runs again. So end a block soon after its effect, and pass the same key
+  to a service that supports idempotency keys, such as a payment service.
+- A holder that is cut off from Redis for longer than its lease, or blocks its threads (a C extension that
+  keeps Python's lock, a greenlet that blocks), loses the lease, and another run executes the block at the
+  same time. `run.is_lost` is true then, and the log has a warning.
+- When the host of Redis loses power, Redis loses what it has not written to disk: a second, by default.
+- After `ttl` seconds the block runs again. `ttl` must exceed the time within which a message may be delivered
+  again: retries, ETA, time in the dead letters.
 """
 
 from __future__ import annotations
@@ -59,31 +59,31 @@ P = ParamSpec("P")
 R = TypeVar("R")
 T = TypeVar("T")
 
-# Seconds after which a key is free again whose holder died.
-LEASE = 30.0
-# Seconds between two looks whether another holder is done: at first, and at most.
-FIRST_LOOK, LAST_LOOK = 0.05, 1.0
-# Seconds to wait for a broker that is away.
-PATIENCE = 60.0
+# Default of the lease: seconds after which a key is free again whose holder died.
+LEASE_S = 30.0
+# Seconds between two checks whether another holder is done: the first pause, and the longest.
+FIRST_POLL_S, LAST_POLL_S = 0.05, 1.0
+# Seconds for which a command is retried while the broker is away.
+BROKER_TIMEOUT_S = 60.0
 
-# A value is one of these with a holder's name, or with a result as JSON, behind it.
+# Prefixes of the value of a key, before the name of the holder or the result as JSON.
 HELD, DONE = "held:", "done:"
 
 logger = logging.getLogger(__name__)
 
 
 class BusyError(FleetError):
-    """Another one runs the body, and has not come to an end within the time given."""
+    """Another run holds the key, and has not ended within the time to wait."""
 
 
 @dataclass
 class Run:
-    """What somebody who came is to do.
+    """A run of a block.
 
     Attributes:
-        first: Whether to run the body. Else `result` is that of who did.
-        result: Of the body. Must be what kombu's JSON can write, or the others get None.
-        is_lost: Whether the lease was lost while the body ran, so that another one may run it, too.
+        first: Whether to run the block. Otherwise `result` is that of the first run.
+        result: The result of the block. kombu's JSON must be able to encode it, or other runs get None.
+        is_lost: Whether the lease was lost while the block ran, so that another run may execute it, too.
     """
 
     first: bool
@@ -92,26 +92,26 @@ class Run:
 
 
 class once:  # noqa: N801 - reads as a function
-    """Run a body once for a key; see the module for how, and for what it cannot promise."""
+    """Run a block once for a key. The module's docstring has examples and limits."""
 
     def __init__(
         self,
         key: str | Callable[..., str],
         ttl: float,
         *,
-        lease: float = LEASE,
+        lease: float = LEASE_S,
         wait: float | None = None,
         app: Celery | None = None,
     ) -> None:
-        """Prepare; nothing is asked of Redis yet.
+        """Prepare, without a command to Redis.
 
         Args:
             key: The key. For a decorator it is a template of the function's arguments, such as
                 "charge:{order_id}", or a function of the same arguments.
             ttl: Seconds that the result is kept.
             lease: Seconds after which the key is free again if its holder dies.
-            wait: Seconds to wait for another holder at most; None is as long as it lives.
-            app: Whose broker keeps the key. By default the current app.
+            wait: Seconds to wait for another holder at most; None waits as long as that is alive.
+            app: The app whose broker keeps the key. By default the current app.
 
         Raises:
             ValueError: A time is not positive.
@@ -135,7 +135,12 @@ class once:  # noqa: N801 - reads as a function
         return run_once
 
     def __enter__(self) -> Run:
-        """Take the key, or wait for who has it."""
+        """Take the key, or wait for its holder.
+
+        Raises:
+            BusyError: The holder has not ended within the time to wait.
+            TypeError: The key is a function.
+        """
         if not isinstance(self.key, str):
             raise TypeError("once: as a context manager it needs the key itself, not a function")
         context = self._held(self.key)
@@ -149,11 +154,11 @@ class once:  # noqa: N801 - reads as a function
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Keep the result, or free the key."""
+        """Store the result, or free the key after an exception."""
         self._entered.pop().__exit__(kind, error, traceback)
 
     def _key(self, signature: inspect.Signature, args: Any, kwargs: Any) -> str:
-        """Return the key for a call."""
+        """Return the key of a call."""
         if not isinstance(self.key, str):
             return self.key(*args, **kwargs)
         bound = signature.bind(*args, **kwargs)
@@ -162,7 +167,7 @@ class once:  # noqa: N801 - reads as a function
 
     @contextmanager
     def _held(self, key: str) -> Iterator[Run]:
-        """Hold a key while its body runs, unless it ran."""
+        """Hold a key while its block runs, unless it has run."""
         store = _Store(self.app or _current_app(), keys.once(key))
         run = self._take(store, key)
         if not run.first:
@@ -174,103 +179,105 @@ class once:  # noqa: N801 - reads as a function
         except BaseException:
             store.free()
             raise
-        store.keep(_written(run.result, key), self.ttl, key)
+        store.keep(_encode(run.result, key), self.ttl, key)
 
     def _take(self, store: _Store, key: str) -> Run:
-        """Take a key, or return what who had it made of it."""
-        started, pause = time.monotonic(), FIRST_LOOK
+        """Take a key, or return the result of the run that had it."""
+        started, pause = time.monotonic(), FIRST_POLL_S
         while True:
             value = store.take(self.lease)
             if value is None:
                 return Run(first=True)
             if value.startswith(DONE):
-                return Run(first=False, result=_read(value.removeprefix(DONE)))
+                return Run(first=False, result=_decode(value.removeprefix(DONE)))
             if self.wait is not None and time.monotonic() - started >= self.wait:
                 raise BusyError(f"{key} is held by another run, for more than {self.wait:g} s.")
             time.sleep(pause)
-            pause = min(2 * pause, LAST_LOOK)
+            pause = min(2 * pause, LAST_POLL_S)
 
 
 class _Store:
-    """One key in Redis, for one who would hold it."""
+    """A key in Redis, for one run."""
 
     def __init__(self, app: Celery, key: str) -> None:
-        """Take the key, and make a value by which it is known who holds it."""
+        """Create the value by which this run is known as the holder of the key."""
         self.app, self.key = app, key
         self.mine = f"{HELD}{uuid.uuid4()}"
 
     def take(self, lease: float) -> str | None:
-        """Take the key if it is free; return its value if it is not."""
+        """Take the key if it is free; return its value if it is not, else None."""
 
         def take(client: Any) -> str | None:
             while not client.set(self.key, self.mine, nx=True, px=_milliseconds(lease)):
                 value = client.get(self.key)
                 if value is not None:
                     text = value.decode() if isinstance(value, bytes) else str(value)
-                    return None if text == self.mine else text  # an earlier try, whose answer was lost
+                    return None if text == self.mine else text  # taken by an attempt whose reply was lost
             return None
 
-        return self._insist(take)
+        return self._retry(take)
 
     def renew(self, lease: float) -> bool:
-        """Prolong the lease; return whether there still was one."""
+        """Renew the lease; return whether this run still had it."""
         return self._try(
             lambda client: bool(self._run(client, scripts.ONCE_RENEW, self.mine, _milliseconds(lease)))
         )
 
     def keep(self, result: str, ttl: float, key: str) -> None:
-        """Put a result in the lease's place.
+        """Replace the lease by a result.
 
-        The body is done: that Redis is away is no reason to let it fail, and so run again.
+        An error is only logged: if it were raised, the block would run again, which has already ended.
         """
         arguments = (self.mine, DONE + result, _milliseconds(ttl))
         try:
-            if not self._insist(lambda client: self._run(client, scripts.ONCE_FINISH, *arguments)):
-                logger.error("%s ran, and another run has taken its key meanwhile.", key)
+            if not self._retry(lambda client: self._run(client, scripts.ONCE_FINISH, *arguments)):
+                logger.error("%s ran, and another run has taken its key in the meantime.", key)
         except Exception:
-            logger.exception("%s ran, and its result cannot be kept: if it comes again, it runs again.", key)
+            logger.exception(
+                "%s ran, and its result cannot be stored: if delivered again, it runs again.", key
+            )
 
     def free(self) -> None:
-        """Give the key back. If Redis is away, it is free when the lease ends."""
+        """Free the key. If Redis is away, it is free when the lease ends."""
         try:
             self._try(lambda client: self._run(client, scripts.ONCE_FINISH, self.mine, "", "0"))
         except Exception as error:
             logger.warning("%s is free only when its lease ends: %s", self.key, error)
 
     def _run(self, client: Any, script: str, *arguments: Any) -> Any:
-        """Run a script."""
+        """Run a script on the key."""
         return functions.run(client, script, [self.key], arguments)
 
     def _try(self, do: Callable[[Any], T]) -> T:
-        """Do something with a connection of the app's."""
+        """Call a function with a client of a connection of the app."""
         with self.app.pool.acquire(block=True) as connection:
-            # else `default_channel` waits for a broker for ever
+            # without this, `default_channel` waits for a broker for ever
             connection.ensure_connection(max_retries=1, interval_start=0)
             return do(connection.default_channel.client)
 
-    def _insist(self, do: Callable[[Any], T]) -> T:
-        """Do something, again and again while the broker is away."""
+    def _retry(self, do: Callable[[Any], T]) -> T:
+        """Call a function with a client, and retry for BROKER_TIMEOUT_S while the broker is away."""
         from kombu.exceptions import OperationalError
         from redis.exceptions import ConnectionError as LostError
         from redis.exceptions import TimeoutError as SilentError
 
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + BROKER_TIMEOUT_S
         while True:
             try:
                 return self._try(do)
             except (LostError, SilentError, OperationalError, OSError):
                 if time.monotonic() > deadline:
                     raise
-                time.sleep(LAST_LOOK)
+                time.sleep(LAST_POLL_S)
 
 
 @contextmanager
 def _renewing(store: _Store, lease: float, run: Run, key: str) -> Iterator[None]:
-    """Renew a lease, in a thread (a greenlet, where gevent is)."""
+    """Renew a lease while the block runs, in a thread (a greenlet under gevent)."""
     is_over = threading.Event()
 
     def renew() -> None:
-        """Renew it three times in its length, until the body is over or another one has the key."""
+        """Renew the lease three times in its length, until the block has ended or the key is lost."""
         while not is_over.wait(lease / 3):
             try:
                 is_held = store.renew(lease)
@@ -281,13 +288,13 @@ def _renewing(store: _Store, lease: float, run: Run, key: str) -> Iterator[None]
                 break
         if not is_over.is_set():
             run.is_lost = True
-            logger.warning("The lease of %s ended while it ran: it may run elsewhere, too.", key)
+            logger.warning("The lease of %s has ended while it runs: it may run elsewhere, too.", key)
 
     threading.Thread(target=renew, name="once", daemon=True).start()
     try:
         yield
     finally:
-        is_over.set()  # it may wait for Redis; whatever it does then, it finds another value
+        is_over.set()  # the thread may be waiting for Redis; its renewal then finds another value
 
 
 def _current_app() -> Celery:
@@ -297,18 +304,18 @@ def _current_app() -> Celery:
     return cast("Celery", app_or_default())
 
 
-def _written(result: Any, key: str) -> str:
-    """Return a result as JSON, as Celery writes it."""
+def _encode(result: Any, key: str) -> str:
+    """Return a result as JSON, as Celery encodes it; null if that is not possible."""
     from kombu.utils.json import dumps
 
     try:
         return str(dumps(result))
     except (TypeError, ValueError) as error:
-        logger.error("%s ran, and its result is not kept, so others get None: %s", key, error)
+        logger.error("%s ran, and its result is not JSON, so other runs get None: %s", key, error)
         return json.dumps(None)
 
 
-def _read(text: str) -> Any:
+def _decode(text: str) -> Any:
     """Return a result from JSON."""
     from kombu.utils.json import loads
 
@@ -316,5 +323,5 @@ def _read(text: str) -> Any:
 
 
 def _milliseconds(seconds: float) -> int:
-    """Return a time as Redis takes it."""
+    """Return seconds as milliseconds, at least one."""
     return max(1, round(seconds * 1000))

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""Sends many tasks at once: two and a half times as many a second as one after another.
+"""Publishes many tasks at once: two and a half times as many a second as one after another.
 
-kombu's `Producer.batch` puts what is published meanwhile into pipelines. A group does not use it.
+kombu's `Producer.batch` publishes in pipelines. A group does not use it.
 """
 
 from __future__ import annotations
@@ -16,43 +16,44 @@ if TYPE_CHECKING:
     from celery.canvas import Signature
     from celery.result import AsyncResult
 
-BATCH = 500  # tasks in one pipeline
+# Tasks in one pipeline.
+BATCH = 500
 
 
 class PartlyPublishedError(Exception):
-    """Some tasks were not sent: the broker has failed, or one of them cannot be sent. The cause says which.
+    """Some tasks were not published: the broker failed, or a task cannot be sent. The cause has the error.
 
     Attributes:
         sent: Results of the tasks that the broker has.
-        unsure: Tasks of which it may have some: to send them again may run them twice. What comes after them
-            was not asked for yet, and is still in the iterator that was given.
+        unsure: Tasks of which the broker may have some: to publish them again may run them twice. The tasks
+            after them are still in the iterator.
     """
 
     def __init__(self, sent: list[AsyncResult[Any]], unsure: list[Signature[Any]]) -> None:
-        """Say how many."""
+        """Create the error, with both numbers in its text."""
         next_ones = f", and may have some of the next {len(unsure)}" if unsure else ""
         super().__init__(f"The broker has {len(sent)} tasks{next_ones}.")
         self.sent, self.unsure = sent, unsure
 
 
 def publish_many(signatures: Iterable[Signature[Any]], *, batch: int = BATCH) -> list[AsyncResult[Any]]:
-    """Send many tasks: `publish_many(resize.s(path) for path in paths)`.
+    """Publish many tasks: `publish_many(resize.s(path) for path in paths)`.
 
-    A pipeline that fails is not tried again, unlike a task that is sent by itself: that may run tasks twice.
+    A pipeline that fails is not retried, unlike a single task: that might run tasks twice.
 
-    Tasks whose result nobody reads should say so (`ignore_result=True`): for each of the others the result
-    backend subscribes to a channel, which takes longer than to send it.
+    Set `ignore_result=True` on tasks whose result is not read: for each of the others the result backend
+    subscribes to a channel, which takes longer than to publish the task.
 
     Args:
-        signatures: The tasks, all of one app; no chains, groups or chords. They are not all held in memory at
-            once.
-        batch: How many to send at a time.
+        signatures: The tasks, all of one app; no chains, groups or chords. Only one batch is in memory at a
+            time.
+        batch: Tasks in one pipeline.
 
     Returns:
-        Their results, in the same order.
+        The results of the tasks, in the same order.
 
     Raises:
-        PartlyPublishedError: Something has failed: the broker, a task, or what gives the tasks.
+        PartlyPublishedError: The broker, a task or the iterator has failed.
         ValueError: `batch` is less than one.
     """
     if batch < 1:
@@ -67,11 +68,15 @@ def publish_many(signatures: Iterable[Signature[Any]], *, batch: int = BATCH) ->
 def _next(
     remaining: Iterator[Signature[Any]], batch: int, sent: list[AsyncResult[Any]]
 ) -> list[Signature[Any]]:
-    """Return the tasks that are sent next."""
+    """Return the tasks of the next pipeline.
+
+    Raises:
+        PartlyPublishedError: The iterator has failed, or has a chain, group or chord.
+    """
     try:
         chunk = list(islice(remaining, batch))
         for signature in chunk:
-            if signature.subtask_type:  # kombu's pipeline would be left out, and wait for its connection
+            if signature.subtask_type:  # it would not use kombu's pipeline, and wait for its connection
                 raise TypeError(f"a {signature.subtask_type} cannot be sent together with others")
     except Exception as error:
         raise PartlyPublishedError(sent, []) from error
@@ -81,7 +86,7 @@ def _next(
 def _publish(
     app: Celery, chunk: list[Signature[Any]], sent: list[AsyncResult[Any]]
 ) -> list[AsyncResult[Any]]:
-    """Send some tasks in one pipeline."""
+    """Publish tasks in one pipeline."""
     with app.producer_pool.acquire(block=True) as producer:
         try:
             with producer.batch(len(chunk)):

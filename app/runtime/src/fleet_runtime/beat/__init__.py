@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: MIT
-"""What a Beat process does besides Celery's own."""
+"""The watchdog of Beat."""

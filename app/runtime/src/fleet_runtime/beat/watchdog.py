@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""Tells systemd that Beat turns, so that one which hangs is started anew.
+"""Notifies systemd that the loop of Beat turns, so that systemd restarts a Beat that hangs.
 
-What counts is the loop that looks what is due. A Beat that waits for another one's lock, and one whose broker
-does not answer, need not turn: a new process would wait, too.
+The loop checks which entries of the schedule are due. It need not turn while Beat waits for the lock of
+another Beat, or while the broker does not answer: a new process would wait, too.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ from typing import TYPE_CHECKING, Any
 
 from celery.signals import beat_init
 
-from fleet_runtime.systemd import Systemd, answers
+from fleet_runtime.systemd import Systemd, broker_answers
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from celery import Celery
 
-# Seconds after which the unit of Beat wants it killed. Without it systemd does not wait for Beat, as before.
+# The unit's variable with the watchdog time in seconds. Without it, systemd does not watch Beat.
 VARIABLE = "FLEET_BEAT_WATCHDOG"
 
 logger = logging.getLogger(__name__)
 
 
 def register(app: Celery) -> None:
-    """Watch Beat from its start on, if it runs in this process and systemd waits for it."""
+    """Start the watchdog with Beat, if Beat runs in this process and systemd expects notifications."""
     address, seconds = os.environ.get("NOTIFY_SOCKET", ""), float(os.environ.get(VARIABLE) or 0)
     if not (address and seconds):
         return
@@ -43,51 +43,58 @@ def register(app: Celery) -> None:
 
 
 class Watchdog:
-    """Answers for Beat while it turns."""
+    """Notifies systemd while the loop of Beat turns."""
 
     def __init__(self, app: Celery, service: Any, systemd: Systemd, seconds: float) -> None:
-        """Hear of each turn of the loop, and of each task that is sent in one."""
+        """Wrap the methods of the scheduler that run at each turn, and for each task that is sent.
+
+        Args:
+            app: The app.
+            service: Celery's service of Beat.
+            systemd: Where to notify.
+            seconds: The watchdog time.
+        """
         self.app, self.systemd, self.seconds = app, systemd, seconds
         self.last_turn: float | None = None
         scheduler = service.scheduler
         self.longest_sleep = float(scheduler.max_interval)
         for name in ("tick", "apply_async"):
-            setattr(scheduler, name, self._noted(getattr(scheduler, name)))
+            setattr(scheduler, name, self._recorded(getattr(scheduler, name)))
 
     def start(self) -> None:
-        """Begin to answer."""
+        """Start the thread that notifies systemd."""
         if not faulthandler.is_enabled():
-            faulthandler.enable(2)  # systemd ends what hangs with SIGABRT: so the journal has where it hung
+            faulthandler.enable(2)  # systemd sends SIGABRT to a Beat that hangs: the journal gets its stacks
         threading.Thread(target=self._run, name="watchdog", daemon=True).start()
 
-    def _noted(self, method: Callable[..., Any]) -> Callable[..., Any]:
-        """Return a method of the scheduler that notes when it began and when it ended."""
+    def _recorded(self, method: Callable[..., Any]) -> Callable[..., Any]:
+        """Return a method of the scheduler that records when it began and when it ended."""
 
-        def noted(*args: Any, **kwargs: Any) -> Any:
+        def recorded(*args: Any, **kwargs: Any) -> Any:
             self.last_turn = time.monotonic()
             try:
                 return method(*args, **kwargs)
             finally:
                 self.last_turn = time.monotonic()
 
-        return noted
+        return recorded
 
     def _run(self) -> None:
-        """Answer as long as the loop turns, or need not."""
+        """Notify systemd as long as the loop turns, or need not turn."""
         while True:
             status = self._status()
             if status:
-                self.systemd.answer(status)
+                self.systemd.notify(status)
             time.sleep(self.seconds / 4)
 
     def _status(self) -> str:
-        """Return what Beat does; nothing if it hangs."""
+        """Return what Beat does; an empty string if it hangs."""
         if self.last_turn is None:
             return "waiting for the lock, which another Beat may have"
         silence = time.monotonic() - self.last_turn
         if silence < self.longest_sleep + self.seconds / 2:
             return "sending what is due"
-        if not answers(self.app):
+        if not broker_answers(self.app):
             return "waiting for the broker"
-        logger.critical("Beat has not looked what is due for %.0f s; systemd will start it anew.", silence)
+        logger.critical("Beat has not checked its schedule for %.0f s; systemd will restart it.", silence)
         return ""

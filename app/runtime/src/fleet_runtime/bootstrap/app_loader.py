@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Loads the app that an operator names, and says whose fault it is if that fails."""
+"""Loads the app that FLEET_APP names, and tells errors of the app from errors of the setting."""
 
 from __future__ import annotations
 
@@ -35,24 +35,25 @@ def load(name: str) -> Celery:
         raise FleetError(
             f"FLEET_APP is {name!r}, and must be package.module:attribute, such as shop.celery:app."
         )
-    found: Any = _import(module_name)
+    app: Any = _import(module_name)
     for part in attribute.split("."):
-        if not hasattr(found, part):
+        if not hasattr(app, part):
             raise FleetError(f"FLEET_APP is {name}, but {module_name} has no {attribute}.")
-        found = getattr(found, part)
-    if not isinstance(found, Celery):
-        raise FleetError(f"FLEET_APP is {name}, which is a {type(found).__name__} and not a Celery app.")
-    return found
+        app = getattr(app, part)
+    if not isinstance(app, Celery):
+        raise FleetError(f"FLEET_APP is {name}, which is a {type(app).__name__} and not a Celery app.")
+    return app
 
 
 @contextmanager
-def blaming(what: str) -> Iterator[None]:
-    """Turn an exception of the app's own code into a FleetError, and print its traceback.
-
-    The last line of a traceback alone seldom tells where the fault is.
+def reraising_app_errors(what: str) -> Iterator[None]:
+    """Turn an exception of the app's code into a FleetError, and print its traceback.
 
     Args:
         what: What failed, as the beginning of a sentence: "shop.celery cannot be imported".
+
+    Raises:
+        FleetError: The block has raised an exception.
     """
     handled = sys.exception()  # Celery imports an app while it handles a failed first attempt
     try:
@@ -67,7 +68,7 @@ def blaming(what: str) -> Iterator[None]:
 
 def _import(name: str) -> Any:
     """Import a module by its name."""
-    with blaming(f"{name} cannot be imported"):
+    with reraising_app_errors(f"{name} cannot be imported"):
         try:
             return importlib.import_module(name)
         except ModuleNotFoundError as error:
@@ -79,7 +80,7 @@ def _import(name: str) -> Any:
 
 
 def _forget_context(error: BaseException, context: BaseException | None) -> None:
-    """Cut an exception off from one that has nothing to do with it."""
+    """Remove an unrelated exception from the context of another one."""
     link: BaseException | None = error
     while link:
         if link.__context__ is context:
@@ -88,7 +89,7 @@ def _forget_context(error: BaseException, context: BaseException | None) -> None
 
 
 def _beyond_runtime(frames: TracebackType | None) -> TracebackType | None:
-    """Return a traceback without its first frames, which are the runtime's and Python's import system's."""
+    """Return a traceback without its first frames, those of the runtime and of Python's import system."""
     first = frames
     while first and any(part in first.tb_frame.f_code.co_filename for part in (RUNTIME, "importlib")):
         first = first.tb_next

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""Lays the fleet's settings on an app.
+"""Configures an app with the fleet's settings.
 
-Only what the fleet has to own is laid over the app's settings: how messages are kept, how connections live
-and die, what may be deserialized, what Redis's ACL names. A few more are laid where the app has Celery's
-default. Routes, queues, schedule, and what a task says of itself stay the app's. README.md gives the reasons.
+The fleet enforces only the settings that it must own: how messages are kept, when connections end, which
+serializers are accepted, and names that the ACL of Redis has. It sets a few more where the app has Celery's
+default. Routes, queues, the schedule and the options of a task stay the app's. README.md gives the reasons.
 """
 
 from __future__ import annotations
@@ -21,14 +21,13 @@ from redis.backoff import ConstantBackoff
 from redis.retry import Retry
 
 from fleet_runtime.bootstrap import overrides, plugins
-from fleet_runtime.bootstrap.app_loader import blaming
-from fleet_runtime.bootstrap.startup_checks import Guard
-from fleet_runtime.broker import functions
+from fleet_runtime.bootstrap.app_loader import reraising_app_errors
+from fleet_runtime.broker import functions, keys
 from fleet_runtime.compat import celery_defaults, gevent_sleep
 from fleet_runtime.compat.surface import may_replace
 from fleet_runtime.errors import FleetError
-from fleet_runtime.logging.celery_logging import FleetLogging, lay_messages
-from fleet_runtime.messages.sent_at import stamp_messages
+from fleet_runtime.logging.celery_logging import FleetLogging, set_task_messages
+from fleet_runtime.messages.sent_at import record_publish_time
 from fleet_runtime.transport import broadcast
 
 if TYPE_CHECKING:
@@ -38,130 +37,127 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Transport options that name or shape the keys and channels of Redis. Its ACL knows those of the defaults.
+# Transport options that change the names of keys and channels. The ACL of Redis has the default names.
 KEY_OPTIONS = frozenset(
     {"global_keyprefix", "sep", "fanout_prefix", "fanout_patterns", "sentinel_fanout_compat"}
     | {"unacked_key", "unacked_index_key", "unacked_mutex_key"}
 )
 
-# The steps of priorities for whose lists its ACL has names, of each queue.
+# Priority steps whose lists the ACL of Redis has, for each queue.
 PRIORITIES = frozenset(range(10))
 
-# RedBeat's keys, as its ACL has them.
-REDBEAT_PREFIX = "redbeat:"
-REDBEAT_LOCK = "redbeat::lock"
-
-# What takes messages in a node: by its name, because only a node is to import it.
+# Names of classes that only a node imports.
 CONSUMER = "fleet_runtime.worker.consumer:FleetConsumer"
-OWNERSHIP, RECOVERY = (
-    "fleet_runtime.worker.bootsteps:Ownership",
-    "fleet_runtime.worker.bootsteps:Recovery",
+WORKER_STEPS = (
+    "fleet_runtime.bootstrap.startup_checks:StartupChecks",
+    "fleet_runtime.worker.bootsteps:NodeSetup",
+    "fleet_runtime.worker.watchdog:Watchdog",
 )
-WATCHDOG, EVENTS = "fleet_runtime.worker.watchdog:Watchdog", "fleet_runtime.worker.events:Together"
-PROBATION, REVOKED = "fleet_runtime.worker.readiness:Probation", "fleet_runtime.worker.revoked:Revoked"
+CONSUMER_STEPS = (
+    "fleet_runtime.worker.bootsteps:Recovery",
+    "fleet_runtime.worker.events:EventBatcher",
+    "fleet_runtime.worker.revoked:Revoked",
+    "fleet_runtime.worker.readiness:ReadinessGate",
+)
 
-# Of one channel: a bound that only a leak meets. With kombu's 10, greenlets that end at the same time cannot
-# all acknowledge.
-CONNECTIONS = 1000
+# Connections of one channel at most, which only a leak reaches. With kombu's 10, greenlets that end at the
+# same time cannot all acknowledge.
+CONNECTION_LIMIT = 1000
 
-# Seconds for a process of a pool to say that it is up. With Celery's 4, one that starts slowly, on a busy
-# host or because it connects to a database first, is killed, and so is the next.
-PROCESS_START = 60.0
+# Seconds for a child process to start. With Celery's 4, a process that starts slowly, on a busy host or
+# because it connects to a database first, is killed, and so is the next.
+PROCESS_START_TIMEOUT_S = 60.0
 
-# Components that wait long for a broker that is away, because what they send would be lost. The others have
-# somebody who waits for them.
-PATIENT = frozenset({"worker", "beat"})
+# Components that retry for long to publish while the broker is away: otherwise the message is lost. In the
+# other components a caller waits, and gets the error.
+PATIENT_COMPONENTS = frozenset({"worker", "beat"})
 
-# What each task takes from the settings when it is first used.
-OF_EACH_TASK = {
+# Settings that each task copies when it is first used.
+TASK_DEFAULTS = {
     "task_acks_late": True,
     "task_retry_on_worker_lost": False,
     "task_reject_on_worker_lost": True,
 }
 
 
-def lay_defaults() -> None:
-    """Lay what tasks copy for themselves, before an app is imported.
+def override_task_defaults() -> None:
+    """Override Celery's defaults of settings that tasks copy, before an app is imported.
 
-    An app may use a task while it is imported, as in `beat_schedule = {... add.s() ...}`. By the time that
-    `lay` is called, such a task has its copy, which does not tell what its author has said on purpose.
+    An app may use a task while it is imported, as in `beat_schedule = {... add.s() ...}`. When `configure` is
+    called, such a task already has its copy, and nothing tells it from an option that its author has set.
     """
-    for name, value in OF_EACH_TASK.items():
+    for name, value in TASK_DEFAULTS.items():
         celery_defaults.set_default(name, value)  # task_retry_on_worker_lost came with Celery 5.7
 
 
-def lay(app: Celery, settings: FleetSettings) -> None:
-    """Lay the settings on an app, over its own configuration, which is read now.
+def configure(app: Celery, settings: FleetSettings) -> None:
+    """Configure an app with the fleet's settings, over its own configuration, which is read now.
 
     Raises:
-        FleetError: The app's configuration cannot be read, or cannot be reconciled with the fleet's.
+        FleetError: The app's configuration cannot be read, or contradicts the fleet's.
     """
-    with blaming(f"The settings of {settings.app} cannot be read"):
+    with reraising_app_errors(f"The settings of {settings.app} cannot be read"):
         conf = app.conf.finalize()
+    app.fleet_settings = settings  # for the boot steps of a node
     overrides.remember(app, settings)
     read_url, transport = _read_from(settings)
-    _pin(conf, settings, read_url)
-    _prevail(conf, {**laid(conf, settings), "broker_transport": transport})
-    _require_accepted(conf)
-    _require_visible(conf)
+    _pin_broker_url(conf, settings, read_url)
+    _set_under_every_name(conf, {**configured(conf, settings), "broker_transport": transport})
+    _require_accepted_serializers(conf)
+    _require_visibility_timeout(conf)
     functions.adopt()
-    stamp_messages()
+    record_publish_time()
     app.log_cls = FleetLogging
-    lay_messages(with_arguments=settings.log_arguments)
+    set_task_messages(with_arguments=settings.log_arguments)
     gevent_sleep.let_run()
     broadcast.patch_results(may_replace)
     if settings.component == "flower":
         broadcast.patch_fanout(may_replace)
-    app.steps["worker"].add(Guard)
-    app.steps["worker"].add(OWNERSHIP)
-    app.steps["worker"].add(WATCHDOG)
-    app.steps["consumer"].add(RECOVERY)
-    app.steps["consumer"].add(EVENTS)
-    app.steps["consumer"].add(REVOKED)
-    app.steps["consumer"].add(PROBATION)
+    app.steps["worker"].update(WORKER_STEPS)
+    app.steps["consumer"].update(CONSUMER_STEPS)
     plugins.select_backend(app, stores=settings.component == "worker")
 
 
-def laid(conf: Any, settings: FleetSettings) -> dict[str, Any]:
-    """Return what is laid on an app with this configuration.
+def configured(conf: Any, settings: FleetSettings) -> dict[str, Any]:
+    """Return the settings that the fleet sets on an app.
 
     Args:
-        conf: The app's, with a default for what it does not set.
-        settings: The fleet's, for one component.
+        conf: The configuration of the app, with Celery's defaults.
+        settings: The fleet's settings for one component.
     """
     return {
-        **_owned(settings),
+        **_enforced(settings),
         "broker_transport": None,
         **_merged(conf, settings),
         **_defaults(conf, settings),
     }
 
 
-def _pin(conf: Any, settings: FleetSettings, read_url: str) -> None:
-    """Keep an app from another broker, whenever and in whatever direction it names one.
+def _pin_broker_url(conf: Any, settings: FleetSettings, read_url: str) -> None:
+    """Keep an app from using another broker, for reading or writing, whenever it sets one.
 
-    Celery prefers the environment to the app's settings (app/utils.py, Settings), so this holds for whatever
-    the app sets later, too.
+    Celery prefers the environment to the app's settings (app/utils.py, Settings), so this also holds for a
+    broker that the app sets later.
     """
     if settings.broker_url:
         os.environ["CELERY_BROKER_READ_URL"] = read_url
         os.environ["CELERY_BROKER_WRITE_URL"] = settings.broker_url
-    # These are what `inspect conf` and Flower show. Celery hides their passwords under these names only.
+    # `inspect conf` and Flower show these. Celery hides passwords only under these names.
     for name in ("broker_url", "result_backend"):
         if url := getattr(settings, name):
             conf[name] = url
 
 
 def _read_from(settings: FleetSettings) -> tuple[str, str | None]:
-    """Return the URL by which messages are taken, and the transport."""
-    takes_atomically = settings.component == "worker" and settings.atomic_fetch
-    return plugins.select_transport(settings.broker_url) if takes_atomically else (settings.broker_url, None)
+    """Return the URL from which messages are fetched, and the transport; None is kombu's own."""
+    is_atomic = settings.component == "worker" and settings.atomic_fetch
+    return plugins.select_transport(settings.broker_url) if is_atomic else (settings.broker_url, None)
 
 
-def _prevail(conf: Any, values: dict[str, Any]) -> None:
-    """Set each value under every name by which Celery would look for it.
+def _set_under_every_name(conf: Any, values: dict[str, Any]) -> None:
+    """Set each value under every name that Celery looks up.
 
-    With a namespace, such as Django apps have, CELERY_TASK_ACKS_LATE comes before task_acks_late.
+    With a namespace, as Django apps have, CELERY_TASK_ACKS_LATE comes before task_acks_late.
     """
     for name, value in values.items():
         conf[name] = value
@@ -169,8 +165,8 @@ def _prevail(conf: Any, values: dict[str, Any]) -> None:
             conf[match_case(conf.prefix + name, conf.prefix)] = value
 
 
-def _owned(settings: FleetSettings) -> dict[str, Any]:
-    """Return what is laid over the app's own settings."""
+def _enforced(settings: FleetSettings) -> dict[str, Any]:
+    """Return the settings that override the app's."""
     return {
         **_delivery(settings),
         **_connections(settings),
@@ -180,29 +176,29 @@ def _owned(settings: FleetSettings) -> dict[str, Any]:
 
 
 def _delivery(settings: FleetSettings) -> dict[str, Any]:
-    """Return what keeps messages safe."""
+    """Return the settings that keep messages safe."""
     return {
         "accept_content": list(settings.accept_content),
         "result_accept_content": None,
         "enable_utc": True,
-        **OF_EACH_TASK,
+        **TASK_DEFAULTS,
         "worker_prefetch_multiplier": settings.prefetch_multiplier,
         "worker_enable_soft_shutdown_on_idle": True,
         "worker_enable_prefetch_count_reduction": False,
-        **(_of_units() if settings.component == "worker" else {}),
+        **(_node() if settings.component == "worker" else {}),
         "worker_send_task_events": settings.task_events,
         "task_send_sent_event": settings.task_events,
         **({"task_track_started": True} if settings.track_started else {}),
     }
 
 
-def _of_units() -> dict[str, Any]:
-    """Return what follows from how a node is run: by what consumer, and in what unit."""
+def _node() -> dict[str, Any]:
+    """Return the settings of a node: its consumer, and what its unit requires."""
     return {"worker_consumer": CONSUMER, "worker_state_db": None, "worker_log_color": False}
 
 
 def _connections(settings: FleetSettings) -> dict[str, Any]:
-    """Return how connections to the broker and the result backend live and die."""
+    """Return the settings of connections to the broker and the result backend."""
     return {
         "broker_connection_retry": True,
         "broker_connection_retry_on_startup": True,
@@ -224,7 +220,7 @@ def _transport(settings: FleetSettings) -> dict[str, Any]:
     return {
         "visibility_timeout": settings.visibility_timeout,
         "ack_emulation": settings.component == "worker",
-        "max_connections": CONNECTIONS,
+        "max_connections": CONNECTION_LIMIT,
         "socket_timeout": settings.socket_timeout,
         "socket_connect_timeout": settings.socket_connect_timeout,
         "socket_keepalive": True,
@@ -233,7 +229,7 @@ def _transport(settings: FleetSettings) -> dict[str, Any]:
 
 
 def _tls(settings: FleetSettings) -> dict[str, Any]:
-    """Return TLS as settings, because Flower does not read the options of a URL."""
+    """Return the TLS settings: Flower does not read the options of a URL."""
     return {
         **({"broker_use_ssl": settings.broker_tls} if settings.broker_url else {}),
         **({"redis_backend_use_ssl": settings.result_backend_tls} if settings.result_backend else {}),
@@ -241,74 +237,80 @@ def _tls(settings: FleetSettings) -> dict[str, Any]:
 
 
 def _beat(settings: FleetSettings) -> dict[str, Any]:
-    """Return where RedBeat keeps the schedule, and how fast a standby takes over."""
+    """Return the settings of RedBeat: where it keeps the schedule, and how soon a standby takes over."""
     return {
         "beat_max_loop_interval": settings.beat_max_interval,
         "redbeat_redis_url": settings.broker_url,
         "redbeat_redis_use_ssl": settings.broker_tls,
         "redbeat_redis_options": {
-            # Once a second until another Beat may soon have the lock; then this one gives up, and systemd
-            # starts it anew. RedBeat's own retry_period covers neither its lock nor its pipelines.
+            # Retry once a second until another Beat may soon get the lock; then this Beat gives up, and
+            # systemd restarts it. RedBeat's own retry_period covers neither its lock nor its pipelines.
             "retry": Retry(ConstantBackoff(1), int(settings.beat_lock_timeout) // 2),
             "socket_timeout": settings.socket_timeout,
             "socket_connect_timeout": settings.socket_connect_timeout,
             "socket_keepalive": True,
             "health_check_interval": settings.health_check_interval,
         },
-        "redbeat_key_prefix": REDBEAT_PREFIX,
-        "redbeat_lock_key": REDBEAT_LOCK,
+        "redbeat_key_prefix": keys.REDBEAT_PREFIX,
+        "redbeat_lock_key": keys.REDBEAT_LOCK,
         "redbeat_lock_timeout": settings.beat_lock_timeout,
     }
 
 
 def _merged(conf: Any, settings: FleetSettings) -> dict[str, Any]:
-    """Return settings in which the app's own part stays."""
+    """Return the settings that combine the app's and the fleet's values."""
     return {
         "result_expires": _lower(conf.result_expires, settings.result_expires),
-        "broker_transport_options": {**_harmless(conf.broker_transport_options), **_transport(settings)},
+        "broker_transport_options": {**_allowed(conf.broker_transport_options), **_transport(settings)},
         "result_backend_transport_options": {
             "retry_policy": _retry_policy(settings),
-            **_harmless(conf.result_backend_transport_options),
+            **_allowed(conf.result_backend_transport_options),
         },
     }
 
 
 def _defaults(conf: Any, settings: FleetSettings) -> dict[str, Any]:
-    """Return what is laid where the app has Celery's default."""
+    """Return the settings that the fleet sets where the app has Celery's default."""
     values = {
         "timezone": "UTC",
         "worker_soft_shutdown_timeout": settings.soft_shutdown_timeout,
-        "worker_proc_alive_timeout": PROCESS_START,
+        "worker_proc_alive_timeout": PROCESS_START_TIMEOUT_S,
         "result_backend_thread_safe": True,
         "task_publish_retry_policy": _retry_policy(settings),
     }
-    # Celery has no default for some: it asks for them only where they are used.
-    silent = {name for name in values if getattr(conf, name, None) == DEFAULTS.get(name)}
-    return {name: value for name, value in values.items() if name in silent}
+    # Some have no default in DEFAULTS: Celery reads them only where they are used.
+    unset = {name for name in values if getattr(conf, name, None) == DEFAULTS.get(name)}
+    return {name: value for name, value in values.items() if name in unset}
 
 
 def _retry_policy(settings: FleetSettings) -> dict[str, Any]:
-    """Return how often to try to publish, or to store a result: soon at first, then every second."""
+    """Return the policy of retries to publish, or to store a result: soon at first, then every second."""
     policy: dict[str, Any] = DEFAULTS["task_publish_retry_policy"]
-    return {**policy, "max_retries": settings.patience} if settings.component in PATIENT else policy
+    if settings.component not in PATIENT_COMPONENTS:
+        return policy
+    return {**policy, "max_retries": settings.publish_retry_timeout}
 
 
-def _lower(given: Any, most: float) -> float:
-    """Return the lower of two times, where an app's None or 0 means for ever."""
-    seconds = given.total_seconds() if isinstance(given, timedelta) else float(given or 0)
-    return min(seconds or most, most)
+def _lower(value: Any, limit: float) -> float:
+    """Return an app's time in seconds, at most `limit`; None and 0 mean for ever."""
+    seconds = value.total_seconds() if isinstance(value, timedelta) else float(value or 0)
+    return min(seconds or limit, limit)
 
 
-def _harmless(options: Any) -> dict[str, Any]:
-    """Return an app's transport options without those that would lead to keys that it may not use."""
+def _allowed(options: Any) -> dict[str, Any]:
+    """Return an app's transport options without those that lead to keys that the ACL of Redis lacks."""
     kept = {name: value for name, value in (options or {}).items() if name not in KEY_OPTIONS}
     if not PRIORITIES.issuperset(kept.get("priority_steps") or ()):
         del kept["priority_steps"]
     return kept
 
 
-def _require_accepted(conf: Any) -> None:
-    """Refuse an app whose messages its own workers would refuse."""
+def _require_accepted_serializers(conf: Any) -> None:
+    """Refuse an app whose messages or results its own workers would not accept.
+
+    Raises:
+        FleetError: A serializer is unknown, or is not accepted.
+    """
     try:
         accepted = prepare_accept_content(conf.accept_content)
     except SerializerNotInstalled as error:
@@ -321,11 +323,15 @@ def _require_accepted(conf: Any) -> None:
             )
 
 
-def _require_visible(conf: Any) -> None:
-    """Refuse an app whose time limit would let tasks run twice."""
+def _require_visibility_timeout(conf: Any) -> None:
+    """Refuse an app whose time limit exceeds the visibility timeout: its tasks could run twice.
+
+    Raises:
+        FleetError: The time limit is too long.
+    """
     limit, timeout = conf.task_time_limit, conf.broker_transport_options["visibility_timeout"]
     if limit and limit >= timeout:
         raise FleetError(
             f"The app's task_time_limit ({limit:g}) must be less than FLEET_VISIBILITY_TIMEOUT ({timeout}), "
-            "or a long task is handed out again while it runs."
+            "or a long task is redelivered while it runs."
         )

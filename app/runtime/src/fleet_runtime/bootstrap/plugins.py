@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: MIT
-"""Puts the runtime's own transport and result backend in the place of Celery's, where they are known to work.
+"""Registers the runtime's transport, result backend and pool in place of Celery's, on supported versions.
 
-The transport is named by Celery's setting `broker_transport`. With several URLs that would not do: as kombu
-tries the next one, it goes by its scheme (kombu 5.7, Connection.switch). So there the URLs get the runtime's
-own schemes, which are `fleet-redis`, `fleet-rediss` and `fleet-sentinel`. A single URL keeps its own, because
-programs that tasks start find it in their environment, and they may know no others.
+Celery's setting `broker_transport` names the transport. That does not work with several URLs: when kombu
+tries the next one, it uses the scheme of that URL (kombu 5.7, Connection.switch). So several URLs get the
+runtime's own schemes, which are `fleet-redis`, `fleet-rediss` and `fleet-sentinel`. A single URL keeps its
+scheme: programs that tasks start find the URL in their environment, and may not know another scheme.
 """
 
 from __future__ import annotations
@@ -38,47 +38,50 @@ BACKENDS = {
     "rediss": "fleet_runtime.worker.results:RedisBackend",
     "sentinel": "fleet_runtime.worker.results:SentinelBackend",
 }
-# Those of a node, whose Redis user may call the function that stores a result.
+# The backends of a node, whose Redis user may call the function that stores a result.
 STORING_BACKENDS = {
     "redis": "fleet_runtime.worker.results:StoringRedisBackend",
     "rediss": "fleet_runtime.worker.results:StoringRedisBackend",
     "sentinel": "fleet_runtime.worker.results:StoringSentinelBackend",
 }
-KOMBU_STAYS = "This node takes messages by kombu's own transport, and may lose one when it dies."
+KOMBU_STAYS = "This node uses kombu's own transport, and may lose a message when it dies."
 CELERY_STAYS = (
     "This process uses Celery's own result backend, which stores a result in two round trips, and may miss "
-    "one that it waits for over TLS."
+    "a result that it waits for over TLS."
 )
-POOL_STAYS = "This node hands tasks to its processes by Celery's own pool, with more CPU for each."
+POOL_STAYS = "This node uses Celery's own pool, which needs more CPU for each task."
 
-# The pools of processes: the runtime's own, and Celery's with mended time limits.
-POOL = "fleet_runtime.prefork.pool:Pool"
-STOCK_POOL = "fleet_runtime.prefork.time_limits:StockPool"
+# The prefork pools: the runtime's, and Celery's with patched time limits.
+POOL = "fleet_runtime.prefork.pool:FastAsynPool"
+STOCK_POOL = "fleet_runtime.prefork.time_limits:StockAsynPool"
 
 
 def select_transport(url: str) -> tuple[str, str | None]:
-    """Return a broker's URL, or several, and what `broker_transport` is to be.
+    """Return the URL of the broker, and the value of `broker_transport`.
 
-    Both stay as Celery has them if this kombu is none that the transport was tested with.
+    Without support for the version of kombu, the URL is unchanged, and the value is None.
+
+    Args:
+        url: The URL, or several, separated by semicolons.
     """
     urls = url.split(";")
-    schemes = {one.partition("://")[0] for one in urls}
+    schemes = {each.partition("://")[0] for each in urls}
     if others := schemes - TRANSPORTS.keys():
         logger.warning("%s There is none for %s.", KOMBU_STAYS, ", ".join(sorted(others)))
         return url, None
     if not (is_known(kombu, KOMBU_STAYS) and _is_verified(Feature.TRANSPORT, KOMBU_STAYS)):
         return url, None
     TRANSPORT_ALIASES.update({PREFIX + scheme: path for scheme, path in TRANSPORTS.items()})
-    own = ";".join(PREFIX + one for one in urls) if len(urls) > 1 else url
-    return own, TRANSPORTS[schemes.pop()]
+    prefixed = ";".join(PREFIX + each for each in urls) if len(urls) > 1 else url
+    return prefixed, TRANSPORTS[schemes.pop()]
 
 
 def select_backend(app: Celery, *, stores: bool) -> None:
-    """Let an app wait for results by the runtime's own backend.
+    """Register the runtime's result backend with an app.
 
     Args:
         app: The app.
-        stores: Whether this process stores results by a script, as a node does.
+        stores: Whether this process stores results with a script, as a node does.
     """
     if is_known(celery, CELERY_STAYS):
         backends = STORING_BACKENDS if stores else BACKENDS
@@ -86,10 +89,10 @@ def select_backend(app: Celery, *, stores: bool) -> None:
 
 
 def select_pool(*, own: bool = True) -> None:
-    """Let a node with processes run them by the runtime's own pool, or by Celery's with mended time limits.
+    """Select the prefork pool of a node: the runtime's, or Celery's with patched time limits.
 
     Args:
-        own: Whether to select the runtime's own.
+        own: Whether to select the runtime's pool.
     """
     known = is_known(celery, POOL_STAYS) and is_known(billiard, POOL_STAYS)
     if known and _is_verified(Feature.POOL, POOL_STAYS):

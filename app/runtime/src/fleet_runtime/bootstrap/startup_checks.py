@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What a node makes sure of before it starts."""
+"""The checks that a node makes before it starts."""
 
 from __future__ import annotations
 
@@ -21,49 +21,60 @@ from fleet_runtime.settings import FleetSettings
 
 logger = logging.getLogger(__name__)
 
-# Tasks that are not the app's.
+# Prefixes of tasks that are not the app's.
 BUILT_IN = ("celery.", "fleet.")
-MEMORY = "fleet.memory"  # a receiver of a signal
+MEMORY_CHECK_UID = "fleet.memory"  # of a receiver of a signal
 
 
-class Guard(bootsteps.Step):  # type: ignore[misc]  # celery ships no types
-    """Refuses a node that would lose tasks or run them twice, and bounds one that nobody bounded."""
+class StartupChecks(bootsteps.Step):  # type: ignore[misc]  # celery ships no types
+    """Refuses a node that would lose tasks or run them twice, and sets a missing time limit."""
 
     def __init__(self, parent: Any, **kwargs: Any) -> None:
-        """Look at the worker, all options of which are known by now."""
-        if is_drawn():
+        """Check a worker, whose options are all known by now.
+
+        Raises:
+            SystemExit: The worker is refused.
+        """
+        if is_graph():
             return
         try:
-            settings = FleetSettings.from_environment()
+            settings: FleetSettings = parent.app.fleet_settings
             _require_component(settings)
-            _limit(parent, settings)
+            _set_time_limit(parent, settings)
             _require_time_to_stop(parent)
-            _compare_memory(parent)
-            _tell_of_limits(parent)
+            _check_memory_limit(parent)
+            _warn_of_unsupported_limits(parent)
         except FleetError as error:
             raise SystemExit(f"celery: {error}") from None
-        memory.mend()
+        memory.patch_process_exit()
         plugins.select_pool(own=settings.atomic_fetch)
         memory.share_memory()
 
 
-def is_drawn() -> bool:
-    """Return whether the worker is made for `celery graph bootsteps`, which starts none."""
+def is_graph() -> bool:
+    """Return whether the worker is created for `celery graph bootsteps`, which does not start it."""
     context = click.get_current_context(silent=True)
     return context is not None and context.command is graph.bootsteps
 
 
 def _require_component(settings: FleetSettings) -> None:
-    """Refuse a worker in a process that is set up as something else, and so would not hold its messages."""
+    """Refuse a worker in another component, which would not keep unacknowledged messages.
+
+    Raises:
+        FleetError: FLEET_COMPONENT is not `worker`.
+    """
     if settings.component != "worker":
         raise FleetError("only a process with FLEET_COMPONENT=worker may run tasks.")
 
 
-def _limit(worker: Any, settings: FleetSettings) -> None:
-    """Give a worker without a time limit the fleet's.
+def _set_time_limit(worker: Any, settings: FleetSettings) -> None:
+    """Set the fleet's time limit on a worker that has none.
 
-    As a setting, task_time_limit would defeat the pools' own limits: Celery copies it to each task, and from
-    there into each message, where it comes before that of the worker (celery 5.7, Task.from_config).
+    The setting task_time_limit would override the limits of pools: Celery copies it to each task, and from
+    there into each message, where it comes before the limit of the worker (celery 5.7, Task.from_config).
+
+    Raises:
+        FleetError: The time limit exceeds the visibility timeout.
     """
     if worker.time_limit is None:
         worker.time_limit = settings.task_time_limit
@@ -71,14 +82,17 @@ def _limit(worker: Any, settings: FleetSettings) -> None:
     if worker.time_limit >= settings.visibility_timeout:
         raise FleetError(
             f"the time limit ({worker.time_limit:g}) must be less than FLEET_VISIBILITY_TIMEOUT "
-            f"({settings.visibility_timeout}), or a long task is handed out again while it runs."
+            f"({settings.visibility_timeout}), or a long task is redelivered while it runs."
         )
 
 
 def _require_time_to_stop(worker: Any) -> None:
-    """Refuse a worker whose tasks may take longer than its unit lets them when it stops.
+    """Refuse a worker whose tasks may take longer than its unit waits when it stops.
 
-    What a task says of itself is no reason to refuse: it goes back to its queue then, and is not lost.
+    A time limit of a task itself is only logged: the task is requeued then, and not lost.
+
+    Raises:
+        FleetError: The time limit of the worker is too long.
     """
     granted = float(os.environ.get("FLEET_NODE_TIME_LIMIT") or "inf")
     if worker.time_limit > granted:
@@ -94,11 +108,11 @@ def _require_time_to_stop(worker: Any) -> None:
         )  # fmt: skip
 
 
-def _compare_memory(worker: Any) -> None:
-    """Warn, once, of a worker whose processes are replaced after each task.
+def _check_memory_limit(worker: Any) -> None:
+    """Warn once if the memory limit is so low that each child process is replaced after one task.
 
-    A process begins with what the node has then, as far as the kernel counts, and billiard looks at it after
-    each task. What it says is not in the log, with Celery's own logging neither.
+    A child process starts with the memory of the node, as the kernel counts it, and billiard checks the limit
+    after each task. billiard's own message does not reach the log.
     """
     most = worker.max_memory_per_child or 0
     if not most or not issubclass(worker.pool_cls, TaskPool):
@@ -109,29 +123,29 @@ def _compare_memory(worker: Any) -> None:
         has = pages * resource.getpagesize() // 1024
         if has < most:
             return
-        signals.worker_before_create_process.disconnect(dispatch_uid=MEMORY)
+        signals.worker_before_create_process.disconnect(dispatch_uid=MEMORY_CHECK_UID)
         logger.warning(
             "max_memory_per_child (%d KiB) is not more than a process of this app has before its first task "
             "(%d KiB), so each process is replaced after one task. Raise it, or import less.",
             most, has,
         )  # fmt: skip
 
-    signals.worker_before_create_process.connect(compare, weak=False, dispatch_uid=MEMORY)
+    signals.worker_before_create_process.connect(compare, weak=False, dispatch_uid=MEMORY_CHECK_UID)
 
 
-def _tell_of_limits(worker: Any) -> None:
-    """Warn of tasks with time limits that the pool does not keep: only prefork has both of them."""
+def _warn_of_unsupported_limits(worker: Any) -> None:
+    """Warn of tasks with time limits that the pool does not enforce: only prefork enforces both."""
     if issubclass(worker.pool_cls, TaskPool):
         return
     tasks = {name: task for name, task in worker.app.tasks.items() if not name.startswith(BUILT_IN)}
     if soft := sorted(name for name, task in tasks.items() if task.soft_time_limit):
         logger.warning(
-            "This kind of pool raises no SoftTimeLimitExceeded. If it is to run tasks with a soft limit, "
-            "have prefork for their queues: %s", ", ".join(soft),
+            "This kind of pool raises no SoftTimeLimitExceeded. Use prefork for the queues of these tasks, "
+            "which have a soft time limit: %s", ", ".join(soft),
         )  # fmt: skip
     hard = sorted(name for name, task in tasks.items() if task.time_limit)
     if hard and not worker.pool_cls.is_green:
         logger.warning(
-            "This kind of pool ends no task at its time limit. If it is to run tasks with one, have prefork "
-            "for their queues: %s", ", ".join(hard),
+            "This kind of pool ends no task at its time limit. Use prefork for the queues of these tasks, "
+            "which have one: %s", ", ".join(hard),
         )  # fmt: skip

@@ -30,6 +30,9 @@ DEAD_LETTERS = "fleet:dead:letters"
 REVOKED = "fleet:revoked"
 REVOKED_STAMPS = "fleet:revoked:stamps"
 
+# RedBeat's keys: their prefix, and the lock of the Beat that is active.
+REDBEAT_PREFIX, REDBEAT_LOCK = "redbeat:", "redbeat::lock"
+
 # Hash of host -> JSON of who has drained it.
 DRAINED = "fleet:drained"
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """The sub-commands `celery -A fleet_runtime.app dead-letter ...`.
 
-Celery imports this module for every command that it runs, so it imports nothing that takes time.
+Celery imports this module for every command that it runs, so imports that take time are inside functions.
 """
 
 from __future__ import annotations
@@ -21,39 +21,41 @@ from fleet_runtime.errors import FleetError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from fleet_runtime.dead_letters.model import Filter, Letter
-    from fleet_runtime.dead_letters.store import DeadLetters
+    from fleet_runtime.dead_letters.model import DeadLetter, Filter
+    from fleet_runtime.dead_letters.store import DeadLetterStore
 
 UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
-HIDDEN = frozenset({"text", "record"})  # of what `list` prints
+HIDDEN = frozenset({"text", "record"})  # fields that `list --json` leaves out
 
 
 class Since(click.ParamType):  # type: ignore[type-arg]  # it takes none when it runs
-    """A point in time: `2h` ago, or in ISO 8601."""
+    """A point in time: an age such as `2h`, or a time in ISO 8601."""
 
     name = "time"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """Return it in seconds since 1970."""
+        """Return the time in seconds since 1970."""
         if isinstance(value, float):
             return value
-        if found := re.fullmatch(r"(\d+)([smhdw])", value):
-            return (datetime.now(UTC) - timedelta(**{UNITS[found[2]]: int(found[1])})).timestamp()
+        if age := re.fullmatch(r"(\d+)([smhdw])", value):
+            return (datetime.now(UTC) - timedelta(**{UNITS[age[2]]: int(age[1])})).timestamp()
         try:
-            then = datetime.fromisoformat(value)
+            time = datetime.fromisoformat(value)
         except ValueError:
-            self.fail(f"{value!r} is neither such as 30m, 2h or 7d nor a time such as 2026-01-31T12:00.")
-        return (then if then.tzinfo else then.replace(tzinfo=UTC)).timestamp()
+            self.fail(f"{value!r} is neither an age such as 30m or 7d nor a time such as 2026-01-31T12:00.")
+        return (time if time.tzinfo else time.replace(tzinfo=UTC)).timestamp()
 
 
 def filters(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a command the options that say which letters are meant."""
+    """Add the options that select dead letters to a command."""
 
-    @click.option("--id", "ids", multiple=True, metavar="ID", help="Of the task.")
+    @click.option("--id", "ids", multiple=True, metavar="ID", help="Id of the task.")
     @click.option("--task", "tasks", multiple=True, metavar="NAME", help="Or a pattern, such as 'shop.*'.")
     @click.option("--queue", "queues", multiple=True, metavar="NAME")
-    @click.option("--reason", "reasons", multiple=True, metavar="REASON", help="As `list` shows it.")
-    @click.option("--since", type=Since(), help="Such as 30m, 2h, 7d, or 2026-01-31T12:00 (UTC).")
+    @click.option("--reason", "reasons", multiple=True, metavar="REASON", help="A reason as `list` shows it.")
+    @click.option(
+        "--since", type=Since(), help="An age such as 30m or 7d, or a time in UTC: 2026-01-31T12:00."
+    )
     @wraps(command)
     def with_filters(*args: Any, **options: Any) -> Any:
         from fleet_runtime.dead_letters.model import Filter, Reason
@@ -61,22 +63,24 @@ def filters(command: Callable[..., Any]) -> Callable[..., Any]:
         names = ("ids", "tasks", "queues", "reasons", "since")
         wanted = Filter(**{name: options.pop(name) for name in names})
         if unknown := set(wanted.reasons) - set(Reason):
-            raise click.ClickException(f"There is no reason {', '.join(unknown)}, but {', '.join(Reason)}.")
+            raise click.ClickException(
+                f"Unknown reason: {', '.join(unknown)}. The reasons are {', '.join(Reason)}."
+            )
         return command(*args, wanted=wanted, **options)
 
     return with_filters
 
 
 def changes(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a command the options of what changes something; then it must be said what."""
+    """Add the options of a command that changes dead letters, which requires a selection or --all."""
 
-    @click.option("--all", "everything", is_flag=True, help="All letters, if nothing else is said.")
-    @click.option("--dry-run", is_flag=True, help="Only say what would be done.")
+    @click.option("--all", "everything", is_flag=True, help="Select all dead letters.")
+    @click.option("--dry-run", is_flag=True, help="Show what would be done, and change nothing.")
     @click.option("--json", "as_json", is_flag=True, help="Print {count, ids, dry_run}.")
     @wraps(command)
     def with_options(*args: Any, wanted: Filter, everything: bool, **options: Any) -> Any:
         if bool(wanted) == everything:
-            raise click.ClickException("Say which: --id, --task, --queue, --reason, --since, or --all.")
+            raise click.ClickException("Select some: --id, --task, --queue, --reason, --since, or --all.")
         return command(*args, wanted=wanted, **options)
 
     return filters(with_options)
@@ -84,21 +88,21 @@ def changes(command: Callable[..., Any]) -> Callable[..., Any]:
 
 @click.group("dead-letter")
 def dead_letter() -> None:
-    """Look at tasks that failed for good, and run them again."""
+    """List, show, requeue and purge tasks that failed for good."""
 
 
 @dead_letter.command("list")
 @filters
-@click.option("--limit", default=50, show_default=True, type=click.IntRange(1), help="The newest so many.")
-@click.option("--json", "as_json", is_flag=True, help="Print a list of letters, without their messages.")
+@click.option("--limit", default=50, show_default=True, type=click.IntRange(1), help="List at most so many.")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON list, without the messages.")
 @click.pass_context
 def list_(ctx: click.Context, wanted: Filter, limit: int, as_json: bool) -> None:
-    """List letters, the newest first."""
+    """List dead letters, the newest first."""
     from itertools import islice
 
-    from fleet_runtime.dead_letters.store import looking
+    from fleet_runtime.dead_letters.store import open_store
 
-    with sentences(), looking(ctx.obj.app) as letters:
+    with sentences(), open_store(ctx.obj.app) as letters:
         total = len(letters)
         found = list(islice(letters.find(wanted), limit))
     if as_json:
@@ -111,17 +115,17 @@ def list_(ctx: click.Context, wanted: Filter, limit: int, as_json: bool) -> None
 
 @dead_letter.command()
 @click.argument("ids", nargs=-1, required=True, metavar="ID...")
-@click.option("--json", "as_json", is_flag=True, help="Print a list of whole letters.")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON list, with the messages.")
 @click.pass_context
 def show(ctx: click.Context, ids: tuple[str, ...], as_json: bool) -> None:
-    """Show letters as a whole: message, error and traceback.
+    """Show dead letters with message, error and traceback.
 
-    Fails if one is not there.
+    Exits with 1 if an ID is not there.
     """
     from fleet_runtime.dead_letters.model import Filter
-    from fleet_runtime.dead_letters.store import looking
+    from fleet_runtime.dead_letters.store import open_store
 
-    with sentences(), looking(ctx.obj.app) as letters:
+    with sentences(), open_store(ctx.obj.app) as letters:
         found = list(letters.find(Filter(ids=ids)))
     if as_json:
         click.echo(json.dumps([_plain(letter, frozenset({"text"})) for letter in found]))
@@ -137,15 +141,15 @@ def show(ctx: click.Context, ids: tuple[str, ...], as_json: bool) -> None:
 def requeue(ctx: click.Context, wanted: Filter, dry_run: bool, as_json: bool) -> None:
     """Put messages back into their queues, under the same ids.
 
-    They run as if for the first time: without the retries and deaths that there were, and without an expiry
-    that has passed. Fails if one is nothing that can be run.
+    They run as if for the first time: retries and crash counts are reset, and an expiry that has passed is
+    removed. Exits with 1 if a dead letter has no message.
     """
-    from fleet_runtime.dead_letters.store import looking
+    from fleet_runtime.dead_letters.store import open_store
 
     faults = []
-    with sentences(), looking(ctx.obj.app) as letters:
+    with sentences(), open_store(ctx.obj.app) as letters:
         done = []
-        for letter in _found(letters, wanted):
+        for letter in _oldest_first(letters, wanted):
             try:
                 letter.revived(datetime.now(UTC))
             except FleetError as error:
@@ -153,33 +157,33 @@ def requeue(ctx: click.Context, wanted: Filter, dry_run: bool, as_json: bool) ->
                 continue
             if dry_run or letters.requeue(letter):
                 done.append(letter)
-    _say("put back" if not dry_run else "would be put back", done, dry_run, as_json)
+    _report("requeued" if not dry_run else "would be requeued", done, dry_run, as_json)
     if faults:
         raise click.ClickException("\n".join(faults))
 
 
 @dead_letter.command()
 @changes
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 @click.pass_context
 def purge(ctx: click.Context, wanted: Filter, dry_run: bool, as_json: bool, yes: bool) -> None:
-    """Throw letters away, for good."""
-    from fleet_runtime.dead_letters.store import looking
+    """Delete dead letters, for good."""
+    from fleet_runtime.dead_letters.store import open_store
 
-    with sentences(), looking(ctx.obj.app) as letters:
-        found = list(_found(letters, wanted))
+    with sentences(), open_store(ctx.obj.app) as letters:
+        found = list(_oldest_first(letters, wanted))
         if found and not (dry_run or yes):
-            click.confirm(f"Throw {len(found)} dead letters away, for good?", abort=True, err=True)
+            click.confirm(f"Delete {len(found)} dead letters, for good?", abort=True, err=True)
         done = [letter for letter in found if dry_run or letters.purge(letter)]
-    _say("thrown away" if not dry_run else "would be thrown away", done, dry_run, as_json)
+    _report("deleted" if not dry_run else "would be deleted", done, dry_run, as_json)
 
 
-def _found(letters: DeadLetters, wanted: Filter) -> Iterator[Letter]:
-    """Yield the letters that are meant, the oldest first, as they came."""
+def _oldest_first(letters: DeadLetterStore, wanted: Filter) -> Iterator[DeadLetter]:
+    """Yield the selected dead letters, the oldest first."""
     return reversed(list(letters.find(wanted)))
 
 
-def _say(what: str, letters: list[Letter], dry_run: bool, as_json: bool) -> None:
+def _report(what: str, letters: list[DeadLetter], dry_run: bool, as_json: bool) -> None:
     """Print what was done."""
     if as_json:
         ids = [letter.id for letter in letters]
@@ -190,13 +194,13 @@ def _say(what: str, letters: list[Letter], dry_run: bool, as_json: bool) -> None
     click.echo(f"{len(letters)} dead letters {what}.")
 
 
-def _plain(letter: Letter, hidden: frozenset[str]) -> dict[str, Any]:
-    """Return a letter as JSON has it."""
+def _plain(letter: DeadLetter, hidden: frozenset[str]) -> dict[str, Any]:
+    """Return the fields of a dead letter for JSON."""
     return {name: value for name, value in vars(letter).items() if name not in hidden}
 
 
-def _table(letters: list[Letter]) -> list[str]:
-    """Return the lines of a table for people."""
+def _table(letters: list[DeadLetter]) -> list[str]:
+    """Return the lines of a table."""
     rows = [("DIED (UTC)", "REASON", "QUEUE", "TASK", "ID", "ERROR")]
     for letter in letters:
         error = letter.error.splitlines()[0][:80] if letter.error else ""
@@ -206,8 +210,8 @@ def _table(letters: list[Letter]) -> list[str]:
     return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
 
 
-def _page(letter: Letter) -> Iterator[str]:
-    """Yield the lines that say all of a letter."""
+def _page(letter: DeadLetter) -> Iterator[str]:
+    """Yield the lines that show a whole dead letter."""
     for name in ("id", "task", "queue", "reason", "node", "deliveries", "retries"):
         yield f"{name + ':':<12}{_or_dash(getattr(letter, name))}"
     for name in ("received", "started", "died"):
@@ -225,7 +229,7 @@ def _page(letter: Letter) -> Iterator[str]:
 
 
 def _body(message: dict[str, Any]) -> str:
-    """Return a message's body: as text if it is one, else as it is."""
+    """Return the body of a message: decoded if it is text in base64, else unchanged."""
     body = str(message.get("body"))
     if message.get("properties", {}).get("body_encoding") != "base64":
         return body
@@ -236,10 +240,10 @@ def _body(message: dict[str, Any]) -> str:
 
 
 def _time(seconds: float | None) -> str:
-    """Return a time for people."""
+    """Return a time in UTC as text; a dash for None."""
     return "-" if seconds is None else f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M:%S}"
 
 
 def _or_dash(value: Any) -> str:
-    """Return a value for people."""
+    """Return a value as text; a dash for None."""
     return "-" if value is None else str(value)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """The sub-commands `celery -A fleet_runtime.app fleet ...`.
 
-Celery imports this module for every command that it runs, so it imports nothing that takes time.
+Celery imports this module for every command that it runs, so imports that take time are inside functions.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def sentences() -> Iterator[None]:
-    """Let a FleetError end the command with its sentence, instead of a traceback."""
+    """End the command with the sentence of a FleetError in place of a traceback."""
     try:
         yield
     except FleetError as error:
@@ -32,31 +32,31 @@ def sentences() -> Iterator[None]:
 
 
 def _mapping(text: str) -> dict[str, Any]:
-    """Return what a text in JSON says by names.
+    """Return a mapping from its JSON.
 
     Raises:
-        ValueError: It is none, or something else.
+        ValueError: The text is not JSON, or not a mapping.
     """
-    said = json.loads(text)
-    if not isinstance(said, dict):
+    value = json.loads(text)
+    if not isinstance(value, dict):
         raise ValueError("it must be a mapping in JSON")
-    return said
+    return value
 
 
 @click.group()
 def fleet() -> None:
-    """Ask the fleet, and check the app."""
+    """Show the state of the fleet, and check the app."""
 
 
 @fleet.command()
-@click.option("--queue", "names", multiple=True, metavar="NAME", help="Default: all that the app uses.")
+@click.option("--queue", "names", multiple=True, metavar="NAME", help="Default: all queues of the app.")
 @click.option("--timeout", default=10.0, show_default=True, help="Seconds to wait for all answers together.")
 @click.option("--json", "as_json", is_flag=True, help="Print {queue: {node, release, seconds}}.")
 @click.pass_context
 def probe(ctx: click.Context, names: tuple[str, ...], timeout: float, as_json: bool) -> None:
-    """Send a task into each queue, and say which node ran it.
+    """Send a task into each queue, and show which node ran it.
 
-    Fails if a queue has no answer in time.
+    Exits with 1 if a queue has no answer in time.
     """
     from fleet_runtime.inspect import probe as probing
     from fleet_runtime.inspect.app_check import import_tasks
@@ -79,11 +79,11 @@ def probe(ctx: click.Context, names: tuple[str, ...], timeout: float, as_json: b
 @click.option("--queues", "text", metavar="A,B,C", default="", help="The queues that nodes consume.")
 @click.option(
     "--beat",
-    # By a variable, too, because the check of an older release, before a rollback, does not know the option.
+    # Also a variable: the check of an older release, before a rollback, does not know the option.
     envvar="CHECK_BEAT_SCHEDULER",
     metavar="SCHEDULER",
     default="",
-    help="What the fleet's Beat runs: redbeat or persistent. Default: there is no Beat.",
+    help="The scheduler of the fleet's Beat: redbeat or persistent. Default: no Beat.",
 )
 @click.option(
     "--redis",
@@ -91,36 +91,41 @@ def probe(ctx: click.Context, names: tuple[str, ...], timeout: float, as_json: b
     envvar="CHECK_REDIS",  # as above
     metavar="JSON",
     type=_mapping,
-    help="What the inventory allows the app in Redis, by variables such as redis_broadcasts. Default: that "
-    "is not known.",
+    help="Variables of the inventory that allow the app more in Redis, such as redis_broadcasts. Default: "
+    "they are not known.",
 )
 @click.option(
-    "--json", "as_json", is_flag=True, help="Print {faults, overridden, costs}, lists of sentences."
+    "--json", "as_json", is_flag=True, help="Print {faults, renamed, overridden, costs}, lists of sentences."
 )
 @click.pass_context
 def check(ctx: click.Context, text: str, beat: str, allowed: dict[str, Any] | None, as_json: bool) -> None:
-    """Import the app with all its tasks, and look for what would go wrong, has no effect, or costs much.
+    """Check the app with all its tasks: what would fail, has no effect, or costs much. Needs no broker.
 
-    Fails, with a line for each thing that would go wrong. Asks no broker.
+    Exits with 1 if something would fail, with a line for each fault.
     """
     from fleet_runtime.inspect.app_check import costs, findings, import_tasks, overridden
+    from fleet_runtime.settings import renamed_variables
 
     app = ctx.obj.app
     with sentences():
         import_tasks(app)
-        found = findings(app, [name for name in text.split(",") if name], beat, allowed)
-    told, dear = overridden(app, beat, allowed), costs(app)
+        faults = findings(app, [name for name in text.split(",") if name], beat, allowed)
+    # The module celery_release recognizes a warning by the beginning of its line.
+    warnings = {
+        "renamed": ("This is renamed: ", renamed_variables()),
+        "overridden": ("This does not hold: ", overridden(app, beat, allowed)),
+        "costs": ("This costs much: ", costs(app)),
+    }
     if as_json:
-        click.echo(json.dumps({"faults": found, "overridden": told, "costs": dear}))
-        ctx.exit(1 if found else 0)
-    if found:
-        click.echo("\n".join(found), err=True)
+        lists = {name: found for name, (_, found) in warnings.items()}
+        click.echo(json.dumps({"faults": faults, **lists}))
+        ctx.exit(1 if faults else 0)
+    if faults:
+        click.echo("\n".join(faults), err=True)
         ctx.exit(1)
-    # The module celery_release knows a warning by the words with which its line begins.
-    for sentence in told:
-        click.echo(f"This does not hold: {sentence}")
-    for sentence in dear:
-        click.echo(f"This costs much: {sentence}")
+    for prefix, found in warnings.values():
+        for sentence in found:
+            click.echo(prefix + sentence)
     click.echo("The app is fit to run.")
 
 
@@ -128,25 +133,25 @@ def check(ctx: click.Context, text: str, beat: str, allowed: dict[str, Any] | No
 @click.option("--json", "as_json", is_flag=True, help="Print all of it as JSON.")
 @click.pass_context
 def status(ctx: click.Context, as_json: bool) -> None:
-    """Show nodes, queues, dead letters, the schedule and Redis, and what is wrong.
+    """Show nodes, queues, dead letters, the schedule and Redis, and all problems.
 
-    Fails if anything is. Answers within seconds, also when Redis is away.
+    Exits with 1 if there is a problem. Ends within seconds, also when Redis is away.
     """
-    from fleet_runtime.inspect import status as looking
+    from fleet_runtime.inspect import status as fleet_status
     from fleet_runtime.inspect.queues import configured
 
     app = ctx.obj.app
     with sentences():
         if not as_json:
             extras.require("rich", "`fleet status` without --json")
-        found = looking.look(app, configured(app))
-    problems = found.problems()
+        current = fleet_status.read(app, configured(app))
+    problems = current.problems()
     if as_json:
-        click.echo(json.dumps({**asdict(found), "problems": problems}))
+        click.echo(json.dumps({**asdict(current), "problems": problems}))
     else:
         from fleet_runtime.cli.render import show
 
-        show(found, problems)
+        show(current, problems)
     if problems:
         ctx.exit(1)
 
@@ -157,9 +162,9 @@ def status(ctx: click.Context, as_json: bool) -> None:
 @click.option("--timeout", default=10.0, show_default=True, help="Seconds to wait.")
 @click.pass_context
 def prove(ctx: click.Context, node: str, queues: tuple[str, ...], timeout: float) -> None:
-    """Let a node prove that it answers, consumes these QUEUES and no other (or any), and runs tasks.
+    """Wait until NODE answers, consumes these QUEUES and no other (by default any), and runs tasks.
 
-    Fails, with what is wrong, if it does not within the time.
+    Exits with 1 and the problem if it does not within the time.
     """
     from fleet_runtime.inspect import readiness
 
@@ -172,9 +177,9 @@ def prove(ctx: click.Context, node: str, queues: tuple[str, ...], timeout: float
 @click.option("--timeout", default=5.0, show_default=True, help="Seconds to wait for all answers together.")
 @click.pass_context
 def consumed(ctx: click.Context, nodes: tuple[str, ...], timeout: float) -> None:
-    """Print what NODES consume, as JSON: {node: [queue, ...]}.
+    """Print the queues that NODES consume, as JSON: {node: [queue, ...]}.
 
-    One that does not answer is not in it; but a solo node that runs a task cannot, and tells Redis.
+    A node that does not answer is missing, except a solo node that runs a task.
     """
     from fleet_runtime.inspect import readiness
 
@@ -184,45 +189,45 @@ def consumed(ctx: click.Context, nodes: tuple[str, ...], timeout: float) -> None
 
 @fleet.command()
 @click.argument("host", default="")
-@click.option("--why", default="", help="In a few words, for `fleet status`.")
-@click.option("--no", is_flag=True, help="It is not drained any more.")
-@click.option("--list", "as_list", is_flag=True, help="Print the hosts that are, as JSON.")
+@click.option("--why", default="", help="The reason in a few words, for `fleet status`.")
+@click.option("--no", is_flag=True, help="Record that the host is no longer drained.")
+@click.option("--list", "as_list", is_flag=True, help="Print the drained hosts, as JSON.")
 @click.pass_context
 def drained(ctx: click.Context, host: str, why: str, no: bool, as_list: bool) -> None:
-    """Note that a HOST is drained, for `fleet status`. Stops nothing: playbooks/drain.yml does."""
+    """Record that HOST is drained, for `fleet status`. Stops nothing: playbooks/drain.yml does."""
     from fleet_runtime.inspect import drains as marks
 
     if as_list == bool(host):
-        raise click.UsageError("Name a host, or say --list.")
+        raise click.UsageError("Name a host, or use --list.")
     if as_list:
         with sentences(), marks.client(ctx.obj.app) as redis:
-            click.echo(json.dumps([one.host for one in marks.known(redis)]))
+            click.echo(json.dumps([drain.host for drain in marks.known(redis)]))
         return
     with sentences(), marks.client(ctx.obj.app) as redis:
-        news = marks.unmark(redis, host) if no else marks.mark(redis, host, why)
-    word = "not drained" if no else "drained"
-    click.echo(f"{host} is {word}." if news else f"{host} is {word} already.")
+        is_new = marks.unmark(redis, host) if no else marks.mark(redis, host, why)
+    state = "not drained" if no else "drained"
+    click.echo(f"{host} is {state}." if is_new else f"{host} is {state} already.")
 
 
 @fleet.command()
 @click.option("--json", "as_json", is_flag=True, help="Print {seconds, entry, due}.")
 @click.pass_context
 def beat(ctx: click.Context, as_json: bool) -> None:
-    """Say whether a Beat holds RedBeat's lock, and what is due next.
+    """Show whether a Beat holds RedBeat's lock, and which entry is due next.
 
-    Fails if none does: then nothing is scheduled, neither by a standby.
+    Exits with 1 if none holds it: then no Beat sends tasks, not even a standby.
     """
     from fleet_runtime.inspect import schedule
 
     with sentences():
-        found = schedule.look(ctx.obj.app)
-    click.echo(json.dumps(asdict(found)) if as_json else str(found))
-    if found.seconds is None:
+        current = schedule.read(ctx.obj.app)
+    click.echo(json.dumps(asdict(current)) if as_json else str(current))
+    if current.seconds is None:
         ctx.exit(1)
 
 
 def _table(answers: Mapping[str, Answer], timeout: float) -> list[str]:
-    """Return the lines of a table for people."""
+    """Return the lines of a table."""
     rows = [("QUEUE", "SECONDS", "NODE")]
     for queue, answer in answers.items():
         seconds = "-" if answer.seconds is None else f"{answer.seconds:.3f}"

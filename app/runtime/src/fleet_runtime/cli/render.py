@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What `fleet status` shows to people."""
+"""The tables of `fleet status`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MIB = 1024**2
 
 
 def show(status: Status, problems: list[str]) -> None:
-    """Print all of it."""
+    """Print the status of the fleet, and its problems."""
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = 160  # a file or a pipe has no width of its own
@@ -29,17 +29,15 @@ def show(status: Status, problems: list[str]) -> None:
     console.print(Text(f"Beat          {_beat(status)}"))
     console.print(Text(f"Redis         {_server(status.server)}"))
     for host in status.drained:
-        said = f"Drained       {host.host}, for {_duration(host.since)}: {host.why}"
-        console.print(Text(said, style="yellow"))
+        line = f"Drained       {host.host}, for {_duration(host.since)}: {host.why}"
+        console.print(Text(line, style="yellow"))
     for node in status.nodes:
         if node.dropped:
             counts = ", ".join(f"{count} of {kind}" for kind, count in sorted(node.dropped.items()))
-            console.print(Text(f"Dropped       {node.name}: {counts}, which were none", style="yellow"))
+            console.print(Text(f"Dropped       {node.name}: {counts}, which were invalid", style="yellow"))
     if not status.wanted:
-        said = (
-            "Redis does not know which nodes it wants, so those that are missing do not show: run site.yml."
-        )
-        console.print(Text(f"Inventory     {said}", style="yellow"))
+        line = "Redis does not know its nodes, so that missing nodes are not shown: run site.yml."
+        console.print(Text(f"Inventory     {line}", style="yellow"))
     for problem in problems:
         console.print(Text(f"! {problem}", style="bold red"))
     if not problems:
@@ -56,8 +54,10 @@ def _nodes(nodes: list[Node]) -> Table:
             Text(pool),
             Text(", ".join(node.queues) or NOTHING),
             Text(node.release or NOTHING),
-            Text(f"{node.lease:.0f} s" if node.lives else "ended", style="" if node.lives else "bold red"),
-            _or_nothing(node.running),
+            Text(
+                f"{node.lease:.0f} s" if node.is_alive else "ended", style="" if node.is_alive else "bold red"
+            ),
+            _or_dash(node.running),
             str(node.reserved),
             _duration(node.uptime),
         )
@@ -79,14 +79,19 @@ def _beat(status: Status) -> str:
     """Return a line about the schedule."""
     if status.beat == "persistent":
         return (
-            "Its schedule is in a file (celery_beat_scheduler: persistent), of which Redis knows nothing. "
-            "On its host: systemctl status celery-beat."
+            "The schedule is in a file (celery_beat_scheduler: persistent), of which Redis knows nothing. "
+            "On the host of Beat: systemctl status celery-beat."
         )
     return str(status.schedule)
 
 
 def _table(*names: str, right: tuple[str, ...] = ()) -> Table:
-    """Return a table without lines, whose last columns are numbers."""
+    """Return a table without lines.
+
+    Args:
+        names: Columns of text.
+        right: Columns of numbers, which follow.
+    """
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for name in names:
         table.add_column(name)
@@ -97,21 +102,21 @@ def _table(*names: str, right: tuple[str, ...] = ()) -> Table:
 
 def _server(server: Server) -> str:
     """Return a line about Redis."""
-    most = f" of {server.memory_limit / MIB:.0f}" if server.memory_limit else ""
-    kept = "append-only file written" if server.persistent else "append-only file REFUSES WRITES"
+    limit = f" of {server.memory_limit / MIB:.0f}" if server.memory_limit else ""
+    file = "append-only file written" if server.persistent else "append-only file REFUSES WRITES"
     return (
-        f"{server.version}, {server.role}, {server.memory / MIB:.0f}{most} MiB, {kept}, "
+        f"{server.version}, {server.role}, {server.memory / MIB:.0f}{limit} MiB, {file}, "
         f"{server.replicas} replicas"
     )
 
 
-def _or_nothing(value: Any) -> str:
-    """Return a number, or a dash."""
+def _or_dash(value: Any) -> str:
+    """Return a number as text; a dash for None."""
     return NOTHING if value is None else str(value)
 
 
 def _duration(seconds: float | None) -> str:
-    """Return a time as people say it: 45 s, 12:30 min, 3:05 h, 2 d 4 h.
+    """Return seconds as text: 45 s, 12:30 min, 3:05 h, 2 d 4 h; a dash for None.
 
     >>> [_duration(seconds) for seconds in (None, 4.6, 750, 11_100, 187_200)]
     ['-', '5 s', '12:30 min', '3:05 h', '2 d 4 h']

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Moves items of queues that are no message to the dead letters."""
+"""Moves items of queues that are not messages to the dead letters."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ def dead_letter_malformed(
         error: What is wrong with it.
     """
     reason = redact.described(error)  # without its text, which may quote the item
-    logger.error("An item in the queue %s is no message, and goes to the dead letters: %s", queue, reason)
+    logger.error("An item in the queue %s is not a message, and goes to the dead letters: %s", queue, reason)
     node = os.environ.get("FLEET_NODE", "")
     try:
         with channel.conn_or_acquire() as client:
             end = End.of(Reason.MALFORMED, error)
-            store.bury_raw(client, item, end, node=node, queue=queue, held=ref)
+            store.dead_letter_raw(client, item, end, node=node, queue=queue, held=ref)
     except Exception:
         fate = "stays with this node" if ref else "is lost"
         shown = f"{len(item)} bytes" if redact.are_hidden() else repr(item)

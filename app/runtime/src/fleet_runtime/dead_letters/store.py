@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""Keeps what failed for good: for each message a letter, with all that is known of its end.
+"""Keeps messages that failed for good, each with all that is known of its end.
 
-A message goes from the hash of what its node holds into its letter by one script. So it is never in both, and
-never in neither, whatever dies.
+One script moves a message from the hash of unacknowledged messages of its node into the dead letter. So the
+message is always in exactly one of the two, whatever crashes.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from redis.exceptions import RedisError
 from fleet_runtime.broker import functions, keys, scripts
 from fleet_runtime.broker.unacked import UnackedRef
 from fleet_runtime.compat import kombu_channel
-from fleet_runtime.dead_letters.model import COUNTED, Letter
+from fleet_runtime.dead_letters.model import COUNTED_REASONS, DeadLetter
 from fleet_runtime.errors import FleetError
 from fleet_runtime.settings import FleetSettings
 
@@ -34,90 +34,99 @@ if TYPE_CHECKING:
 
     from fleet_runtime.dead_letters.model import End, Filter
 
-LOSSES_TTL = 7 * 86400  # seconds that deaths are remembered: as long as messages are held at most
-PAGE = 200  # letters in one answer of Redis
+# Seconds that a crash count is kept: as long as a message can be unacknowledged by default.
+CRASH_COUNT_TTL_S = 7 * 86400
+# Dead letters that are read with one command.
+PAGE_SIZE = 200
 
 
-class DeadLetters:
-    """The letters of a fleet, for who looks at them."""
+class DeadLetterStore:
+    """Reads, requeues and purges the dead letters of a fleet."""
 
     def __init__(self, channel: Any) -> None:
-        """Look through a channel of kombu's."""
+        """Use a channel of kombu for all commands."""
         self._channel = channel
 
     def __len__(self) -> int:
-        """Return how many there are."""
+        """Return the number of dead letters."""
         with self._channel.conn_or_acquire() as client:
             return int(client.zcard(keys.DEAD))
 
-    def find(self, wanted: Filter) -> Iterator[Letter]:
-        """Yield letters, the newest first."""
+    def find(self, wanted: Filter) -> Iterator[DeadLetter]:
+        """Yield the dead letters that match a filter, the newest first."""
         for ids in self._pages(wanted):
             with self._channel.conn_or_acquire() as client:
                 texts = client.hmget(keys.DEAD_LETTERS, ids)
-            letters = (Letter.parse(text.decode()) for text in texts if text)
-            yield from filter(wanted.fits, letters)
+            letters = (DeadLetter.parse(text.decode()) for text in texts if text)
+            yield from filter(wanted.matches, letters)
 
-    def requeue(self, letter: Letter) -> bool:
-        """Put a message back into its queue; return whether the letter was still there."""
+    def requeue(self, letter: DeadLetter) -> bool:
+        """Put the message of a dead letter back into its queue.
+
+        Returns:
+            Whether the dead letter was still there.
+
+        Raises:
+            FleetError: The dead letter has no message.
+        """
         payload = letter.revived(datetime.now(UTC))
         message = json.loads(payload)
         priority = kombu_channel.priority_of(self._channel, message)
-        queue = kombu_channel.list_of(
-            self._channel, str(letter.queue), priority
-        )  # `revived` has refused none
-        losses = keys.losses(message["properties"]["delivery_tag"])
-        return self._take(letter, [losses, queue], [payload])
+        queue = kombu_channel.list_of(self._channel, str(letter.queue), priority)  # `revived` has one
+        crash_count = keys.losses(message["properties"]["delivery_tag"])
+        return self._remove(letter, [crash_count, queue], [payload])
 
-    def purge(self, letter: Letter) -> bool:
-        """Throw a letter away; return whether it was still there."""
-        return self._take(letter, [], [])
+    def purge(self, letter: DeadLetter) -> bool:
+        """Delete a dead letter; return whether it was still there."""
+        return self._remove(letter, [], [])
 
     def _pages(self, wanted: Filter) -> Iterator[list[str]]:
-        """Yield ids, some at a time, from one look at all: what comes meanwhile shifts no page."""
+        """Yield pages of ids. All ids are read at once, so that new dead letters shift no page."""
         if wanted.ids:
             ids = list(dict.fromkeys(wanted.ids))
         else:
             with self._channel.conn_or_acquire() as client:
                 ids = client.zrange(keys.DEAD, 0, -1)[::-1]
-        for start in range(0, len(ids), PAGE):
-            yield ids[start : start + PAGE]
+        for start in range(0, len(ids), PAGE_SIZE):
+            yield ids[start : start + PAGE_SIZE]
 
-    def _take(self, letter: Letter, more_keys: list[str], more_arguments: list[str]) -> bool:
-        """Call the script."""
+    def _remove(self, letter: DeadLetter, more_keys: list[str], more_arguments: list[str]) -> bool:
+        """Run the script `take_dead_letter`."""
         with self._channel.conn_or_acquire() as client:
             names = [keys.DEAD, keys.DEAD_LETTERS, *more_keys]
-            words = [letter.id, letter.text, *more_arguments]
-            return bool(functions.run(client, scripts.TAKE_DEAD_LETTER, names, words))
+            arguments = [letter.id, letter.text, *more_arguments]
+            return bool(functions.run(client, scripts.TAKE_DEAD_LETTER, names, arguments))
 
 
 @contextmanager
-def looking(app: Celery) -> Iterator[DeadLetters]:
-    """Yield the letters of an app's broker.
+def open_store(app: Celery) -> Iterator[DeadLetterStore]:
+    """Yield the dead letters in the broker of an app.
 
     Raises:
-        FleetError: The broker is away, or refuses.
+        FleetError: The broker is away, or refuses a command.
     """
     try:
         with app.connection_for_write() as connection:
-            yield DeadLetters(connection.default_channel)
+            yield DeadLetterStore(connection.default_channel)
     except (OperationalError, RedisError, OSError) as error:
         raise FleetError(f"The dead letters cannot be reached: {error}") from error
 
 
-def bury(message: Any, end: End, *, node: str, started: float | None = None, held: bool = True) -> bool:
-    """Move a message from what a node holds to the dead letters.
+def dead_letter(
+    message: Any, end: End, *, node: str, started: float | None = None, held: bool = True
+) -> bool:
+    """Move a message from the unacknowledged messages of a node to the dead letters.
 
     Args:
-        message: It, as kombu has it.
-        end: How it ended.
-        node: The node's name.
-        started: When it began to run.
-        held: Whether the node must still hold it. If it does not, somebody has given it back to its queue,
-            and it is not dead. False for a task that was acknowledged before it ran.
+        message: A message of kombu.
+        end: How the task ended.
+        node: Name of the node.
+        started: When the task began to run, in seconds since 1970.
+        held: Whether the message must still be unacknowledged. If it is not, another node has requeued it,
+            and there is no dead letter. False for a task that was acknowledged before it ran.
 
     Returns:
-        Whether there is a letter now.
+        Whether there is a dead letter now.
 
     Raises:
         RedisError: The broker is away, or refuses. The message is where it was.
@@ -136,12 +145,12 @@ def bury(message: Any, end: End, *, node: str, started: float | None = None, hel
     }
     record = "" if held else dumps([kombu_channel.stored(message), exchange, routing_key])
     channel = message.channel
-    hold = UnackedRef(channel.unacked_key, channel.unacked_index_key, message.delivery_tag)
+    unacked = UnackedRef(channel.unacked_key, channel.unacked_index_key, message.delivery_tag)
     with channel.conn_or_acquire() as client:
-        return _bury(client, letter, hold, record, needed=held)
+        return _store(client, letter, unacked, record, needed=held)
 
 
-def bury_raw(
+def dead_letter_raw(
     client: Any,
     raw: bytes | str,
     end: End,
@@ -150,18 +159,18 @@ def bury_raw(
     queue: str | None = None,
     held: UnackedRef | None = None,
 ) -> bool:
-    """Move what is no message to the dead letters.
+    """Move an item that is not a message to the dead letters.
 
     Args:
-        client: A client of redis-py's.
-        raw: What it is.
-        end: Why it is here.
-        node: Who found it.
-        queue: Where it was, if in a queue. It was taken from there already.
-        held: Where it is, if a node holds it.
+        client: A client of redis-py.
+        raw: The item.
+        end: Why it becomes a dead letter.
+        node: Name of the node that found it.
+        queue: The queue that it was fetched from, if it was in one.
+        held: Where it is recorded as unacknowledged, if it is.
 
     Returns:
-        Whether there is a letter now; not if it was to be held and is not.
+        Whether there is a dead letter now: not if `held` is given and no such record exists.
     """
     raw = raw.encode() if isinstance(raw, str) else bytes(raw)
     letter = {
@@ -171,61 +180,63 @@ def bury_raw(
         **_raw(raw),
         **asdict(end),
     }
-    return _bury(client, letter, held, record="null", needed=True)
+    return _store(client, letter, held, record="null", needed=True)
 
 
-def count_losses(message: Any, *, more: bool, record: str = "") -> int:
-    """Return how many times the process that ran a message died.
+def count_crashes(message: Any, *, more: bool, record: str = "") -> int:
+    """Return how many times the process that ran a message has crashed.
 
     Args:
-        message: It, as kombu has it.
-        more: Whether it happened once more.
-        record: What the node holds from now on instead of the record that it has; nothing to leave that.
+        message: A message of kombu.
+        more: Whether to count one more crash.
+        record: Replaces the record of the unacknowledged message, if it is not empty.
     """
     channel = message.channel
     with channel.conn_or_acquire() as client:
         names = [keys.losses(message.delivery_tag), channel.unacked_key]
-        words = [message.delivery_tag, int(more), LOSSES_TTL, record]
-        return int(functions.run(client, scripts.COUNT_CRASH, names, words))
+        arguments = [message.delivery_tag, int(more), CRASH_COUNT_TTL_S, record]
+        return int(functions.run(client, scripts.COUNT_CRASH, names, arguments))
 
 
 @cache
 def settings() -> FleetSettings:
-    """Return the settings of this process, which are read for once: they are asked for with each failure."""
+    """Return the settings of this process, parsed once: each failure of a task needs them."""
     return FleetSettings.from_environment()
 
 
-def _bury(client: Any, letter: dict[str, Any], held: UnackedRef | None, record: str, *, needed: bool) -> bool:
-    """Call the script."""
+def _store(
+    client: Any, letter: dict[str, Any], held: UnackedRef | None, record: str, *, needed: bool
+) -> bool:
+    """Run the script `dead_letter`."""
     limit, age = settings().dead_letter_limit, int(settings().dead_letter_age)
     names: list[str] = [keys.DEAD, keys.DEAD_LETTERS]
     arguments: list[Any] = [letter["id"], json.dumps(letter, default=repr), limit, age]
     if held:
         names += [keys.losses(held.tag), held.unacked, held.unacked_index]
-        arguments += [held.tag, record, int(needed), 0 if letter["reason"] in COUNTED else 1]
+        arguments += [held.tag, record, int(needed), 0 if letter["reason"] in COUNTED_REASONS else 1]
     return bool(functions.run(client, scripts.DEAD_LETTER, names, arguments))
 
 
 def _queue(channel: Any, exchange: str, routing_key: str) -> str | None:
-    """Return the queue that a message came from: of those that it would be sent to, one consumed here."""
-    found = kombu_channel.queues_of(channel, exchange, routing_key)
-    queues = sorted(found, key=lambda queue: queue not in channel.active_queues)
+    """Return the queue of a message: of those that its routing key leads to, one that is consumed here."""
+    candidates = kombu_channel.queues_of(channel, exchange, routing_key)
+    queues = sorted(candidates, key=lambda queue: queue not in channel.active_queues)
     return queues[0] if queues else None
 
 
 def _id_of_first_protocol(message: Any) -> str | None:
-    """Return the task's id from a message of Celery's first protocol, which has it in its body."""
+    """Return the id of a task from a message of Celery's first protocol, which has it in its body."""
     body = kombu_channel.decoded_body(message)
     return _text(body.get("id")) if isinstance(body, dict) else None
 
 
 def _text(value: Any) -> str | None:
-    """Return a text; nothing for anything else."""
+    """Return a value if it is text, else None."""
     return value if isinstance(value, str) else None
 
 
 def _raw(raw: bytes) -> dict[str, str]:
-    """Return bytes as JSON can have them."""
+    """Return bytes as a field that JSON can have: as text, or else in base64."""
     try:
         return {"raw": raw.decode()}
     except UnicodeDecodeError:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Finds what would go wrong with an app on the fleet, before it runs there. Asks no broker."""
+"""Checks an app before a release: what would fail, has no effect, or costs much. Needs no broker."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from kombu.serialization import prepare_accept_content, registry
 
 from fleet_runtime import extras
 from fleet_runtime.bootstrap import overrides
-from fleet_runtime.bootstrap.app_loader import blaming
+from fleet_runtime.bootstrap.app_loader import reraising_app_errors
 from fleet_runtime.errors import FleetError
 from fleet_runtime.inspect import queues, rights
 from fleet_runtime.settings import unknown_variables
@@ -21,21 +21,21 @@ if TYPE_CHECKING:
 
     from fleet_runtime.inspect.rights import Rights
 
-# What settings of an app cost, by tasks that do nothing. Preflight warns of those that an inventory has.
+# The costs of settings, with tasks that do nothing. Preflight warns of settings of the inventory.
 MEASURED = "measured on 2 cores, Celery 5.7"
 POOL_COST = f"opens a connection for each message that it sends, 11 times the CPU ({MEASURED})"
-TRACK_STARTED_COST = f"a second write to Redis for each, three requests instead of two ({MEASURED})"
+TRACK_STARTED_COST = f"a second write to Redis for each task, three requests instead of two ({MEASURED})"
 LEAST_TASKS_PER_CHILD = 1000
 CHILD_COST = f"at 100 that costs short tasks 46 % more CPU, and halves their rate ({MEASURED})"
 
 
 def import_tasks(app: Celery) -> None:
-    """Import the app's task modules as a worker does, those that it discovers included.
+    """Import the app's task modules as a worker does, with those that it discovers.
 
     Raises:
-        FleetError: One of them cannot be imported.
+        FleetError: A module cannot be imported.
     """
-    with blaming("The app's task modules cannot be imported"):
+    with reraising_app_errors("The app's task modules cannot be imported"):
         app.loader.import_default_modules()
         app.finalize()
 
@@ -43,16 +43,15 @@ def import_tasks(app: Celery) -> None:
 def findings(
     app: Celery, consumed: Collection[str], beat_scheduler: str = "", allowed: Rights | None = None
 ) -> list[str]:
-    """Return what is wrong, a sentence each.
+    """Return a sentence for each fault, with which the release is refused.
 
     Args:
         app: The app, with its tasks imported.
-        consumed: The queues that some node consumes; nothing if that is not known.
-        beat_scheduler: What the fleet's Beat runs: redbeat or persistent; nothing if there is none.
-        allowed: What the inventory allows the app in Redis, by variables of the role redis; None if that is
-            not known.
+        consumed: The queues that nodes consume; empty if they are not known.
+        beat_scheduler: The scheduler of Beat: redbeat or persistent; empty without Beat.
+        allowed: Variables of the role redis that allow the app more in Redis; None if they are not known.
     """
-    refused = [one.sentence for one in overrides.find(app, beat_scheduler, allowed) if one.refuses]
+    refused = [each.sentence for each in overrides.find(app, beat_scheduler, allowed) if each.refuses]
     return [
         *unknown_variables(),
         *refused,
@@ -65,20 +64,21 @@ def findings(
 
 
 def overridden(app: Celery, beat_scheduler: str = "", allowed: Rights | None = None) -> list[str]:
-    """Return what the app sets or uses and does not get, a sentence each, but for what refuses a release.
+    """Return a sentence for each setting or feature of the app that has no effect, and is not a fault.
 
     Args:
         app: The app, with its tasks imported.
-        beat_scheduler: What the fleet's Beat runs: redbeat or persistent; nothing if there is none.
+        beat_scheduler: The scheduler of Beat: redbeat or persistent; empty without Beat.
         allowed: As for `findings`.
     """
-    told = [one.sentence for one in overrides.find(app, beat_scheduler, allowed) if not one.refuses]
+    warnings = [each.sentence for each in overrides.find(app, beat_scheduler, allowed) if not each.refuses]
     uses, accepted = rights.warned(app, overrides.module(app), allowed), overrides.accepted(app)
-    return [*told, *(said for name, said in uses.items() if name not in accepted), *_batches(app)]
+    uses = {name: sentence for name, sentence in uses.items() if name not in accepted}
+    return [*warnings, *uses.values(), *_batches(app)]
 
 
 def costs(app: Celery) -> list[str]:
-    """Return what works, but costs much, a sentence each, of what the fleet leaves to the app.
+    """Return a sentence for each setting of the app that works, and costs much.
 
     Args:
         app: The app, with its tasks imported.
@@ -87,7 +87,7 @@ def costs(app: Celery) -> list[str]:
 
 
 def _batches(app: Celery) -> list[str]:
-    """Return which tasks collect more messages than a node reserves (celery-batches)."""
+    """Return the tasks that collect more messages than a node prefetches (celery-batches)."""
     multiplier = app.conf.worker_prefetch_multiplier
     sentences: list[str] = []
     for name, task in sorted(app.tasks.items()):
@@ -95,22 +95,22 @@ def _batches(app: Celery) -> list[str]:
         is_batch = any(kind.__module__.partition(".")[0] == "celery_batches" for kind in type(task).__mro__)
         if is_batch and flush_every and flush_every > multiplier:
             sentences.append(
-                f"The task {name} collects {flush_every} messages, and a node reserves prefetch_multiplier "
+                f"The task {name} collects {flush_every} messages, and a node prefetches prefetch_multiplier "
                 f"({multiplier} by default) for each task that it can run: with less than {flush_every} in "
-                f"all, no batch fills, and each waits {getattr(task, 'flush_interval', None)} s. Have a pool "
+                f"all, no batch fills, and each waits {getattr(task, 'flush_interval', None)} s. Use a pool "
                 "for its queue whose prefetch_multiplier times concurrency is that many."
             )
     return sentences
 
 
 def _connections(app: Celery) -> list[str]:
-    """Return whether each message that the app sends has a connection of its own."""
+    """Return whether each message that the app sends needs a new connection."""
     limit = app.conf.broker_pool_limit
-    return [] if limit else [f"With broker_pool_limit {limit} the app {POOL_COST}. Celery's own is 10."]
+    return [] if limit else [f"With broker_pool_limit {limit} the app {POOL_COST}. Celery's default is 10."]
 
 
 def _tracked(app: Celery) -> list[str]:
-    """Return whether the start of tasks is stored, too."""
+    """Return whether the start of tasks is stored."""
     own = {name: task for name, task in app.tasks.items() if not name.startswith(("celery.", "fleet."))}
     tracked = sorted(name for name, task in own.items() if task.track_started)
     if not tracked:
@@ -119,7 +119,7 @@ def _tracked(app: Celery) -> list[str]:
 
 
 def _short_lived(app: Celery) -> list[str]:
-    """Return whether children are replaced often, in pools that do not say how often."""
+    """Return whether child processes are replaced often, in pools without max_tasks_per_child."""
     tasks = app.conf.worker_max_tasks_per_child
     if not tasks or tasks >= LEAST_TASKS_PER_CHILD:
         return []
@@ -127,7 +127,7 @@ def _short_lived(app: Celery) -> list[str]:
 
 
 def _unconsumed(app: Celery, consumed: Collection[str]) -> list[str]:
-    """Return the queues in which tasks would wait for ever."""
+    """Return the queues that no node consumes, in which tasks would wait for ever."""
     if not consumed:
         return []
     to_all = queues.broadcast(app)
@@ -150,7 +150,7 @@ def _scheduler_missing(beat_scheduler: str) -> list[str]:
 
 
 def _unreadable(app: Celery) -> list[str]:
-    """Return the tasks whose messages every node would refuse, because of a serializer of their own."""
+    """Return the tasks with a serializer that no node accepts."""
     accepted = prepare_accept_content(app.conf.accept_content)
     return [
         f"The task {name} has the serializer {task.serializer}, and the fleet accepts "
@@ -162,7 +162,7 @@ def _unreadable(app: Celery) -> list[str]:
 
 
 def _repeated(app: Celery) -> list[str]:
-    """Return the tasks that may run so long that they are handed out again meanwhile."""
+    """Return the tasks whose time limit exceeds the visibility timeout, so that they would be redelivered."""
     timeout = app.conf.broker_transport_options["visibility_timeout"]
     return [
         f"The task {name} may take {task.time_limit:g} s. FLEET_VISIBILITY_TIMEOUT ({timeout}) must be more."
@@ -171,7 +171,7 @@ def _repeated(app: Celery) -> list[str]:
     ]
 
 
-def _few(reasons: list[str], most: int = 3) -> str:
-    """Return the first of some reasons, and how many there are besides."""
-    more = len(reasons) - most
-    return ", ".join(reasons[:most]) + (f" and {more} more" if more > 0 else "")
+def _few(reasons: list[str], limit: int = 3) -> str:
+    """Return the first reasons, and the number of the others."""
+    more = len(reasons) - limit
+    return ", ".join(reasons[:limit]) + (f" and {more} more" if more > 0 else "")

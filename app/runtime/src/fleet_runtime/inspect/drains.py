@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Which hosts were drained, for whoever asks the fleet how it is: a mark on the host keeps its nodes down."""
+"""The hosts that are drained, for `fleet status`. A marker file on each host keeps its nodes stopped."""
 
 from __future__ import annotations
 
@@ -23,11 +23,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Drained:
-    """A host that was drained.
+    """A drained host.
 
     Attributes:
-        since: Seconds since then.
-        why: In its operator's words.
+        host: Name of the host.
+        since: Seconds since it was drained.
+        why: The reason that the operator gave.
     """
 
     host: str
@@ -37,42 +38,42 @@ class Drained:
 
 @contextmanager
 def client(app: Celery) -> Iterator[Any]:
-    """Yield a client of an app's broker.
+    """Yield a client of the broker of an app.
 
     Raises:
-        FleetError: The broker is away, or refuses.
+        FleetError: The broker is away, or refuses a command.
     """
     try:
         with app.connection_for_write() as connection:
             yield connection.default_channel.client
     except (OperationalError, RedisError, OSError) as error:
-        raise FleetError(f"The broker cannot be told: {error}") from error
+        raise FleetError(f"The broker cannot be asked: {error}") from error
 
 
 def mark(redis: Any, host: str, why: str) -> bool:
-    """Note that a host is drained, and return whether that is news."""
-    known = redis.hget(keys.DRAINED, host)
-    said = json.loads(known) if known else {"at": time.time(), "why": None}
-    if said["why"] == why:
+    """Record that a host is drained; return whether that changed anything."""
+    text = redis.hget(keys.DRAINED, host)
+    record = json.loads(text) if text else {"at": time.time(), "why": None}
+    if record["why"] == why:
         return False
-    redis.hset(keys.DRAINED, host, json.dumps({**said, "why": why}))
+    redis.hset(keys.DRAINED, host, json.dumps({**record, "why": why}))
     return True
 
 
 def unmark(redis: Any, host: str) -> bool:
-    """Note that it is not drained any more, and return whether that is news."""
+    """Record that a host is no longer drained; return whether that changed anything."""
     return bool(redis.hdel(keys.DRAINED, host))
 
 
 def known(redis: Any) -> list[Drained]:
-    """Return the hosts that are drained."""
-    return read(redis.hgetall(keys.DRAINED))
+    """Return the drained hosts."""
+    return parse(redis.hgetall(keys.DRAINED))
 
 
-def read(told: Mapping[bytes, bytes]) -> list[Drained]:
-    """Return all of them, by the hash in Redis."""
-    found, now = [], time.time()
-    for host, text in sorted(told.items()):
-        said = json.loads(text)
-        found.append(Drained(host.decode(), max(0.0, round(now - said["at"], 1)), said["why"]))
-    return found
+def parse(entries: Mapping[bytes, bytes]) -> list[Drained]:
+    """Return the drained hosts from the hash `keys.DRAINED`."""
+    hosts, now = [], time.time()
+    for host, text in sorted(entries.items()):
+        record = json.loads(text)
+        hosts.append(Drained(host.decode(), max(0.0, round(now - record["at"], 1)), record["why"]))
+    return hosts

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Proves that a queue is consumed: a task that says where it ran, and the means to send it and wait."""
+"""The probe: a task that returns where it ran, which shows that a queue is consumed."""
 
 # Celery ships no types.
 # mypy: disable-error-code="untyped-decorator"
@@ -25,12 +25,20 @@ if TYPE_CHECKING:
     from celery import Celery
 
 NAME = "fleet.probe"
-POLL = 0.05  # seconds between two looks for results
+# Seconds between two checks for results.
+POLL_INTERVAL_S = 0.05
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What came back for one queue; without a node, nothing did, or an error of the task."""
+    """The answer for a queue.
+
+    Attributes:
+        node: The node that ran the probe; None without an answer, or after an error of the task.
+        release: The release of the node.
+        seconds: Time until the answer.
+        error: The error of the task.
+    """
 
     node: str | None = None
     release: str | None = None
@@ -39,74 +47,81 @@ class Answer:
 
 
 def register(app: Celery, release: str) -> None:
-    """Give an app the task.
+    """Register the probe with an app.
 
-    It is Celery's own kind of task and not the app's, which may want a request, a tenant or a database: what
-    it proves is the way to a node and back.
+    Its base is Celery's Task and not the app's, which may need a request, a tenant or a database: the probe
+    tests only the way to a node and back.
     """
 
     @app.task(name=NAME, base=Task, bind=True, shared=False, ignore_result=False, serializer="json")
     def probe(self: Any) -> dict[str, str]:
-        """Say where this runs."""
+        """Return where the probe runs."""
         request = self.request
         return {"node": request.hostname, "queue": request.delivery_info["routing_key"], "release": release}
 
 
 def ask(app: Celery, names: Iterable[str], timeout: float) -> dict[str, Answer]:
-    """Send a probe into each queue and wait for all of them together.
+    """Send a probe into each queue, and wait for all answers.
 
     Args:
         app: The app.
-        names: Of the queues. The app need not know them.
-        timeout: Seconds to wait at most. A probe that is in its queue for longer is dropped by who gets it.
+        names: Names of the queues. The app need not declare them.
+        timeout: Seconds to wait for all answers together. A probe that waits longer in its queue expires.
 
     Raises:
-        FleetError: The broker is away, or refuses.
+        FleetError: The broker is away, or refuses a command.
     """
-    with _blaming_the_broker("The broker cannot be reached"), app.connection_for_write() as connection:
+    with _reraising_broker_errors("The broker cannot be reached"), app.connection_for_write() as connection:
         connection.connect()
     answers = {queue: Answer() for queue in names}
     waiting: dict[str, tuple[str, float]] = {}
     for queue in answers:
-        with _blaming_the_broker(f"A probe cannot be sent to the queue {queue}"):
+        with _reraising_broker_errors(f"A probe cannot be sent to the queue {queue}"):
             started = time.monotonic()
-            result = app.send_task(NAME, expires=timeout, ignore_result=False, **_way(app, queue))
+            result = app.send_task(NAME, expires=timeout, ignore_result=False, **_route(app, queue))
             waiting[result.id] = (queue, started)
-    with _blaming_the_broker("The answers cannot be read"):
+    with _reraising_broker_errors("The answers cannot be read"):
         for task_id, meta in _results(app, list(waiting), timeout):
             queue, started = waiting[task_id]
-            said = meta["result"]
+            result = meta["result"]
             elapsed = round(time.monotonic() - started, 3)
-            if isinstance(said, dict) and "node" in said:
-                answers[queue] = Answer(said["node"], said["release"], elapsed)
+            if isinstance(result, dict) and "node" in result:
+                answers[queue] = Answer(result["node"], result["release"], elapsed)
             else:
-                answers[queue] = Answer(seconds=elapsed, error=f"{type(said).__name__}: {said}")
+                answers[queue] = Answer(seconds=elapsed, error=f"{type(result).__name__}: {result}")
     return answers
 
 
-def _way(app: Celery, name: str) -> dict[str, Any]:
-    """Return the options by which a message gets to a node that consumes a queue."""
+def _route(app: Celery, name: str) -> dict[str, Any]:
+    """Return the options that send a message to a node that consumes a queue."""
     if to_all := queues.broadcast(app).get(name):
         return {"queue": to_all, "declare": [to_all.exchange]}
     return {"queue": direct(name)}
 
 
 def direct(name: str, **options: Any) -> Queue:
-    """Return a queue by its name alone, without the exchange and routing that the app may have for it."""
+    """Return a queue of this name, without the exchange and the routing key that the app may have for it."""
     return Queue(name, Exchange(""), routing_key=name, **options)
 
 
 def _results(app: Celery, ids: list[str], timeout: float) -> Iterator[tuple[str, Any]]:
-    """Yield the results of tasks as they come, until all are there or the time is up."""
+    """Yield the results of tasks as they arrive, until all have arrived or the time is up."""
     try:
-        yield from app.backend.get_many(ids, timeout=timeout, interval=POLL)
+        yield from app.backend.get_many(ids, timeout=timeout, interval=POLL_INTERVAL_S)
     except NoResultError:
         return
 
 
 @contextmanager
-def _blaming_the_broker(what: str) -> Iterator[None]:
-    """Turn what Celery raises about its broker into one sentence."""
+def _reraising_broker_errors(what: str) -> Iterator[None]:
+    """Turn an error of the broker into a FleetError.
+
+    Args:
+        what: What failed, as the beginning of a sentence.
+
+    Raises:
+        FleetError: The block has raised such an error.
+    """
     try:
         yield
     except (OperationalError, RedisError, OSError) as error:

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""What an app needs in Redis beyond its queues, and the variable of the inventory that allows it.
+"""Finds what an app needs in Redis beyond its queues, and the variable of the inventory that allows it.
 
-Redis refuses it else, at run time, to a node or to who sends: NoPermissionError. See docs/security.md.
+Without the variable, Redis refuses a command of a node or of a sender at run time, with a NoPermissionError.
+See docs/security.md.
 """
 
 from __future__ import annotations
@@ -21,23 +22,24 @@ if TYPE_CHECKING:
     from celery import Celery
     from kombu import Queue
 
-# Variables of the role redis, with what the inventory has for each: a name that is not there is not allowed.
+# Variables of the role redis with their values in the inventory. A missing name allows nothing.
 Rights = Mapping[str, Any]
 
-MOST_FILES = 5000  # of an app's packages that are read
+# Files of an app's packages that are read at most.
+MAX_FILES = 5000
 REDBEAT = "RedBeatSchedulerEntry"
-WORDS = (REDBEAT.encode(), b"control", b"revoke")  # a file without any of them needs nothing
+# A file without any of these words needs no variable.
+WORDS = (REDBEAT.encode(), b"control", b"revoke")
 MAY_SCHEDULE, MAY_CONTROL = "redis_web_may_schedule", "redis_web_may_control"
 
 
 def refused(app: Celery, consumed: Collection[str], rights: Rights | None) -> list[str]:
-    """Return what Redis would refuse to each node, or for each message of a queue, a sentence each.
+    """Return a sentence for each right that every node, or every message of a queue, would lack.
 
     Args:
         app: The app, with its tasks imported.
-        consumed: The queues that some node consumes, whose exchanges are allowed; nothing if that is not
-            known.
-        rights: What the inventory allows; None if that is not known.
+        consumed: The queues that nodes consume, whose exchanges are allowed; empty if they are not known.
+        rights: The variables of the inventory; None if they are not known.
     """
     if rights is None:
         return []
@@ -53,12 +55,15 @@ def refused(app: Celery, consumed: Collection[str], rights: Rights | None) -> li
 
 
 def warned(app: Celery, module: str, rights: Rights | None) -> dict[str, str]:
-    """Return what the code of an app may be refused, depending on where it runs: variable and sentence.
+    """Return what Redis may refuse to the code of an app, depending on where it runs.
 
     Args:
         app: The app, with its tasks imported.
-        module: The name of the module that it is loaded from; nothing if that is not known.
-        rights: What the inventory allows; None if that is not known.
+        module: Name of the module of the app; empty if it is not known.
+        rights: The variables of the inventory; None if they are not known.
+
+    Returns:
+        A sentence for each variable that is needed.
     """
     if rights is None or all(rights.get(name) for name in (MAY_SCHEDULE, MAY_CONTROL)):
         return {}
@@ -83,7 +88,7 @@ _SENTENCES = {
 
 
 def _allowed_exchanges(rights: Rights) -> Iterator[str]:
-    """Yield the exchanges that the inventory allows besides those of queues."""
+    """Yield the exchanges that the inventory allows in addition to those of queues."""
     yield from rights.get("redis_exchanges") or ()
     yield from rights.get("redis_broadcasts") or ()
     if rights.get("redis_worker_direct"):
@@ -91,7 +96,7 @@ def _allowed_exchanges(rights: Rights) -> Iterator[str]:
 
 
 def _exchanges(app: Celery, declared: Collection[Queue], allowed: Collection[str]) -> list[str]:
-    """Return the exchanges that Redis's access rules do not name."""
+    """Return a sentence for each exchange that Redis's access rules do not name."""
     used: dict[str, str] = {}
     for queue in declared:
         for exchange in (queue.exchange, *(bound.exchange for bound in queue.bindings)):
@@ -101,7 +106,7 @@ def _exchanges(app: Celery, declared: Collection[Queue], allowed: Collection[str
         used.setdefault(exchange, reason)
     fanouts = {queue.exchange.name for queue in queues.declared(app) if _is_broadcast(queue)}
     return [
-        f"Redis's access rules do not name the exchange {exchange}, which {reason} has. Add it to "
+        f"Redis's access rules do not name the exchange {exchange}, which {reason} uses. Add it to "
         "redis_exchanges in the inventory."
         for exchange, reason in sorted(used.items())
         if exchange not in allowed and exchange not in fanouts
@@ -109,9 +114,9 @@ def _exchanges(app: Celery, declared: Collection[Queue], allowed: Collection[str
 
 
 def _expiring(declared: Collection[Queue], allowed: Collection[str]) -> list[str]:
-    """Return the queues that end by themselves, which who sends must be allowed to say."""
+    """Return a sentence for each queue with `expires` that senders may not set."""
     return [
-        f"The queue {queue.name} has expires, which Redis refuses to who sends. Add it to "
+        f"The queue {queue.name} has expires, which Redis refuses to senders. Add it to "
         "redis_expiring_queues in the inventory."
         for queue in sorted(declared, key=queues.name_of)
         if not _is_broadcast(queue)
@@ -121,7 +126,7 @@ def _expiring(declared: Collection[Queue], allowed: Collection[str]) -> list[str
 
 
 def _broadcasts(declared: Collection[Queue], allowed: Mapping[str, str]) -> list[str]:
-    """Return the Broadcast queues whose channel Redis's access rules do not name."""
+    """Return a sentence for each Broadcast queue whose channel Redis's access rules do not name."""
     return [
         f"The Broadcast queue {queues.name_of(queue)} needs redis_broadcasts in the inventory to have "
         f"{queue.exchange.name}: {json.dumps(queue.routing_key or '')}."
@@ -131,36 +136,36 @@ def _broadcasts(declared: Collection[Queue], allowed: Mapping[str, str]) -> list
 
 
 def _direct(app: Celery, rights: Rights) -> list[str]:
-    """Return whether each node has a queue of its own that Redis's access rules do not name."""
+    """Return a sentence if each node has its own queue, which Redis's access rules do not name."""
     if not app.conf.worker_direct or rights.get("redis_worker_direct"):
         return []
     return [
         "With worker_direct each node has a queue of its own, such as default-1@host.dq2, and Redis refuses "
-        "it. Have redis_worker_direct: true in the inventory."
+        "it. Set redis_worker_direct: true in the inventory."
     ]
 
 
 def _is_broadcast(queue: Queue) -> bool:
-    """Return whether each node gets each message of a queue."""
+    """Return whether all nodes get each message of a queue."""
     return bool(queue.exchange) and queue.exchange.type == "fanout"
 
 
 def _uses(packages: Collection[str]) -> Iterator[tuple[str, str]]:
-    """Yield where the source of some packages uses what needs a variable, and which one."""
+    """Yield each place in the source of packages that needs a variable, and the variable."""
     for path, shown in _sources(packages):
         try:
             source = path.read_bytes()
             tree = ast.parse(source if any(word in source for word in WORDS) else b"")
         except (OSError, SyntaxError, ValueError, RecursionError):
-            continue  # who imports it is told
+            continue  # an import of it fails with a message of its own
         for node in ast.walk(tree):
             if variable := _needs(node):
                 yield f"{shown}, line {node.lineno},", variable  # type: ignore[attr-defined]
 
 
 def _sources(packages: Collection[str]) -> Iterator[tuple[Path, str]]:
-    """Yield each file of some packages, and how it is shown."""
-    left = MOST_FILES
+    """Yield each file of packages, and its name for a sentence."""
+    left = MAX_FILES
     for name in sorted(packages):
         try:
             spec = importlib.util.find_spec(name)
@@ -177,12 +182,12 @@ def _sources(packages: Collection[str]) -> Iterator[tuple[Path, str]]:
 
 
 def _is_test(path: Path) -> bool:
-    """Return whether a file of a package is one of its tests, which may do what the app does not."""
+    """Return whether a file of a package is one of its tests."""
     return path.name.startswith(("test_", "conftest")) or not {"test", "tests"}.isdisjoint(path.parts[:-1])
 
 
 def _needs(node: ast.AST) -> str:
-    """Return the variable that what a node of a syntax tree says needs; nothing if none."""
+    """Return the variable that a node of a syntax tree needs; an empty string if none."""
     match node:
         case ast.ImportFrom(names=names) if any(name.name == REDBEAT for name in names):
             return MAY_SCHEDULE

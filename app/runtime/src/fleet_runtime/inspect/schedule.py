@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What RedBeat has in Redis: whether a Beat is at work, and what it will send next."""
+"""Reads RedBeat's keys: whether a Beat is active, and which entry is due next."""
 
 from __future__ import annotations
 
@@ -10,26 +10,27 @@ from typing import TYPE_CHECKING, Any
 from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
-from fleet_runtime.bootstrap.configure import REDBEAT_LOCK, REDBEAT_PREFIX
+from fleet_runtime.broker.keys import REDBEAT_LOCK, REDBEAT_PREFIX
 from fleet_runtime.errors import FleetError
 
 if TYPE_CHECKING:
     from celery import Celery
 
 
-CLEANUP = "celery.backend_cleanup"  # which Celery adds by itself
+# The entry that Celery adds to each schedule.
+CLEANUP = "celery.backend_cleanup"
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """How things stand.
+    """The state of the lock and of the schedule.
 
     Attributes:
-        seconds: For how long the lock is held, if its holder dies now; None if nobody holds it.
+        seconds: Seconds for which the lock is held if its holder dies now; None if no Beat holds it.
         entry: Name of the entry that is due next; None if the schedule is empty.
-        due: When, in UTC as ISO 8601.
-        late: Seconds since then; 0 if it is yet to come.
-        entries: How many there are.
+        due: When it is due, in UTC as ISO 8601.
+        late: Seconds since it was due; 0 if it is not due yet.
+        entries: Number of entries.
     """
 
     seconds: float | None
@@ -39,7 +40,7 @@ class Schedule:
     entries: int = 0
 
     def __str__(self) -> str:
-        """Return two sentences for people."""
+        """Return two sentences for an operator."""
         holder = "No Beat holds the lock." if self.seconds is None else (
             f"A Beat holds the lock, for {self.seconds:.0f} s more if it dies now."
         )  # fmt: skip
@@ -47,43 +48,43 @@ class Schedule:
             return f"{holder} The schedule is empty: Beat has nothing to send."
         following = f"Next: {self.entry} at {self.due}."
         if (self.entry, self.entries) == (CLEANUP, 1):
-            following += " Celery's own entry is the only one: the schedule has none of the app's."
+            following += " This is Celery's own entry, and the only one: the app has none."
         return f"{holder} {following}"
 
 
-def ask(pipeline: Any) -> None:
-    """Put what `answer` needs to know into a pipeline."""
+def add_commands(pipeline: Any) -> None:
+    """Add the commands to a pipeline whose replies `parse` needs."""
     pipeline.pttl(REDBEAT_LOCK)
-    # Entries that have ended have -1.
+    # Entries that have ended have a score of -1.
     pipeline.zrange(f"{REDBEAT_PREFIX}:schedule", 0, "+inf", byscore=True, offset=0, num=1, withscores=True)
     pipeline.zcard(f"{REDBEAT_PREFIX}:schedule")
     pipeline.time()
 
 
-def answer(
+def parse(
     left: int, first: list[tuple[bytes | str, float]], entries: int, clock: tuple[int, int]
 ) -> Schedule:
-    """Return how things stand, from what Redis answered to `ask`."""
+    """Return the state of the schedule from the replies to `add_commands`."""
     entry, due, late = None, None, 0.0
     if first:
         key, score = first[0]
         entry = (key.decode() if isinstance(key, bytes) else key).removeprefix(REDBEAT_PREFIX)
         due = datetime.fromtimestamp(score, UTC).isoformat(timespec="seconds")
         late = max(0.0, round(clock[0] - score, 1))
-    # PTTL: -2 is no such key, -1 one that never ends, which RedBeat does not make
+    # PTTL is -2 without the key, and -1 for a key without an expiry, which RedBeat does not create.
     return Schedule(left / 1000 if left >= 0 else None, entry, due, late, entries)
 
 
-def look(app: Celery) -> Schedule:
-    """Return how RedBeat's lock and schedule stand.
+def read(app: Celery) -> Schedule:
+    """Return the state of RedBeat's lock and schedule.
 
     Raises:
-        FleetError: The broker is away, or refuses.
+        FleetError: The broker is away, or refuses a command.
     """
     try:
         with app.connection_for_read() as connection:
             pipeline = connection.default_channel.client.pipeline(transaction=False)
-            ask(pipeline)
-            return answer(*pipeline.execute())
+            add_commands(pipeline)
+            return parse(*pipeline.execute())
     except (OperationalError, RedisError, OSError) as error:
         raise FleetError(f"The schedule cannot be read: {error}") from error

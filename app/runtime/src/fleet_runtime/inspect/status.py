@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The fleet at a glance: what Redis knows of its nodes, queues, schedule and itself, and what is wrong."""
+"""The status of the fleet: nodes, queues, dead letters, the schedule and Redis, and the problems in it."""
 
 from __future__ import annotations
 
@@ -17,8 +17,7 @@ from redis.exceptions import RedisError
 from fleet_runtime.broker import keys
 from fleet_runtime.compat.kombu_channel import list_of
 from fleet_runtime.errors import FleetError
-from fleet_runtime.inspect import drains as drained
-from fleet_runtime.inspect import schedule
+from fleet_runtime.inspect import drains, schedule
 from fleet_runtime.inspect.drains import Drained
 from fleet_runtime.inspect.schedule import Schedule
 from fleet_runtime.messages.sent_at import sent_at
@@ -29,44 +28,62 @@ if TYPE_CHECKING:
 
     from celery import Celery
 
-PATIENCE = 3  # seconds for a connection, and for an answer
-STARTING = 30  # seconds that a node may take until it has proved that it works
-ABSENT = 300  # seconds that a node may be away, as it is restarted by a release or imports a large app
-RETURN = 60  # seconds after a start of Redis in which nodes renew the leases that ended meanwhile
-LATELY = 600  # seconds in which falls, reconnects and dead letters are counted
-FLAPPING = 3  # falls in that time; stops by an operator are none
-OFTEN = 5  # reconnects in that time
-SILENT = 120  # seconds; a node that has lost its connection listens again within 60
-WAITING = 60  # seconds that a message may wait beside a node that holds none
-AGAIN = 5  # seconds after which a message is looked at again that does not say since when it waits
-LATE = 60  # seconds after which an entry of the schedule should have been sent
-MANY_DEAD, MOST_DEAD = 100, 1000  # dead letters in that time: from when on it is told, and counted
-# What Redis itself says of it goes before.
+# Seconds to wait for a connection, and for each reply.
+TIMEOUT_S = 3
+# Seconds for a node to pass its self-test.
+SELF_TEST_TIMEOUT_S = 30
+# Seconds that a node may be away: a release restarts it, or it imports a large app.
+ABSENCE_S = 300
+# Seconds after a start of Redis in which nodes renew the leases that have ended.
+LEASE_RENEWAL_S = 60
+# Seconds in which crashes, reconnects and dead letters are counted.
+WINDOW_S = 600
+# Crashes in that time that are a problem. Stops by an operator do not count.
+MANY_CRASHES = 3
+# Reconnects in that time that are a problem.
+MANY_RECONNECTS = 5
+# Seconds without reading control commands. A node that has lost its connection reads again within 60.
+SILENCE_S = 120
+# Seconds that a message may wait beside a node that holds none.
+WAITING_S = 60
+# Seconds after which a message without a publish time is read again, to see whether it still waits.
+SECOND_READ_S = 5
+# Seconds after which an entry of the schedule should have been sent.
+LATE_S = 60
+# Dead letters in the window that are a problem, and that are counted at most.
+MANY_DEAD, DEAD_COUNT_LIMIT = 100, 1000
+# Follows the error of Redis.
 BUSY = (
-    " No task runs before that ends: a script or a function does not end. As its user admin: SCRIPT KILL, or "
-    "FUNCTION KILL; if it has written, only a restart of Redis ends it."
+    " A script or a function does not end, and no task runs before it does. As the user admin: SCRIPT KILL, "
+    "or FUNCTION KILL; if it has written, only a restart of Redis ends it."
 )
-NEARLY_FULL = 0.9  # of maxmemory; a Redis that is full refuses what is sent
+# Share of maxmemory that is a problem: a Redis that is full refuses new messages.
+NEARLY_FULL = 0.9
 
 
 @dataclass(frozen=True)
 class Node:
-    """A Celery node.
+    """A Celery node. The fields are those of the JSON of `fleet status`.
 
     Attributes:
-        lease: Seconds until others take over what it holds; 0 or less if they may by now.
-        reserved: Messages that it holds; those that run are among them.
-        running: How many run, as of its last sign of life; None if it does not say.
+        name: Full name of the node.
+        lease: Seconds until its lease ends, and other nodes requeue its messages; 0 or less if it has ended.
+        reserved: Messages that it holds, including those that run.
+        pool: Kind of its pool.
+        concurrency: Tasks that it can run at a time.
+        queues: Queues that it consumes.
+        refused: Queues that it should consume and that Redis refuses, with the reasons.
+        running: Tasks that run, as of its last heartbeat; None if it does not report it.
         uptime: Seconds since it started.
-        lapses: How often its lease ended while it lived.
-        proved: Whether it has run a task, and so takes others; not asked of one that does not say.
+        release: Id of its release.
+        lapses: How often its lease has ended while it was alive.
+        proved: Whether it has passed its self-test; true if it does not report it.
         unproved: Why it has not.
-        overdue: Tasks that run for longer than their time limit, and so keep a slot that nobody frees.
+        overdue: Tasks that exceed their time limit, and take a slot that nothing frees.
         reconnects: How often it lost its connection to Redis in the last ten minutes.
-        silence: Seconds in which it has not listened for control commands, as of its last sign of life.
-        held: Messages that it holds, by queue, as of its last sign of life.
-        refused: Queues that it should consume, and that Redis refuses, each with the reason.
-        dropped: How many items of each kind it has dropped since it started, because they were none.
+        silence: Seconds in which it has not read control commands, as of its last heartbeat.
+        held: Messages that it holds, by queue, as of its last heartbeat.
+        dropped: How many invalid items of each kind it has dropped since it started.
     """
 
     name: str
@@ -90,13 +107,13 @@ class Node:
 
     @property
     def is_idle(self) -> bool:
-        """Whether it could take a message: it lives, has done so for a while, and holds none."""
-        waits = self.lives and self.proved and (self.uptime or 0) > WAITING
+        """Whether the node could fetch a message: it is alive, not just started, and holds none."""
+        waits = self.is_alive and self.proved and (self.uptime or 0) > WAITING_S
         return waits and not self.reserved and not self.running
 
     @property
-    def lives(self) -> bool:
-        """Whether it gave a sign of life in time."""
+    def is_alive(self) -> bool:
+        """Whether the lease of the node has not ended."""
         return self.lease > 0
 
 
@@ -105,12 +122,13 @@ class QueueState:
     """A queue.
 
     Attributes:
-        depth: Messages that wait, of every priority.
-        oldest: Seconds that the one which is next has waited; None if there is none, or if it does not say.
-        consumers: Nodes that live and consume it.
+        name: Name of the queue.
+        depth: Messages that wait, of all priorities.
+        oldest: Seconds that the next message has waited; None without a message, or without a publish time.
+        consumers: Live nodes that consume it.
         unacked: Messages of it that nodes hold.
-        untaken: Seconds for which the next message was seen to stay the next, though a node has room. Asked
-            only if it does not say since when it waits, as one does not that was sent by a plain Celery.
+        untaken: Seconds for which the next message stayed the next although a node has room. Only checked for
+            a message without a publish time, which a plain Celery has sent.
     """
 
     name: str
@@ -122,8 +140,8 @@ class QueueState:
 
     @property
     def waits(self) -> float:
-        """Seconds that the next message has waited for certain, if that is too long; else 0."""
-        return self.untaken or (self.oldest if self.oldest and self.oldest > WAITING else 0.0)
+        """Seconds that the next message has waited, if that is too long; else 0."""
+        return self.untaken or (self.oldest if self.oldest and self.oldest > WAITING_S else 0.0)
 
 
 @dataclass(frozen=True)
@@ -131,9 +149,10 @@ class Server:
     """Redis.
 
     Attributes:
-        memory: Bytes that it uses, and may use at most; 0 is no bound.
-        persistent: Whether its append-only file took the last write.
-        uptime: Seconds since it was started.
+        memory: Bytes that it uses.
+        memory_limit: Bytes that it may use; 0 is no limit.
+        persistent: Whether the last write to its append-only file succeeded.
+        uptime: Seconds since it started.
     """
 
     version: str
@@ -149,18 +168,18 @@ class Server:
 
 @dataclass(frozen=True)
 class Status:
-    """All of it.
+    """The status of the fleet. The fields are those of the JSON of `fleet status`.
 
     Attributes:
         dead_lately: Dead letters of the last ten minutes, 1000 at most.
-        wanted: Each node that the inventory wants -> seconds since anything was known of it, its being wanted
-            included. Empty where no site.yml has told Redis.
+        wanted: Each node of the inventory -> seconds since it last started or stopped, or since site.yml has
+            recorded it. Empty if no site.yml has recorded nodes in Redis.
         idle_queues: Queues that no node is to consume.
-        beat: The scheduler of the Beat that the inventory wants: `redbeat`, or `persistent`, of which Redis
-            knows nothing; empty where it wants none, or where no site.yml has told Redis.
-        beat_wanted: Seconds since it was told so.
-        falls: How often each node was started anew in the last ten minutes, ten at most, after it had died or
-            within a minute.
+        beat: The scheduler of the Beat of the inventory: `redbeat`, or `persistent`, of which Redis knows
+            nothing. Empty without a Beat, or if no site.yml has recorded it.
+        beat_wanted: Seconds since site.yml has recorded it.
+        falls: How often each node started again in the last ten minutes after a crash, or within a minute;
+            ten at most.
     """
 
     server: Server
@@ -177,22 +196,22 @@ class Status:
     falls: dict[str, int] = field(default_factory=dict)
 
     def problems(self) -> list[str]:
-        """Return a sentence for each thing that is wrong: what, where, and what to do."""
+        """Return a sentence for each problem: what is wrong, where, and the remedy."""
         return [
-            *self._of_server(),
-            *self._of_nodes(),
-            *self._of_queues(),
-            *self._of_schedule(),
-            *self._of_dead(),
+            *self._server_problems(),
+            *self._node_problems(),
+            *self._queue_problems(),
+            *self._schedule_problems(),
+            *self._dead_letter_problems(),
         ]
 
     @property
-    def is_back(self) -> bool:
-        """Whether Redis has been there for long enough that all who live have said so."""
-        return self.server.uptime is None or self.server.uptime > RETURN
+    def leases_are_current(self) -> bool:
+        """Whether Redis has run long enough for all live nodes to have renewed their leases."""
+        return self.server.uptime is None or self.server.uptime > LEASE_RENEWAL_S
 
-    def _of_server(self) -> Iterator[str]:
-        """Find what is wrong with Redis."""
+    def _server_problems(self) -> Iterator[str]:
+        """Yield the problems of Redis."""
         server = self.server
         if server.loading:
             yield "Redis is loading its data. Wait for it: it can take minutes."
@@ -201,32 +220,31 @@ class Status:
         if server.memory_limit and server.memory > NEARLY_FULL * server.memory_limit:
             share = server.memory / server.memory_limit
             yield (
-                f"Redis uses {share:.0%} of its memory; when that is full, it refuses what is sent. "
+                f"Redis uses {share:.0%} of its memory; when that is full, it refuses new messages. "
                 "See which queue grows, or raise redis_maxmemory."
             )
         if not server.link_up:
             yield "This Redis is a replica, and its primary is away. Start the primary."
 
-    def _of_nodes(self) -> Iterator[str]:
-        """Find nodes that are gone, that never came, or that do not do their work."""
-        if self.is_back and not any(node.lives for node in self.nodes):
-            yield "No node lives. On a host of workers: systemctl status 'celery-worker@*'."
+    def _node_problems(self) -> Iterator[str]:
+        """Yield the problems of nodes: those that are gone, that never started, or that do not work."""
+        if self.leases_are_current and not any(node.is_alive for node in self.nodes):
+            yield "No node is alive. On a host of workers: systemctl status 'celery-worker@*'."
         for node in self.nodes:
-            if not node.lives and self.is_back:
+            if not node.is_alive and self.leases_are_current:
                 yield (
-                    f"{node.name} has given no sign of life, and holds {node.reserved} messages. "
-                    f"{_look(node.name)}"
+                    f"{node.name} has not renewed its lease, and holds {node.reserved} messages. "
+                    f"{_log_hint(node.name)}"
                 )
-            elif not node.proved and (node.uptime or 0) > STARTING:
+            elif not node.proved and (node.uptime or 0) > SELF_TEST_TIMEOUT_S:
                 yield (
-                    f"{node.name} has not run the task by which it proves that it works, and takes no other. "
-                    + node.unproved
+                    f"{node.name} has not passed its self-test, and takes no other task. {node.unproved}"
                 ).rstrip()
             for queue, reason in node.refused.items():
                 yield (
                     f"{node.name} cannot consume the queue {queue}, which Redis refuses: {reason}. "
-                    "To have it, name it in the queues of a pool, and a Broadcast queue in redis_broadcasts "
-                    "as well, and run site.yml."
+                    "Name it in the queues of a pool, and a Broadcast queue in redis_broadcasts as well, and "
+                    "run site.yml."
                 )
             if node.overdue:
                 of = f" of {node.concurrency}" if node.concurrency else ""
@@ -235,45 +253,47 @@ class Status:
                     f"limit, and does not get them back. fleet-celery inspect active -d {node.name} names "
                     f"them; to free them: systemctl restart {_unit(node.name)}."
                 )
-            if node.reconnects >= OFTEN:
+            if node.reconnects >= MANY_RECONNECTS:
                 yield (
                     f"{node.name} has lost its connection to Redis {node.reconnects} times in the last "
-                    f"{LATELY // 60:g} minutes. {_look(node.name)}"
+                    f"{WINDOW_S // 60:g} minutes. {_log_hint(node.name)}"
                 )
-            if node.lives and node.silence >= SILENT:
+            if node.is_alive and node.silence >= SILENCE_S:
                 yield (
                     f"{node.name} has not listened for control commands for {node.silence:.0f} s: inspect "
-                    f"and control do not reach it. {_look(node.name)} To mend it: systemctl restart "
+                    f"and control do not reach it. {_log_hint(node.name)} To fix it: systemctl restart "
                     f"{_unit(node.name)}."
                 )
-        yield from self._of_missing()
+        yield from self._missing_nodes()
 
-    def _of_missing(self) -> Iterator[str]:
-        """Find nodes that the inventory wants and that are not there, and those that start over and over."""
-        there = {node.name for node in self.nodes}
+    def _missing_nodes(self) -> Iterator[str]:
+        """Yield the nodes of the inventory that are missing, and the nodes that start again and again."""
+        present = {node.name for node in self.nodes}
         for name, falls in sorted(self.falls.items()):
-            if falls >= FLAPPING and (name in self.wanted or name in there):
+            if falls >= MANY_CRASHES and (name in self.wanted or name in present):
                 yield (
-                    f"{name} ended and was started anew {falls} times in the last {LATELY // 60:g} minutes. "
-                    f"{_look(name)}"
+                    f"{name} ended and was restarted {falls} times in the last {WINDOW_S // 60:g} minutes. "
+                    f"{_log_hint(name)}"
                 )
         drained = {host.host for host in self.drained}
         for name, seconds in sorted(self.wanted.items()):
-            if name in there or _host(name) in drained or seconds < ABSENT or not self.is_back:
+            if name in present or _host(name) in drained:
+                continue
+            if seconds < ABSENCE_S or not self.leases_are_current:
                 continue
             yield (
-                f"{name} is not there, and the inventory wants it; nothing was heard of it for "
-                f"{seconds / 60:.0f} minutes. {_look(name)}"
+                f"{name} is missing, and the inventory has it; it neither started nor stopped for "
+                f"{seconds / 60:.0f} minutes. {_log_hint(name)}"
             )
 
-    def _of_queues(self) -> Iterator[str]:
-        """Find queues that nobody consumes, or whose consumers take nothing."""
-        if not self.is_back:
+    def _queue_problems(self) -> Iterator[str]:
+        """Yield the queues that no node consumes, or from which idle consumers fetch nothing."""
+        if not self.leases_are_current:
             return
         for queue in self.queues:
             if not queue.consumers and (queue.depth or queue.name not in self.idle_queues):
                 yield (
-                    f"Nobody consumes the queue {queue.name}, where {queue.depth} messages wait. "
+                    f"No node consumes the queue {queue.name}, where {queue.depth} messages wait. "
                     "Start its nodes, or give it to a pool (celery_worker_pools)."
                 )
             if queue.depth and queue.waits:
@@ -282,15 +302,15 @@ class Status:
                         yield (
                             f"{node.name} takes nothing from the queue {queue.name}, where {queue.depth} "
                             f"messages wait, the next for {queue.waits:.0f} s or more, though it has room. "
-                            f"{_look(node.name)}"
+                            f"{_log_hint(node.name)}"
                         )
 
-    def _of_schedule(self) -> Iterator[str]:
-        """Find a schedule that nobody follows, and a Beat that is wanted and not there."""
+    def _schedule_problems(self) -> Iterator[str]:
+        """Yield a schedule that no Beat sends, and a Beat of the inventory that is missing."""
         if self.beat == "persistent":
-            return  # whatever another scheduler has left in Redis
+            return  # Redis may have keys of another scheduler
         if not self.schedule.entry and self.schedule.seconds is None:
-            if self.beat and self.is_back and self.beat_wanted >= ABSENT:
+            if self.beat and self.leases_are_current and self.beat_wanted >= ABSENCE_S:
                 yield (
                     "The inventory wants a Beat, and none holds the lock of the schedule, which is empty. "
                     "On a host of Beat: systemctl status celery-beat."
@@ -300,71 +320,75 @@ class Status:
                 "There is a schedule, and no Beat holds its lock. "
                 "On a host of Beat: systemctl status celery-beat."
             )
-        elif self.schedule.late > LATE:
+        elif self.schedule.late > LATE_S:
             yield (
                 f"Beat is late: {self.schedule.entry} was due {self.schedule.late:.0f} s ago, and is not "
                 "sent. On a host of Beat: journalctl -u celery-beat."
             )
 
-    def _of_dead(self) -> Iterator[str]:
-        """Find dead letters that grow."""
+    def _dead_letter_problems(self) -> Iterator[str]:
+        """Yield a sentence if there are many new dead letters."""
         if self.dead_lately >= MANY_DEAD:
-            number = f"{self.dead_lately} or more" if self.dead_lately >= MOST_DEAD else str(self.dead_lately)
+            more = " or more" if self.dead_lately >= DEAD_COUNT_LIMIT else ""
             yield (
-                f"{number} tasks failed for good in the last {LATELY // 60:g} minutes. "
-                "fleet-celery dead-letter list --since 10m says which."
+                f"{self.dead_lately}{more} tasks failed for good in the last {WINDOW_S // 60:g} minutes. "
+                "fleet-celery dead-letter list --since 10m shows them."
             )
 
 
 def _host(node: str) -> str:
-    """Return the host's part of a node's name."""
+    """Return the host in the name of a node."""
     return node.partition("@")[2]
 
 
 def _unit(node: str) -> str:
-    """Return a node's unit."""
+    """Return the systemd unit of a node."""
     return f"celery-worker@{node.partition('@')[0]}"
 
 
-def _look(node: str) -> str:
-    """Return where to look what a node does."""
+def _log_hint(node: str) -> str:
+    """Return the command that shows the log of a node."""
     return f"On {_host(node)}: journalctl -u {_unit(node)}."
 
 
-def look(app: Celery, queues: Iterable[str] = ()) -> Status:
-    """Return how things stand; some seconds later, if only that tells whether messages are taken.
+def read(app: Celery, queues: Iterable[str] = ()) -> Status:
+    """Return the status of the fleet.
+
+    If messages without a publish time wait beside an idle node, this takes SECOND_READ_S: a second read shows
+    whether they are fetched.
 
     Args:
         app: The app.
-        queues: Queues to ask about, besides those that nodes consume.
+        queues: Queues to include in addition to those that nodes consume.
 
     Raises:
-        FleetError: The broker is away, or refuses.
+        FleetError: The broker is away, or refuses a command.
     """
-    found, first = _ask(app, queues)
-    unsaid = [queue.name for queue in found.queues if queue.depth and queue.oldest is None]
-    if not any(queue in node.queues and node.is_idle for queue in unsaid for node in found.nodes):
-        return found
-    time.sleep(AGAIN)
-    found, now = _ask(app, queues)
-    untaken = [name for name in unsaid if first[name] == now.get(name)]
+    status, first = _read_once(app, queues)
+    untimed = [queue.name for queue in status.queues if queue.depth and queue.oldest is None]
+    if not any(queue in node.queues and node.is_idle for queue in untimed for node in status.nodes):
+        return status
+    time.sleep(SECOND_READ_S)
+    status, now = _read_once(app, queues)
+    untaken = [name for name in untimed if first[name] == now.get(name)]
     return replace(
-        found,
+        status,
         queues=[
-            replace(queue, untaken=float(AGAIN)) if queue.name in untaken else queue for queue in found.queues
+            replace(queue, untaken=float(SECOND_READ_S)) if queue.name in untaken else queue
+            for queue in status.queues
         ],
     )
 
 
-def _ask(app: Celery, queues: Iterable[str]) -> tuple[Status, dict[str, list[Any]]]:
-    """Return how things stand, by two rounds of questions, and the next messages of each queue.
+def _read_once(app: Celery, queues: Iterable[str]) -> tuple[Status, dict[str, list[Any]]]:
+    """Return the status, and the next message of each list of a queue, with two pipelines of commands.
 
     Args:
         app: The app.
-        queues: Queues to ask about, besides those that nodes consume.
+        queues: Queues to include in addition to those that nodes consume.
 
     Raises:
-        FleetError: The broker is away, or refuses.
+        FleetError: The broker is away, or refuses a command.
     """
     with _channel(app) as channel, channel.conn_or_acquire() as client:
         first = client.pipeline(transaction=False)
@@ -373,15 +397,16 @@ def _ask(app: Celery, queues: Iterable[str]) -> tuple[Status, dict[str, list[Any
         first.zrange(keys.LEASES, 0, -1, withscores=True)
         first.hgetall(keys.NODES)
         first.zcard(keys.DEAD)
-        first.zrange(keys.DEAD, time.time() - LATELY, "+inf", byscore=True, offset=0, num=MOST_DEAD)
+        since = time.time() - WINDOW_S
+        first.zrange(keys.DEAD, since, "+inf", byscore=True, offset=0, num=DEAD_COUNT_LIMIT)
         first.hgetall(keys.DRAINED)
         first.hgetall(keys.WANTED)
         first.hgetall(keys.HISTORY)
-        schedule.ask(first)
-        info, clock, leases, told, dead, lately, hosts, asked, past, *of_beat = first.execute()
+        schedule.add_commands(first)
+        info, clock, leases, published, dead, lately, hosts, inventory, past, *beat_keys = first.execute()
 
         names = {_text(node): end - clock[0] - clock[1] / 1e6 for node, end in leases}
-        facts = {_text(node): json.loads(text) for node, text in told.items()}
+        facts = {_text(node): json.loads(text) for node, text in published.items()}
         consumed = {queue for of_node in facts.values() for queue in of_node.get("queues", ())}
         wanted = sorted(consumed | set(queues))
         lists = [
@@ -393,10 +418,10 @@ def _ask(app: Celery, queues: Iterable[str]) -> tuple[Status, dict[str, list[Any
             second.hlen(keys.unacked(node))
         for _, key in lists:
             second.llen(key)
-            second.lindex(key, -1)  # consumers take from the right
-        answers = second.execute()
+            second.lindex(key, -1)  # consumers fetch from the right
+        replies = second.execute()
 
-    held, of_lists = answers[: len(names)], answers[len(names) :]
+    held, of_lists = replies[: len(names)], replies[len(names) :]
     nodes = [
         _node(name, lease, reserved, facts.get(name, {}))
         for (name, lease), reserved in zip(names.items(), held, strict=True)
@@ -406,46 +431,51 @@ def _ask(app: Celery, queues: Iterable[str]) -> tuple[Status, dict[str, list[Any
     for (queue, _), depth, oldest in zip(lists, of_lists[::2], of_lists[1::2], strict=True):
         waiting[queue].append((depth, _age(oldest)))
         next_of[queue].append(oldest)
-    known = history.read(past)
-    beat = json.loads(asked.get(keys.BEAT.encode(), '{"scheduler": "", "since": 0}'))
+    histories = history.parse(past)
+    beat = json.loads(inventory.get(keys.BEAT.encode(), '{"scheduler": "", "since": 0}'))
     status = Status(
         server=_server(info),
         nodes=sorted(nodes, key=lambda node: node.name),
         queues=[_queue(queue, parts, nodes) for queue, parts in waiting.items()],
         dead_letters=dead,
-        schedule=schedule.answer(*of_beat),
-        drained=drained.read(hosts),
+        schedule=schedule.parse(*beat_keys),
+        drained=drains.parse(hosts),
         dead_lately=len(lately),
-        wanted=_wanted(asked, known),
-        idle_queues=json.loads(asked.get(keys.IDLE_QUEUES.encode(), "[]")),
+        wanted=_wanted(inventory, histories),
+        idle_queues=json.loads(inventory.get(keys.IDLE_QUEUES.encode(), "[]")),
         beat=beat["scheduler"],
         beat_wanted=max(0.0, round(time.time() - beat["since"], 1)) if beat["scheduler"] else 0.0,
         falls={
-            node: sum(at > time.time() - LATELY for at in of_node.falls) for node, of_node in known.items()
+            node: sum(at > time.time() - WINDOW_S for at in of_node.falls)
+            for node, of_node in histories.items()
         },
     )
     return status, next_of
 
 
-def _wanted(told: dict[bytes, bytes], known: dict[str, history.History]) -> dict[str, float]:
-    """Return for each node that the inventory wants how long nothing was known of it."""
-    now, found = time.time(), {}
-    for name, text in told.items():
+def _wanted(inventory: dict[bytes, bytes], histories: dict[str, history.History]) -> dict[str, float]:
+    """Return for each node of the inventory the seconds since it was last seen, or was recorded."""
+    now, ages = time.time(), {}
+    for name, text in inventory.items():
         node = name.decode()
         if node not in (keys.IDLE_QUEUES, keys.BEAT):
-            seen = known.get(node, history.History()).seen
-            found[node] = max(0.0, round(now - max(seen, json.loads(text)["since"]), 1))
-    return found
+            seen = histories.get(node, history.History()).seen
+            ages[node] = max(0.0, round(now - max(seen, json.loads(text)["since"]), 1))
+    return ages
 
 
 @contextmanager
 def _channel(app: Celery) -> Iterator[Any]:
-    """Yield a channel that waits for a few seconds only, where others wait for a broker that is away."""
+    """Yield a channel that waits for TIMEOUT_S at most. A node's would wait for a broker that is away.
+
+    Raises:
+        FleetError: The broker is away, or refuses a command.
+    """
     try:
         with app.connection_for_read() as connection:
             limits = {
-                "socket_timeout": PATIENCE,
-                "socket_connect_timeout": PATIENCE,
+                "socket_timeout": TIMEOUT_S,
+                "socket_connect_timeout": TIMEOUT_S,
                 "retry_on_timeout": False,
             }
             connection.transport_options = {**connection.transport_options, **limits}
@@ -457,7 +487,7 @@ def _channel(app: Celery) -> Iterator[Any]:
 
 
 def _node(name: str, lease: float, reserved: int, facts: dict[str, Any]) -> Node:
-    """Return a node from what it says of itself."""
+    """Return a node from the facts that it has published."""
     started = facts.get("started")
     return Node(
         name=name,
@@ -474,7 +504,7 @@ def _node(name: str, lease: float, reserved: int, facts: dict[str, Any]) -> Node
         dropped=facts.get("dropped", {}),
         queues=sorted(facts.get("queues", ())),
         refused=facts.get("refused", {}),
-        **{each: facts.get(each) for each in ("pool", "concurrency", "running", "release")},
+        **{name: facts.get(name) for name in ("pool", "concurrency", "running", "release")},
     )
 
 
@@ -485,13 +515,13 @@ def _queue(name: str, parts: list[tuple[int, float | None]], nodes: list[Node]) 
         name=name,
         depth=sum(depth for depth, _ in parts),
         oldest=max(ages, default=None),
-        consumers=sum(node.lives and name in node.queues for node in nodes),
+        consumers=sum(node.is_alive and name in node.queues for node in nodes),
         unacked=sum(node.held.get(name, 0) for node in nodes),
     )
 
 
 def _server(info: dict[str, Any]) -> Server:
-    """Return what INFO tells."""
+    """Return the state of Redis from its INFO."""
     return Server(
         version=str(info["redis_version"]),
         role=info["role"],
@@ -506,9 +536,9 @@ def _server(info: dict[str, Any]) -> Server:
 
 
 def _age(item: bytes | None) -> float | None:
-    """Return for how many seconds an item of a queue has waited, if it says so.
+    """Return for how many seconds an item of a queue has waited; None without a valid publish time.
 
-    Whoever may send can put anything there: what is no message says nothing, as to a node that takes it.
+    A sender can put anything into a queue, so that an item may not be a message.
     """
     try:
         sent = sent_at(loads(item)) if item else None

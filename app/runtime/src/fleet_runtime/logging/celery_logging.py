@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""Celery's logging, for processes whose output systemd collects.
+"""Celery's logging for processes whose output systemd collects.
 
-Each record goes to the journal with fields, so that `journalctl TASK_ID=<id>` shows what became of a task,
-from the node, its child and the app's own loggers.
+Each record goes to the journal with fields, so that `journalctl TASK_ID=<id>` shows the records of a task,
+from the node, its child process and the app's own loggers.
 """
 
 from __future__ import annotations
@@ -28,46 +28,49 @@ from fleet_runtime.logging import journal, redact
 # Python's levels as syslog's, which `journalctl -p` filters by and colours. Source: syslog(3), sd-daemon(3).
 PRIORITIES = ((logging.CRITICAL, 2), (logging.ERROR, 3), (logging.WARNING, 4), (logging.INFO, 6), (0, 7))
 
-# Celery's formats without what the journal has anyhow: time, level and process.
+# Celery's formats without the parts that the journal has in fields: time, level and process.
 FORMATS = {
     DEFAULTS["worker_log_format"]: "%(message)s",
     DEFAULTS["worker_task_log_format"]: "%(task_name)s[%(task_id)s]: %(message)s",
 }
 
-# What is said of each task. Celery itself gives the result, and no arguments.
+# Messages for each task. Celery's own have the result, and no arguments.
 SUCCESS = "Task %(name)s[%(id)s] succeeded in %(runtime)ss"
 RECEIVED_WITH_ARGUMENTS = "Task %(name)s[%(id)s] received, args: %(args)s, kwargs: %(kwargs)s"
 
 
-# Loggers by which a node says how it is. logging.config disables every logger that is there before it and not
-# in what it is given, by a default that few who use it know (disable_existing_loggers).
-ALWAYS_HEARD = frozenset({"celery", "kombu", "fleet_runtime"})
+# Loggers of a node that stay enabled. logging.config disables every existing logger that its configuration
+# does not name, unless disable_existing_loggers is false, which is not the default.
+ALWAYS_ENABLED = frozenset({"celery", "kombu", "fleet_runtime"})
 
-OF_CELERY = {name: getattr(trace, name) for name in ("LOG_RECEIVED", "LOG_SUCCESS")}
-
-
-# The message that the node has just taken: by the time that Celery keeps it, it has said that it has it.
-_taken: ContextVar[Any] = ContextVar("taken", default=None)
+CELERY_MESSAGES = {name: getattr(trace, name) for name in ("LOG_RECEIVED", "LOG_SUCCESS")}
 
 
-class about:  # noqa: N801 (used as a function; one that yields takes three times as long)
-    """Gives what is logged meanwhile about the task of a message the message's queue and retries."""
+# The message that the node is handling: Celery logs that it has received it before it keeps it.
+_current_message: ContextVar[Any] = ContextVar("current_message", default=None)
+
+
+class MessageContext:
+    """A context in which records about the task of a message get the message's queue and retries.
+
+    It is not a generator, which takes three times as long.
+    """
 
     def __init__(self, message: Any) -> None:
-        """Remember a message of kombu's."""
+        """Create the context of a message of kombu."""
         self._message = message
 
     def __enter__(self) -> None:
-        """Let what is logged here, in this thread or greenlet, be about the message."""
-        self._token = _taken.set(self._message)
+        """Set the message for this thread or greenlet."""
+        self._token = _current_message.set(self._message)
 
     def __exit__(self, *_: object) -> None:
-        """Let it be about what it was about before, whatever was raised."""
-        _taken.reset(self._token)
+        """Restore the message from before."""
+        _current_message.reset(self._token)
 
 
 class LevelPrefix(logging.Formatter):
-    """Begins each line of another formatter's text with its level, as sd-daemon(3) has it."""
+    """Prefixes each line of another formatter's text with its level, in the form of sd-daemon(3)."""
 
     def __init__(self, inner: logging.Formatter) -> None:
         """Wrap a formatter."""
@@ -75,33 +78,33 @@ class LevelPrefix(logging.Formatter):
         self.inner = inner
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return the record's text, with the prefix before each line."""
+        """Return the text of a record, with the prefix before each line."""
         priority = syslog_priority(record)
         return "\n".join(f"<{priority}>{line}" for line in self.inner.format(record).split("\n"))
 
 
-class ToJournal:
-    """Takes the place of `emit` of a handler whose stream leads to the journal.
+class JournalEmitter:
+    """Replaces `emit` of a handler whose stream leads to the journal.
 
-    It writes the handler's text with fields, and what the journal does not take to the stream, as before. The
-    handler stays where it is, with its level, filters and formatter, which an app may replace at any time.
+    It sends the text of the handler to the journal, with fields. A record that the journal does not accept
+    goes to the stream. The handler keeps its level, filters and formatter, which an app may replace.
     """
 
     def __init__(self, handler: logging.Handler) -> None:
-        """Open what sends to the journal.
+        """Open a socket to the journal.
 
         Args:
-            handler: A StreamHandler of Celery's, or of the app's.
+            handler: A StreamHandler of Celery, or of the app.
         """
         self.handler = handler
         self.records = journal.Records()
 
     def __call__(self, record: logging.LogRecord) -> None:
-        """Write a record, under the handler's lock. No error gets out: the handler handles it."""
+        """Send a record, under the lock of the handler. No error is raised: the handler handles it."""
         try:
             if not self.records.send(_fields(record, self.handler.format(record))):
                 self._print(record)
-        except Exception:  # as all handlers do: a record that cannot be written ends no task
+        except Exception:  # as in all handlers: an error of logging must not end a task
             self.handler.handleError(record)
 
     def _print(self, record: logging.LogRecord) -> None:
@@ -115,117 +118,119 @@ class ToJournal:
 
 
 class JsonLines(logging.Formatter):
-    """Makes a line of JSON of a record."""
+    """Formats a record as a line of JSON."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return the line, without its end; the time is in UTC, to the millisecond."""
-        about = {
+        """Return the line, without a newline. The time is in UTC, in milliseconds."""
+        values = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname,
             "logger": record.name,
             "process": record.process,
-            **_about(record),
+            **_task_fields(record),
             "message": record.getMessage(),
         }
         if record.exc_info:
-            about["traceback"] = self.formatException(record.exc_info)
-        return json.dumps(about, ensure_ascii=False, default=str)
+            values["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(values, ensure_ascii=False, default=str)
 
 
 class JsonFile(WatchedFileHandler):
-    """A file of JSON lines, which all processes of a node write to, each line at once."""
+    """A file of JSON lines, to which all processes of a node append."""
 
     def __init__(self, path: str) -> None:
-        """Open a file, or make it, to append to.
+        """Open or create a file.
 
         Raises:
-            OSError: It cannot be opened.
+            OSError: The file cannot be opened.
         """
         super().__init__(path, encoding="utf-8", errors="backslashreplace")
         with suppress(OSError):
-            Path(path).chmod(0o640)  # for what collects logs; the umask of a node leaves nothing to its group
+            Path(path).chmod(0o640)  # for log collectors; the umask of a node gives its group no rights
         self.setFormatter(JsonLines())
 
 
 class FleetLogging(Logging):  # type: ignore[misc]  # celery ships no types
-    """Celery's logging with fields in the journal, and /dev/null as another name for standard error.
+    """Celery's logging with fields in the journal. A log file of /dev/null means standard error.
 
-    `celery multi` cannot be told to use no log file: without the option it takes one in /var/log/celery, and
-    of an empty one it makes `--logfile` without a value, which swallows the next option (celery 5.7,
+    `celery multi` has no option for no log file: without the option it uses one in /var/log/celery, and an
+    empty value becomes `--logfile` without a value, which swallows the next option (celery 5.7,
     apps/multi.py, format_opt). So nodes are started with --logfile=/dev/null.
     """
 
     def setup(self, loglevel: Any = None, logfile: Any = None, *args: Any, **kwargs: Any) -> Any:
-        """Set up logging for a node, or for one of its children, or adopt what the app has set up itself."""
+        """Set up logging for a node or a child process, or adopt the logging that the app has set up."""
         handled = super().setup(loglevel, None if logfile == os.devnull else logfile, *args, **kwargs)
         adopt_logging()
-        # An app may set up logging later, too. Its receivers are there by now, so these come after them.
+        # An app may set up logging later, too. Its receivers are connected by now, so that this runs after.
         for signal in (signals.worker_process_init, signals.worker_ready, signals.beat_init):
             signal.connect(adopt_logging, weak=False, dispatch_uid="fleet_runtime.logging.celery_logging")
         return handled
 
     def setup_handlers(self, logger: Any, logfile: Any, layout: Any, *args: Any, **kwargs: Any) -> Any:
-        """Give a logger its handlers: for the journal, if its stream leads there, and for the JSON file."""
-        if _is_ours(logger):
+        """Set up the handlers of a logger: for the journal, if its stream leads there, and the JSON file."""
+        if _is_set_up(logger):
             return logger
         if logfile is None and _writes_to_journal(logging.StreamHandler(sys.__stderr__)):
             layout = FORMATS.get(layout, layout)
         super().setup_handlers(logger, logfile, layout, *args, **kwargs)
         for handler in logger.handlers:
-            _lead_to_journal(handler)
-        _add_file(logger)
+            _connect_to_journal(handler)
+        _add_json_file(logger)
         return logger
 
 
 def adopt_logging(**_: Any) -> None:
-    """Give what the app's own logging writes the fields and the JSON file that Celery's would have.
+    """Give the app's own logging the fields and the JSON file that Celery's logging would have.
 
-    By a receiver of `setup_logging` an app keeps Celery from setting up logging at all; Django's LOGGING
-    gives loggers handlers besides Celery's. All handlers are looked at, not those of loggers only, because
-    one may be the target of another, or of a QueueListener.
+    An app with a receiver of `setup_logging` keeps Celery from setting up logging; Django's LOGGING adds
+    handlers to loggers. This checks all handlers, not only those of loggers: a handler may be the target of
+    another one, or of a QueueListener.
     """
     for reference in tuple(getattr(logging, "_handlerList", ())):  # as logging.shutdown() does
         if handler := reference():
-            _lead_to_journal(handler)
+            _connect_to_journal(handler)
     root = logging.getLogger()
     for logger in _loggers():
-        if logger.name.partition(".")[0] in ALWAYS_HEARD:
+        if logger.name.partition(".")[0] in ALWAYS_ENABLED:
             logger.disabled = False
         for handler in logger.handlers:
             if isinstance(handler, QueueHandler):
-                handler.addFilter(_note_about)
-        # One that keeps its records from the root, and writes to a file of its own, means to.
-        if not logger.propagate and any(map(_leads_to_journal, logger.handlers)):
-            _add_file(logger)
-    _add_file(root)
+                handler.addFilter(_store_task_fields)
+        # A logger that does not propagate, and writes only to its own file, gets no other one.
+        if not logger.propagate and any(map(_writes_fields, logger.handlers)):
+            _add_json_file(logger)
+    _add_json_file(root)
     stream = logging.StreamHandler(sys.__stderr__)
-    if _lead_to_journal(stream) and not any(map(_leads_to_journal, root.handlers)):
-        stream.addFilter(_is_unheard)
+    if _connect_to_journal(stream) and not any(map(_writes_fields, root.handlers)):
+        stream.addFilter(_is_not_in_journal)
         root.addHandler(stream)
 
 
-def lay_messages(*, with_arguments: bool) -> None:
-    """Say what Celery's own records have of a task's arguments and result.
+def set_task_messages(*, with_arguments: bool) -> None:
+    """Set Celery's messages about tasks, unless the app has set its own.
 
-    An app that has texts of its own for them keeps these. Without arguments, each of those is HIDDEN in them.
+    Args:
+        with_arguments: Whether arguments and results are logged. Otherwise they are also hidden in the app's
+            own messages.
     """
     if with_arguments:
         redact.show_arguments()
-        if OF_CELERY["LOG_RECEIVED"] == trace.LOG_RECEIVED:
+        if CELERY_MESSAGES["LOG_RECEIVED"] == trace.LOG_RECEIVED:
             trace.LOG_RECEIVED = RECEIVED_WITH_ARGUMENTS
         return
     redact.hide_arguments()
-    if OF_CELERY["LOG_SUCCESS"] == trace.LOG_SUCCESS:
+    if CELERY_MESSAGES["LOG_SUCCESS"] == trace.LOG_SUCCESS:
         trace.LOG_SUCCESS = SUCCESS
 
 
 def syslog_priority(record: logging.LogRecord) -> int:
-    """Return the level of a record as syslog has it."""
+    """Return the level of a record as a priority of syslog."""
     return next(number for level, number in PRIORITIES if record.levelno >= level)
 
 
 def _fields(record: logging.LogRecord, text: str) -> dict[str, str]:
-    """Return the fields of a record with this text. Source: systemd.journal-fields(7)."""
+    """Return the fields of a record for the journal. Source: systemd.journal-fields(7)."""
     return {
         "MESSAGE": text,
         "PRIORITY": str(syslog_priority(record)),
@@ -234,95 +239,95 @@ def _fields(record: logging.LogRecord, text: str) -> dict[str, str]:
         "CODE_FILE": record.pathname,
         "CODE_LINE": str(record.lineno),
         "CODE_FUNC": record.funcName or "",
-        **{name.upper(): str(value) for name, value in _about(record).items()},
+        **{name.upper(): str(value) for name, value in _task_fields(record).items()},
     }
 
 
-def _note_about(record: logging.LogRecord) -> bool:
-    """Note what a record is about before another thread writes it, which runs no task."""
-    record.fleet_about = _about(record)
+def _store_task_fields(record: logging.LogRecord) -> bool:
+    """Store the fields of the task in a record, before a thread that runs no task writes it."""
+    record.fleet_fields = _task_fields(record)
     return True
 
 
-def _is_unheard(record: logging.LogRecord) -> bool:
-    """Return whether no handler below the root has written a record to the journal."""
+def _is_not_in_journal(record: logging.LogRecord) -> bool:
+    """Return whether no handler below the root has sent a record to the journal."""
     logger: logging.Logger | None = logging.getLogger(record.name)
     while logger and logger.parent:
-        if any(map(_leads_to_journal, logger.handlers)):
+        if any(map(_writes_fields, logger.handlers)):
             return False
         logger = logger.parent
     return True
 
 
-def _about(record: logging.LogRecord) -> dict[str, Any]:
-    """Return what is known of the node and the task that a record is about."""
-    if noted := getattr(record, "fleet_about", None):
-        return dict(noted)
-    about: dict[str, Any] = {"node": os.environ.get("FLEET_NODE")}
+def _task_fields(record: logging.LogRecord) -> dict[str, Any]:
+    """Return the fields of the node and the task that a record is about."""
+    if stored := getattr(record, "fleet_fields", None):
+        return dict(stored)
+    values: dict[str, Any] = {"node": os.environ.get("FLEET_NODE")}
     task = current_task
     request = task.request if task else None
-    said = getattr(record, "data", None)  # Celery's own records: trace.py, strategy.py
-    if isinstance(said, dict) and said.get("id"):
-        about["task_id"], about["task_name"] = said["id"], said.get("name")
-        about["runtime"] = said.get("runtime")
+    data = getattr(record, "data", None)  # Celery's own records: trace.py, strategy.py
+    if isinstance(data, dict) and data.get("id"):
+        values["task_id"], values["task_name"] = data["id"], data.get("name")
+        values["runtime"] = data.get("runtime")
     elif request and request.id:
-        about["task_id"], about["task_name"] = request.id, task.name
-    if "task_id" in about:
-        about["queue"], about["retries"] = _delivery(about["task_id"], request)
-    return {name: value for name, value in about.items() if value is not None and value != ""}
+        values["task_id"], values["task_name"] = request.id, task.name
+    if "task_id" in values:
+        values["queue"], values["retries"] = _delivery(values["task_id"], request)
+    return {name: value for name, value in values.items() if value is not None and value != ""}
 
 
 def _delivery(task_id: str, request: Any) -> tuple[Any, Any]:
-    """Return which queue a task came from, and how often it was retried.
+    """Return the queue of a task, and its number of retries.
 
-    The process that runs it has its context; the node's main process has what it took from the queue.
+    The process that runs the task has them in its context; the main process has them in the message.
     """
     if request and request.id == task_id:
         return (request.delivery_info or {}).get("routing_key"), request.retries
-    message = _taken.get()
+    message = _current_message.get()
     if message and message.headers.get("id") == task_id:
         return message.delivery_info.get("routing_key"), message.headers.get("retries")
     from celery.worker import state
 
-    taken = state.requests.get(task_id)
-    if not taken:
+    received = state.requests.get(task_id)
+    if not received:
         return None, None
-    return taken.delivery_info.get("routing_key"), taken.request_dict.get("retries")
+    return received.delivery_info.get("routing_key"), received.request_dict.get("retries")
 
 
-def _is_ours(logger: logging.Logger) -> bool:
-    """Return whether a logger has its handlers: a child sets up what it has from its parent."""
-    return any(isinstance(handler, JsonFile) or _leads_to_journal(handler) for handler in logger.handlers)
+def _is_set_up(logger: logging.Logger) -> bool:
+    """Return whether a logger has its handlers: a child process inherits them from its parent."""
+    return any(isinstance(handler, JsonFile) or _writes_fields(handler) for handler in logger.handlers)
 
 
 def _loggers() -> list[logging.Logger]:
-    """Return the root, and every logger that somebody has asked for."""
+    """Return the root logger, and all others that exist."""
     root = logging.getLogger()
     named = tuple(root.manager.loggerDict.values())
     return [root, *(logger for logger in named if isinstance(logger, logging.Logger))]
 
 
-def _lead_to_journal(handler: logging.Handler) -> bool:
+def _connect_to_journal(handler: logging.Handler) -> bool:
     """Let a handler whose stream leads to the journal write fields; return whether it does."""
-    if not _leads_to_journal(handler) and _writes_to_journal(handler):
-        handler.emit = ToJournal(handler)  # type: ignore[method-assign]
-    return _leads_to_journal(handler)
+    if not _writes_fields(handler) and _writes_to_journal(handler):
+        handler.emit = JournalEmitter(handler)  # type: ignore[method-assign]
+    return _writes_fields(handler)
 
 
-def _leads_to_journal(handler: logging.Handler) -> bool:
-    """Return whether a handler writes fields to the journal, by itself or by another thread."""
-    return isinstance(handler, QueueHandler) or isinstance(vars(handler).get("emit"), ToJournal)
+def _writes_fields(handler: logging.Handler) -> bool:
+    """Return whether a handler writes fields to the journal, itself or in another thread."""
+    return isinstance(handler, QueueHandler) or isinstance(vars(handler).get("emit"), JournalEmitter)
 
 
-def _add_file(logger: logging.Logger) -> None:
-    """Give a logger the JSON file, if there is to be one."""
+def _add_json_file(logger: logging.Logger) -> None:
+    """Add the JSON file to a logger, if FLEET_LOG_FILE is set."""
     path = os.environ.get("FLEET_LOG_FILE")
     if path and not any(isinstance(handler, JsonFile) for handler in logger.handlers):
-        logger.addHandler(_opened(path))
+        logger.addHandler(_open_json_file(path))
 
 
 def _writes_to_journal(handler: logging.Handler) -> bool:
-    """Return whether a handler's stream is one that leads to the journal."""
+    """Return whether the stream of a handler leads to the journal."""
     if not isinstance(handler, logging.StreamHandler):
         return False
     try:
@@ -331,8 +336,12 @@ def _writes_to_journal(handler: logging.Handler) -> bool:
         return False
 
 
-def _opened(path: str) -> JsonFile:
-    """Return the handler of a file, or refuse to start without it."""
+def _open_json_file(path: str) -> JsonFile:
+    """Return the handler of a JSON file.
+
+    Raises:
+        SystemExit: The file cannot be opened.
+    """
     node = journal.identifier(os.environ.get("FLEET_NODE", ""))
     try:
         return JsonFile(path.replace("{node}", node))

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: MIT
-"""The ways into systemd's journal: for what a node prints, and for records with fields.
+"""Sends the output of a node, and records with fields, to systemd's journal.
 
-`celery multi` detaches its node, which then prints to /dev/null: a traceback, or the last words of a C
-library, would be seen by nobody. systemd's journal takes a stream from any process, as systemd-cat(1) shows,
-and knows the unit by the cgroup. So the node's standard output and error become such a stream, which its
-children inherit.
+`celery multi` detaches its node, which then prints to /dev/null: a traceback, or a message of a C library,
+would be lost. systemd's journal accepts a stream from any process, as systemd-cat(1) shows, and knows the
+unit by the cgroup. So the standard output and error of the node become such a stream, which its child
+processes inherit.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ TOO_LARGE = frozenset({errno.EMSGSIZE, errno.ENOBUFS})
 def adopt_streams(stream: Path = STREAM) -> bool:
     """Connect the standard output and error of a node to the journal, if they lead to /dev/null.
 
-    Of a node only: who sends the output of another command to /dev/null wants that.
+    In other components, such output was discarded on purpose.
 
     Returns:
-        Whether it was done. Without a journal, a node works as well.
+        Whether the streams are connected. A node also works without a journal.
     """
     is_node = os.environ.get("FLEET_COMPONENT") == "worker"
     if not (is_node and _is_null(1) and _is_null(2) and stream.exists()):
@@ -47,7 +47,7 @@ def adopt_streams(stream: Path = STREAM) -> bool:
             connection.shutdown(socket.SHUT_RD)
         except OSError:
             return False
-        os.set_blocking(connection.fileno(), True)  # gevent's sockets are not, and a line would be cut short
+        os.set_blocking(connection.fileno(), True)  # gevent's sockets do not block, and would cut lines
         os.dup2(connection.fileno(), 1)
         os.dup2(connection.fileno(), 2)
     os.environ["JOURNAL_STREAM"] = _identity(2)
@@ -63,15 +63,15 @@ def is_journal(descriptor: int) -> bool:
 
 
 class Records:
-    """Records with fields, in the journal's native protocol. Source: systemd.io/JOURNAL_NATIVE_PROTOCOL."""
+    """Sends records in the journal's native protocol. Source: systemd.io/JOURNAL_NATIVE_PROTOCOL."""
 
     def __init__(self) -> None:
-        """Make a socket, which children may use, too."""
+        """Create a socket, which child processes may use, too."""
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
         self.socket.setblocking(False)
 
     def send(self, fields: Mapping[str, str]) -> bool:
-        """Write a record; return whether the journal has it. It may be away, or have no room."""
+        """Send a record; return whether the journal has it. The journal may be away, or have no room."""
         lines = "".join([f"{name}={value}\n" for name, value in fields.items() if "\n" not in value])
         blocks = [_block(name, value) for name, value in fields.items() if "\n" in value]
         record = lines.encode(errors="backslashreplace") + b"".join(blocks)
@@ -82,7 +82,7 @@ class Records:
         return True
 
     def _send_file(self, record: bytes) -> bool:
-        """Hand over a record that is too large for a datagram, in a file in memory that nobody can change."""
+        """Send a record that is too large for a datagram, as a sealed file in memory."""
         try:
             descriptor = os.memfd_create("journal", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
             with os.fdopen(descriptor, "wb") as file:
@@ -90,7 +90,7 @@ class Records:
                 file.flush()
                 seals = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
                 fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, seals)
-                # socket.send_fds() does not pass the address on
+                # not socket.send_fds(), which has no address
                 rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", [descriptor]))
                 self.socket.sendmsg([], [rights], 0, str(RECORDS))
         except OSError:
@@ -99,26 +99,26 @@ class Records:
 
 
 def _block(name: str, value: str) -> bytes:
-    """Return a field of several lines, with its length before it."""
+    """Return a field with several lines, prefixed by its length."""
     data = value.encode(errors="backslashreplace")
     return name.encode() + b"\n" + len(data).to_bytes(8, "little") + data + b"\n"
 
 
 def identifier(node: str) -> str:
-    """Return what `journalctl` shows before each line: the node's short name."""
+    """Return the identifier that `journalctl` shows before each line: the short name of the node."""
     return node.partition("@")[0] or "celery"
 
 
 def _header(node: str) -> bytes:
-    """Return what the journal expects first, a line each. Source: journald-stream.c of systemd.
+    """Return the header of a stream, one line for each field. Source: journald-stream.c of systemd.
 
-    The identifier is the node's short name, so that the lines of `journalctl -u 'celery-worker@*'` tell
-    which node wrote them.
+    The identifier is the short name of the node, so that `journalctl -u 'celery-worker@*'` shows which node
+    has written a line.
     """
     fields = {
         "identifier": identifier(node),
-        "unit": "",  # it knows better
-        "priority": "6",  # info, for lines that do not say
+        "unit": "",  # the journal finds it by the cgroup
+        "priority": "6",  # info, for lines without a prefix
         "level prefix": "1",  # lines may begin with <priority>, see sd-daemon(3)
         "forward to syslog": "0",
         "forward to kmsg": "0",
@@ -137,7 +137,7 @@ def _is_null(descriptor: int) -> bool:
 
 
 def _identity(descriptor: int) -> str:
-    """Return the device and inode of a file descriptor as systemd writes them; never empty."""
+    """Return the device and inode of a file descriptor, as systemd writes them; never an empty string."""
     try:
         status = os.fstat(descriptor)
     except OSError:

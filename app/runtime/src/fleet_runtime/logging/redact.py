@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""Keeps the arguments and results of tasks out of what Celery itself logs, where `log_arguments` is false.
+"""Removes the arguments and results of tasks from Celery's log records, if `log_arguments` is false.
 
-It is done where a record begins, at Celery's loggers, and not in a handler: an app may bring handlers of its
-own (Sentry sends a record's parameters, formatters for JSON write what is in `extra`), and none of them may
-find arguments in a record.
+The filter is at Celery's loggers, not in a handler: an app may have its own handlers (Sentry sends the
+parameters of a record, JSON formatters write `extra`), and none of them may find arguments in a record.
 """
 
 from __future__ import annotations
@@ -14,11 +13,11 @@ from typing import Any
 
 HIDDEN = "(not logged)"
 
-# What Celery has under these names, in a record's parameters or its `data`, is of a task's caller.
+# Names in the parameters or the `data` of a record whose values come from the caller of a task.
 FIELDS = frozenset({"args", "kwargs", "argsrepr", "kwargsrepr", "return_value"})
 
-# Celery's loggers whose records are about single tasks or messages (celery 5.7). `celery.pool` is the one of
-# concurrency/base.py, which has arguments at DEBUG; `celery.beat` is RedBeat's, too.
+# Celery's loggers with records about single tasks or messages (celery 5.7). concurrency/base.py uses
+# `celery.pool`, and logs arguments at DEBUG; RedBeat uses `celery.beat`, too.
 LOGGERS = (
     "celery.app.trace",
     "celery.beat",
@@ -28,8 +27,8 @@ LOGGERS = (
     "celery.worker.strategy",
 )
 
-# Records that have a whole message in them: the beginning of Celery's text (worker/consumer/consumer.py,
-# concurrency/base.py, beat.py), the text that is logged instead, and which of the parameters are in it.
+# Records that contain a whole message: the beginning of Celery's text (worker/consumer/consumer.py,
+# concurrency/base.py, beat.py), the text that replaces it, and the indexes of its parameters.
 WITHOUT_BODY: tuple[tuple[str, str, tuple[int, ...]], ...] = (
     (
         "Received and deleted unknown message.",
@@ -46,24 +45,24 @@ WITHOUT_BODY: tuple[tuple[str, str, tuple[int, ...]], ...] = (
     ("TaskPool: Apply", "TaskPool: Apply %s", (0,)),
     ("Current schedule:", "The schedule has been read.", ()),
 )
-# Those of them whose exception may quote the body, by their first parameter: of these its class is logged.
+# The record whose first parameter, an exception, may quote the body: only its class is logged.
 QUOTES = "Can't decode message body:"
 
 
 class WithoutArguments(logging.Filter):
-    """Takes arguments, results and bodies of messages out of a record."""
+    """Removes arguments, results and bodies of messages from a record."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Change a record, and let it pass."""
         message = record.msg if isinstance(record.msg, str) else ""
         for start, text, kept in WITHOUT_BODY:
             if message.startswith(start):
-                given = record.args if isinstance(record.args, tuple) else ()
+                args = record.args if isinstance(record.args, tuple) else ()
                 if start == QUOTES:
-                    given = (described(given[0]), *given[1:]) if given else given
+                    args = (described(args[0]), *args[1:]) if args else args
                     record.exc_info = record.exc_text = None
                 record.msg = text
-                record.args = tuple(given[place] if place < len(given) else "?" for place in kept)
+                record.args = tuple(args[index] if index < len(args) else "?" for index in kept)
                 break
         else:
             record.args = _hidden(record.args)
@@ -77,32 +76,33 @@ _filter = WithoutArguments()
 
 
 def hide_arguments() -> None:
-    """Keep arguments out of the log of this process and of its children."""
+    """Hide arguments in the log of this process and of its child processes. It may be called repeatedly."""
     for name in LOGGERS:
-        logging.getLogger(name).addFilter(_filter)  # which is there once, however often this is said
+        logging.getLogger(name).addFilter(_filter)
 
 
 def show_arguments() -> None:
-    """Leave Celery's records as they are."""
+    """Stop hiding arguments."""
     for name in LOGGERS:
         logging.getLogger(name).removeFilter(_filter)
 
 
 def are_hidden() -> bool:
-    """Return whether this process keeps arguments out of its log."""
+    """Return whether this process hides arguments in its log."""
     return _filter in logging.getLogger(LOGGERS[0]).filters
 
 
 def described(error: object) -> str:
-    """Return what the log may have of an error that was raised while a body was read: its class.
+    """Return how the log shows an error that a body has caused: its class, if arguments are hidden.
 
-    What it says may quote the body, as `UnicodeDecodeError` and `fromisoformat` do. The dead letter has all.
+    The text of the error may quote the body, as `UnicodeDecodeError` and `fromisoformat` do. The dead letter
+    has the whole error.
     """
     return type(error).__name__ if are_hidden() else repr(error)
 
 
 def _hidden(value: Any) -> Any:
-    """Return a record's parameters, without those of a task."""
+    """Return the parameters of a record, with those of a task hidden."""
     if isinstance(value, Mapping):
         if FIELDS.isdisjoint(value):
             return value
@@ -113,6 +113,6 @@ def _hidden(value: Any) -> Any:
 
 
 def _named(part: Any) -> Any:
-    """Return a parameter; an entry of a schedule, whose text has its arguments, by its name."""
-    is_entry = any(one.__name__ == "ScheduleEntry" for one in type(part).__mro__)
+    """Return a parameter; for an entry of a schedule, whose text has its arguments, its name."""
+    is_entry = any(kind.__name__ == "ScheduleEntry" for kind in type(part).__mro__)
     return part.name if is_entry else part

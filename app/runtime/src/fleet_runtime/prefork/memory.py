@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What the processes of a pool share with the node, and when it sees that one has died."""
+"""Memory that child processes share with the node, and how soon the node sees that one has died."""
 
 from __future__ import annotations
 
@@ -14,28 +14,30 @@ from celery.concurrency.asynpool import AsynPool
 
 from fleet_runtime.compat.surface import may_replace
 
-AGAIN = 0.02  # seconds until the first other look; each further one waits twice as long
-LOOKS = 8  # the pool looks by itself every 5 seconds
-OTHERWISE = "This node may see the death of one of its processes 5 seconds late."
+# Seconds until the first further check of a dying process. Each further one waits twice as long.
+FIRST_CHECK_S = 0.02
+# Further checks: after these, the pool itself has checked, which it does every 5 seconds.
+CHECKS = 8
+UNPATCHED = "This node may see the death of one of its processes 5 seconds late."
 
 
 def share_memory() -> None:
-    """Let processes share what is in memory as the first one is made: the app with all that it imports.
+    """Let child processes share the memory of the app and all that it imports.
 
-    Python's garbage collector writes to each object that it looks at, and so each process would soon have a
-    copy of its own: 44 MB of an app of 60, where it takes 6 without.
+    Python's garbage collector writes to each object that it visits, so that each process would soon have its
+    own copy: 44 MB of an app of 60 MB, and 6 MB without these writes.
     """
     signals.worker_before_create_process.connect(_freeze, weak=False, dispatch_uid="fleet.freeze")
 
 
-@cache  # later it would keep what is garbage by then
-def _keep() -> None:
-    """Let the garbage collector look at nothing that there is now.
+@cache  # once, because later calls would also keep garbage
+def _freeze_once() -> None:
+    """Exclude all objects that exist now from garbage collection.
 
-    Each process asks the kernel to end with its parent, and if the app has cffi, as cryptography does, then
-    with a parser of C that it imports for this alone (billiard 4.3, set_pdeathsig). So it is there before.
+    Each child process asks the kernel to end with its parent. If the app has cffi, as cryptography does, this
+    imports a parser of C (billiard 4.3, set_pdeathsig). The call here imports it before the first child.
     """
-    with suppress(OSError):  # it is of no other use
+    with suppress(OSError):  # only the import matters
         get_pdeathsig()
     gc.collect()
     gc.freeze()
@@ -43,35 +45,35 @@ def _keep() -> None:
 
 def _freeze(**_: Any) -> None:
     """Handle the signal."""
-    _keep()
+    _freeze_once()
 
 
-def mend() -> None:
-    """Look again at a process that is dying, until it is dead.
+def patch_process_exit() -> None:
+    """Check a dying process again, until it is dead.
 
-    A process closes its files before its parent can wait for it. The pool is woken by the first, and asks
-    only once for the second (celery 5.7, AsynPool._event_process_exit): in one of three deaths on two cores
-    it finds the process alive, and sees its death 5 seconds later. A task whose time limit ends meanwhile
-    fails for that, instead of running again, because it is taken for one that runs.
+    A process closes its files before its parent can wait for it. The closed files wake the pool, which checks
+    once whether the process has ended (celery 5.7, AsynPool._event_process_exit). In one of three deaths on
+    two cores it has not, and the pool notices 5 seconds later. A task whose time limit passes in between
+    fails with a timeout, instead of running again, because the pool takes it for running.
     """
-    original = may_replace("celery.concurrency.asynpool:AsynPool", "_event_process_exit", OTHERWISE)
+    original = may_replace("celery.concurrency.asynpool:AsynPool", "_event_process_exit", UNPATCHED)
     if original is None:
         return
 
     @wraps(original)
     def _event_process_exit(pool: Any, hub: Any, process: Any) -> None:
         original(pool, hub, process)
-        _look_again(pool, hub, process, AGAIN, LOOKS)
+        _check_again(pool, hub, process, FIRST_CHECK_S, CHECKS)
 
     AsynPool._event_process_exit = _event_process_exit
 
 
-def _look_again(pool: Any, hub: Any, process: Any, delay: float, looks: int) -> None:
-    """Look at a process later, if the pool takes it for alive."""
+def _check_again(pool: Any, hub: Any, process: Any, delay: float, checks: int) -> None:
+    """Check a process after a delay in seconds, if the pool takes it for alive."""
 
-    def look() -> None:
+    def check() -> None:
         pool.maintain_pool()
-        _look_again(pool, hub, process, delay * 2, looks - 1)
+        _check_again(pool, hub, process, delay * 2, checks - 1)
 
-    if looks and process in pool._pool:
-        hub.call_later(delay, look)
+    if checks and process in pool._pool:
+        hub.call_later(delay, check)

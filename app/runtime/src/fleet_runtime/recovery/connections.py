@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Connections of their own for what must not wait for the node's, and what such a connection must know."""
+"""Connections to Redis that recovery opens beside those of the consumer."""
 
 from __future__ import annotations
 
@@ -11,15 +11,22 @@ if TYPE_CHECKING:
 
     from celery import Celery
 
+# A shorter timeout would fail on a host that is only busy.
 SHORTEST_TIMEOUT_S = 1.0
 
 
 def connect(app: Celery, timeout: float) -> Any:
-    """Return a connection, apart from all others, that waits no longer than this for an answer."""
-    options = {
-        "socket_timeout": max(timeout, SHORTEST_TIMEOUT_S),
-        "socket_connect_timeout": max(timeout, SHORTEST_TIMEOUT_S),
-    }
+    """Return a new connection to the broker.
+
+    Args:
+        app: The app.
+        timeout: Seconds to wait for the connection, and for each reply; at least SHORTEST_TIMEOUT_S.
+
+    Raises:
+        OperationalError: The broker does not answer.
+    """
+    seconds = max(timeout, SHORTEST_TIMEOUT_S)
+    options = {"socket_timeout": seconds, "socket_connect_timeout": seconds}
     connection = app.connection_for_read(transport_options=options)
     try:
         connection.ensure_connection(max_retries=1, interval_start=0, interval_step=0)
@@ -31,16 +38,13 @@ def connect(app: Celery, timeout: float) -> Any:
 
 @contextmanager
 def client(app: Celery, timeout: float) -> Iterator[Any]:
-    """Yield a client of Redis on a connection of its own."""
+    """Yield a client of redis-py on a new connection; see `connect`."""
     with connect(app, timeout) as connection, connection.default_channel.conn_or_acquire() as client:
         yield client
 
 
 def declare_exchanges(app: Celery, channel: Any) -> None:
-    """Tell a channel of what types the app's exchanges are, which decides who gets a message.
-
-    Asks no Redis.
-    """
+    """Tell a channel the types of the app's exchanges, by which it routes. Sends nothing to Redis."""
     for queue in app.amqp.queues.values():
         if queue.exchange is not None and queue.exchange.name:
             queue.exchange(channel).declare()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""When each node was started and stopped last, and how often it fell: what goes with its lease otherwise."""
+"""When each node last started and stopped, and how often it crashed: this outlives the lease of the node."""
 
 from __future__ import annotations
 
@@ -18,18 +18,20 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-MOST = 10  # falls that are kept of each node
-SHORT = 60.0  # seconds: a node that ends sooner than this was not stopped by a release
+# Crashes that are kept for each node.
+CRASHES_KEPT = 10
+# A node that starts again sooner than this was not stopped by a release.
+SHORTEST_RUN_S = 60.0
 
 
 @dataclass(frozen=True)
 class History:
-    """A node's; all times are in seconds since 1970.
+    """The history of a node. All times are in seconds since 1970. Redis has these fields as JSON.
 
     Attributes:
-        started: When it was started last; 0 if it never was.
-        left: When it last gave up its lease as it was stopped; 0 if it never did.
-        falls: Starts after it had died, or within a minute after the one before; the newest last.
+        started: When the node last started; 0 if it never did.
+        left: When the node last gave up its lease, as it was stopped; 0 if it never did.
+        falls: Starts after a crash, or within SHORTEST_RUN_S of the start before; the newest last.
     """
 
     started: float = 0.0
@@ -38,44 +40,44 @@ class History:
 
     @property
     def seen(self) -> float:
-        """When the node was last known to begin or to end; 0 if never."""
+        """When the node was last known to start or to stop; 0 if never."""
         return max(self.started, self.left)
 
 
-def begins(client: Any, node: str) -> None:
-    """Note that a node was started."""
-    now, before = round(time.time(), 1), _of(client, node)
-    died, soon = before.left < before.started, now - before.started < SHORT
-    falls = (*before.falls, now)[-MOST:] if before.started and (died or soon) else before.falls
+def record_start(client: Any, node: str) -> None:
+    """Record that a node has started."""
+    now, before = round(time.time(), 1), _read(client, node)
+    crashed, soon = before.left < before.started, now - before.started < SHORTEST_RUN_S
+    falls = (*before.falls, now)[-CRASHES_KEPT:] if before.started and (crashed or soon) else before.falls
     _write(client, node, History(now, before.left, falls))
 
 
-def leaves(client: Any, node: str) -> None:
-    """Note that a node was stopped."""
-    before = _of(client, node)
+def record_stop(client: Any, node: str) -> None:
+    """Record that a node stops."""
+    before = _read(client, node)
     _write(client, node, History(before.started, round(time.time(), 1), before.falls))
 
 
-def read(told: Mapping[bytes, bytes]) -> dict[str, History]:
-    """Return what is known of each node, from what Redis has under `keys.HISTORY`."""
-    return {node.decode(): _read(text) for node, text in told.items()}
+def parse(entries: Mapping[bytes, bytes]) -> dict[str, History]:
+    """Return the history of each node, from the hash `keys.HISTORY`."""
+    return {node.decode(): _parse(text) for node, text in entries.items()}
 
 
-def _read(text: bytes) -> History:
-    """Return what is known of one node, as it was written."""
-    said = json.loads(text)
-    return History(said["started"], said["left"], tuple(said["falls"]))
+def _parse(text: bytes) -> History:
+    """Return the history of a node from its JSON."""
+    values = json.loads(text)
+    return History(values["started"], values["left"], tuple(values["falls"]))
 
 
-def _of(client: Any, node: str) -> History:
-    """Return what is known of one node."""
-    told = client.hget(keys.HISTORY, node)
-    return _read(told) if told else History()
+def _read(client: Any, node: str) -> History:
+    """Return the history of a node; an empty one if Redis has none."""
+    text = client.hget(keys.HISTORY, node)
+    return _parse(text) if text else History()
 
 
 def _write(client: Any, node: str, history: History) -> None:
-    """Write it; a node does its work without."""
+    """Store the history of a node. An error is only logged: the node works without it."""
     try:
         client.hset(keys.HISTORY, node, json.dumps(asdict(history)))
     except RedisError as error:
-        logger.debug("The start or the end of this node is not noted: %s", error)
+        logger.debug("The start or the stop of this node is not recorded: %s", error)

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: MIT
-"""Carries what a node runs over to a new connection, when it has lost the old one.
+"""Carries the in-flight messages of a node over to a new connection, when it has lost the old one.
 
-kombu acknowledges a message through the channel that it came by. When Redis was restarted, that channel is
-closed: what the node runs could not be acknowledged, and would stay in Redis as held. Here the messages of
-running tasks move on to the new channel, what ended meanwhile is acknowledged there, and the rest is left to
-`recovery`, which gives it back.
+kombu acknowledges a message through the channel that delivered it. After a restart of Redis that channel is
+closed: the messages of running tasks could not be acknowledged, and would stay unacknowledged in Redis. Here
+the messages of running tasks move to the new channel, those of tasks that ended meanwhile are acknowledged
+there, and the `Recovery` step requeues the rest.
 """
 
 from __future__ import annotations
@@ -35,118 +35,121 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-PAUSE = 1.0  # seconds between two attempts
-# Seconds that a node which stops waits for its mailbox, which may handle a command.
-MAILBOX_ENDS = 10.0
-OTHERWISE = "This node may not survive the loss of Redis."
+# Seconds between two attempts of the mailbox to connect.
+MAILBOX_RETRY_S = 1.0
+# Seconds that a node which stops waits for its mailbox, which may be handling a command.
+MAILBOX_STOP_TIMEOUT_S = 10.0
+UNPATCHED = "This node may not survive the loss of Redis."
 
 
-class HeldQoS(QoS):
-    """What kombu knows of the messages that came by a channel, and which it has yet to acknowledge."""
+class InFlightQoS(QoS):
+    """The QoS of a node's channel: it loses no message and no acknowledgement with the connection."""
 
-    held: Held
+    in_flight: InFlight
 
     def append(self, message: Any, delivery_tag: str) -> None:
-        """Record a message as held; one that cannot be recorded now is not forgotten.
+        """Record a message as unacknowledged; if that fails, remember it for the next connection.
 
-        It is in no queue any more. kombu would let go of it, and with a Redis that is full, end the node.
+        The message is in no queue any more. kombu would drop it, and end the node if Redis is full.
         """
         try:
             super().append(message, delivery_tag)
         except ResponseError as error:
-            self.held.remember(delivery_tag, message)
-            raise NoConnectionError(f"Redis refuses to record what was taken: {error}") from error
+            self.in_flight.remember(delivery_tag, message)
+            raise NoConnectionError(f"Redis refuses to record a fetched message: {error}") from error
         except Exception:
-            self.held.remember(delivery_tag, message)
+            self.in_flight.remember(delivery_tag, message)
             raise
 
     def ack(self, delivery_tag: str) -> None:
-        """Acknowledge a message; if that cannot be said now, say it by the next channel."""
-        if self.held.qos is not self:
-            self.held.qos.ack(delivery_tag)
+        """Acknowledge a message; if that fails, remember it for the next connection."""
+        if self.in_flight.qos is not self:
+            self.in_flight.qos.ack(delivery_tag)
             return
         try:
             super().ack(delivery_tag)
         except Exception as error:
-            self.held.settled_late[delivery_tag] = "ack"
-            raise as_lost(error) from error
+            self.in_flight.unsettled[delivery_tag] = "ack"
+            raise as_connection_error(error) from error
 
     def reject(self, delivery_tag: str, requeue: bool = False) -> None:
-        """Reject a message; if that cannot be said now, say it by the next channel."""
-        if self.held.qos is not self:
-            self.held.qos.reject(delivery_tag, requeue)
+        """Reject a message; if that fails, remember it for the next connection."""
+        if self.in_flight.qos is not self:
+            self.in_flight.qos.reject(delivery_tag, requeue)
             return
         try:
             super().reject(delivery_tag, requeue)
         except Exception as error:
-            self.held.settled_late[delivery_tag] = "requeue" if requeue else "ack"
-            raise as_lost(error) from error
+            self.in_flight.unsettled[delivery_tag] = "requeue" if requeue else "ack"
+            raise as_connection_error(error) from error
 
     def restore_unacked_once(self, stderr: Any = None) -> None:
-        """Put back what was not acknowledged, as the channel is closed, unless the node goes on.
+        """Requeue unacknowledged messages when the channel is closed, but only if the node stops.
 
-        Then kombu would hand out what still runs here. Nor if an error ends the node: a message may be the
-        cause, and counts as one that was lost if it is given back as what a dead node held.
+        If the node goes on, kombu would requeue what still runs here. If an error ends the node, a message
+        may be the cause: it is requeued as a message of a dead node, so that the crash is counted.
         """
-        if self.held.crashed or self.held.goes_on() or self.held.qos is not self:
+        if self.in_flight.crashed or self.in_flight.goes_on() or self.in_flight.qos is not self:
             self._on_collect.cancel()
             return
         super().restore_unacked_once(stderr)
 
 
-def as_lost(error: Exception) -> Exception:
-    """Return what Redis refuses as the loss of the connection, which is what Celery bears."""
+def as_connection_error(error: Exception) -> Exception:
+    """Return an error reply of Redis as a lost connection, which Celery survives; else the error itself."""
     return NoConnectionError(f"Redis refuses: {error}") if isinstance(error, ResponseError) else error
 
 
-def copied(requests: Any) -> list[Any]:
-    """Return what a set of requests has, though other threads may change it meanwhile."""
+def snapshot(requests: Any) -> list[Any]:
+    """Return the elements of a set that other threads may change at the same time."""
     while True:
         with suppress(RuntimeError):
             return list(requests)
 
 
-class Held:
-    """What this node has taken from its queues, and not acknowledged.
+class InFlight:
+    """The messages that this node has fetched and not acknowledged.
 
     Attributes:
-        qos: kombu's account of it, of the channel by which it is acknowledged.
+        qos: The QoS of the channel through which messages are acknowledged.
         crashed: Whether an error is ending the node.
+        unsettled: What could not be sent to Redis, by delivery tag: `ack` or `requeue`.
+        unrecorded: Messages that could not be recorded as unacknowledged, by delivery tag.
     """
 
     qos: Any = None
     crashed = False
 
     def __init__(self, consumer: Any) -> None:
-        """Watch what a consumer takes."""
-        self.settled_late: dict[str, str] = {}  # by delivery tag: ack or requeue
+        """Track the messages of a consumer."""
+        self.unsettled: dict[str, str] = {}
         self.unrecorded: dict[str, Any] = {}
         self._consumer = consumer
         self._received: WeakValueDictionary[str, Any] = WeakValueDictionary()
 
     def goes_on(self) -> bool:
-        """Return whether the node is at work, so that a channel that is closed is followed by another one."""
+        """Return whether the node is running, so that it replaces a closed channel by a new one."""
         return bool(self._consumer.blueprint.state == bootsteps.RUN)
 
     def adopt(self, channel: Any) -> set[str]:
-        """Make a channel the one by which messages are acknowledged.
+        """Acknowledge messages through this channel from now on.
 
         Returns:
-            The delivery tags of what this process runs. Nobody else is to get that.
+            The delivery tags of messages that this process runs, which must not be requeued.
         """
         if isinstance(lost := getattr(self.qos, "channel", None), FetchingChannel):
-            self.settled_late.update(dict.fromkeys(lost.unconfirmed_acks(), "ack"))
-        if self._hands_over_for_good():
+            self.unsettled.update(dict.fromkeys(lost.unconfirmed_acks(), "ack"))
+        if self._pool_runs_all():
             signals.task_received.connect(self._receive, weak=False, dispatch_uid="fleet.held")
         qos = channel.qos
-        # Not an object of its own: with worker_disable_prefetch, Celery has changed this one.
-        qos.__class__ = HeldQoS
-        qos.held = self
+        # Not a new object: with worker_disable_prefetch, Celery has patched this one.
+        qos.__class__ = InFlightQoS
+        qos.in_flight = self
         self.qos = qos
         running = {request.message.delivery_tag: request for request in self._running()}
         for tag, request in running.items():
             request.message.channel = channel
-            qos._quick_append(tag, request.message)  # it counts as reserved
+            qos._quick_append(tag, request.message)  # it counts as prefetched
             if request.acknowledged:  # in another thread, just now
                 qos._quick_ack(tag)
         self._run_pending()
@@ -155,12 +158,16 @@ class Held:
         return set(running)
 
     def remember(self, delivery_tag: str, message: Any) -> None:
-        """Remember a message that could not be recorded; what kombu cannot record at all goes another way."""
+        """Remember a message that could not be recorded. A malformed one becomes a dead letter elsewhere."""
         if {"exchange", "routing_key"} <= message.delivery_info.keys():
             self.unrecorded[delivery_tag] = message
 
     def record(self, channel: Any) -> None:
-        """Record what was taken from a queue, and could not be recorded; from there it is given back."""
+        """Record the remembered messages as unacknowledged, so that they are requeued from there.
+
+        Raises:
+            NoConnectionError: Redis refuses, or is away.
+        """
         for tag, message in tuple(self.unrecorded.items()):
             delivery = message.delivery_info
             record = dumps([message._raw, delivery["exchange"], delivery["routing_key"]])
@@ -169,44 +176,44 @@ class Held:
                     pipe.zadd(channel.unacked_index_key, {tag: time.time()})
                     pipe.hset(channel.unacked_key, tag, record).execute()
             except ResponseError as error:
-                raise NoConnectionError(f"Redis refuses to record what was taken: {error}") from error
+                raise NoConnectionError(f"Redis refuses to record a fetched message: {error}") from error
             self.unrecorded.pop(tag, None)
 
     def settle(self) -> None:
-        """Settle what could not be settled when it ended."""
-        for tag, how in tuple(self.settled_late.items()):
-            self.settled_late.pop(tag, None)
+        """Acknowledge or requeue what could not be settled on the connection before."""
+        for tag, how in tuple(self.unsettled.items()):
+            self.unsettled.pop(tag, None)
             if how == "ack":
                 self.qos.ack(tag)  # which remembers it, if that fails again
             else:
                 self.qos.reject(tag, requeue=True)
 
     def unstarted(self) -> Iterator[Any]:
-        """Yield what waits here for its time or for its turn."""
+        """Yield the unacknowledged requests that have not begun: prefetched, or waiting for their ETA."""
         running = set(self.active())
-        for request in {*copied(state.scheduled_requests), *copied(state.reserved_requests)}:
+        for request in {*snapshot(state.scheduled_requests), *snapshot(state.reserved_requests)}:
             if request not in running and not request.acknowledged:
                 yield request
 
     def active(self) -> list[Any]:
-        """Return what runs, and is to be acknowledged."""
-        return [request for request in copied(state.active_requests) if not request.acknowledged]
+        """Return the unacknowledged requests that run."""
+        return [request for request in snapshot(state.active_requests) if not request.acknowledged]
 
     def by_queue(self) -> dict[str, int]:
-        """Return how many messages of each queue the node holds: those that run, wait or have an ETA."""
+        """Return how many unacknowledged messages of each queue the node has: running, waiting, with ETA."""
         if self.qos is None:
             return {}
-        settled = set(copied(self.qos._dirty))
-        held = [one for tag, one in copied(self.qos._delivered.items()) if tag not in settled]
+        settled = set(snapshot(self.qos._dirty))
+        unacked = [message for tag, message in snapshot(self.qos._delivered.items()) if tag not in settled]
         queues = {queue.routing_key: name for name, queue in self._consumer.app.amqp.queues.items()}
-        keys = (message.delivery_info.get("routing_key") for message in held)
+        keys = (message.delivery_info.get("routing_key") for message in unacked)
         return dict(Counter(queues.get(key, key) for key in keys if key))
 
-    def let_go(self, requests: list[Any]) -> None:
-        """Forget what waits here, because it has gone back to its queue."""
+    def drop(self, requests: list[Any]) -> None:
+        """Forget requests that have not begun here, because their messages were requeued."""
         consumer = self._consumer
         for request in requests:
-            request._already_revoked = True  # so that Celery drops it, should its turn come
+            request._already_revoked = True  # so that Celery does not run it
             if request in state.scheduled_requests:
                 consumer.timer.cancel(request._eta_timer_entry)
                 consumer.qos.decrement_eventually()
@@ -215,49 +222,51 @@ class Held:
             state.task_ready(request)
 
     def _receive(self, request: Any, **_: Any) -> None:
-        """Remember a task."""
+        """Remember a request, by the signal `task_received`."""
         self._received[request.message.delivery_tag] = request
 
     def _running(self) -> list[Any]:
-        """Return what runs, or will run whatever happens.
+        """Return the unacknowledged requests that run, or that will run in any case.
 
-        As the connection is lost, prefork takes back what no process has begun. Other pools run whatever was
-        once handed to them.
+        When the connection is lost, a prefork pool takes back what no child process has begun. Other pools
+        run all requests that they were given.
         """
         requests = set(self.active())
-        if self._hands_over_for_good():
-            handed = [one for one in copied(self._received.values()) if one._apply_result is not None]
-            requests.update(one for one in handed if not one.acknowledged)
+        if self._pool_runs_all():
+            given = [
+                request for request in snapshot(self._received.values()) if request._apply_result is not None
+            ]
+            requests.update(request for request in given if not request.acknowledged)
         return list(requests)
 
-    def _hands_over_for_good(self) -> bool:
-        """Return whether the pool, which has started by now, takes nothing back."""
+    def _pool_runs_all(self) -> bool:
+        """Return whether the pool, which has started by now, runs all requests that it was given."""
         return getattr(self._consumer.pool.flush, "__func__", None) is BasePool.flush
 
     def _run_pending(self) -> None:
-        """Let the acknowledgements through that wait for the node's loop, which begins only afterwards."""
+        """Run the callbacks that wait for the loop of the node, such as acknowledgements."""
         hub = self._consumer.hub
         for callback in hub._pop_ready() if hub else ():
             try:
                 callback()
             except Exception:
-                logger.exception("What was to be done next has failed: %r", callback)
+                logger.exception("A pending callback has failed: %r", callback)
 
 
-def mend() -> None:
-    """Mend what keeps a node from going on by itself."""
-    mend_closed_channels()
-    mend_green_pidbox()
+def patch() -> None:
+    """Patch what keeps a node from surviving the loss of its connection."""
+    patch_closed_channels()
+    patch_green_pidbox()
 
 
-def mend_closed_channels() -> None:
-    """Let who uses a closed channel see that its connection is lost.
+def patch_closed_channels() -> None:
+    """Raise a connection error when a closed channel is used.
 
-    kombu looks for the address in the connection, which by then is None, and the AttributeError ends the
-    node: in 27 of 40 restarts of Redis under load (celery/kombu#582 has the same traceback, with less harm).
-    With an error of the connection, Celery logs that the message was not acknowledged, and goes on.
+    kombu reads the address from the connection, which is None by then. The AttributeError ended the node in
+    27 of 40 restarts of Redis under load (celery/kombu#582 has the same traceback, with less harm). After a
+    connection error, Celery logs that the message was not acknowledged, and goes on.
     """
-    original = may_replace("kombu.transport.redis:Channel", "_connparams", OTHERWISE)
+    original = may_replace("kombu.transport.redis:Channel", "_connparams", UNPATCHED)
     if original is None:
         return
 
@@ -270,19 +279,19 @@ def mend_closed_channels() -> None:
     Channel._connparams = _connparams
 
 
-def mend_green_pidbox() -> None:
+def patch_green_pidbox() -> None:
     """Let a node with a gevent pool answer `inspect` and `control` again after it has lost Redis.
 
-    There the mailbox has a greenlet and a connection of its own. The greenlet ends with that connection, and
-    a new one is started only if the node's other connection is found to be lost as well. It is not while the
-    node runs as much as it can, and so waits for no message. (celery/celery#9191 was of the same kind: there,
+    With gevent, the mailbox has its own greenlet and connection. The greenlet ends with that connection, and
+    Celery starts a new one only if the connection of the consumer is found to be lost as well. It is not
+    found while the node runs as much as it can, and fetches nothing. (celery/celery#9191 is similar: there,
     the node did not consume either.)
 
-    A node that stops, or that has lost its other connection, waits for that greenlet, without a time limit.
-    Here it leaves the greenlet behind if that does not end in time.
+    A node that stops, or that has lost its other connection, waits for the greenlet, without a time limit.
+    Here it waits MAILBOX_STOP_TIMEOUT_S at most.
     """
-    original = may_replace("celery.worker.pidbox:gPidbox", "loop", OTHERWISE)
-    on_stop = may_replace("celery.worker.pidbox:gPidbox", "on_stop", OTHERWISE) if original else None
+    original = may_replace("celery.worker.pidbox:gPidbox", "loop", UNPATCHED)
+    on_stop = may_replace("celery.worker.pidbox:gPidbox", "on_stop", UNPATCHED) if original else None
     if original is None or on_stop is None:
         return
 
@@ -292,8 +301,10 @@ def mend_green_pidbox() -> None:
         shutdown, stopped = pidbox._node_shutdown, pidbox._node_stopped
         if stopped:
             shutdown.set()
-            if not stopped.wait(MAILBOX_ENDS):
-                logger.warning("The mailbox does not end within %g s, and is left behind.", MAILBOX_ENDS)
+            if not stopped.wait(MAILBOX_STOP_TIMEOUT_S):
+                logger.warning(
+                    "The mailbox does not end within %g s, and is left behind.", MAILBOX_STOP_TIMEOUT_S
+                )
             pidbox._node_shutdown = pidbox._node_stopped = None
 
     @wraps(original)
@@ -306,15 +317,15 @@ def mend_green_pidbox() -> None:
             except (*c.connection_errors, *c.channel_errors) as error:
                 logger.warning("The mailbox has lost its connection, and makes a new one: %s", error)
             except Exception:
-                # Else the node would go on to run tasks, and hear no command until it is restarted.
+                # Without this, the node would run tasks, and hear no command until it is restarted.
                 logger.exception("The mailbox has failed, and makes a new connection.")
-            time.sleep(PAUSE)
+            time.sleep(MAILBOX_RETRY_S)
             if _stops(pidbox) != stops or not c.connection:
-                return  # stopped, and perhaps started anew
+                return  # stopped, and perhaps started again
 
     gPidbox.loop, gPidbox.on_stop = loop, stop_in_time
 
 
 def _stops(pidbox: Any) -> int:
-    """Return how often a mailbox was stopped so far."""
+    """Return how often a mailbox has been stopped."""
     return int(getattr(pidbox, "stops", 0))

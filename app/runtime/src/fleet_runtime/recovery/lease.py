@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""The lease of a node: its heartbeat renews it, and requeues what nodes held whose lease has ended."""
+"""The lease of a node: its heartbeat renews it, and requeues what nodes held whose lease has ended.
+
+The clock of Redis counts, not the clocks of the hosts.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +18,7 @@ from kombu.utils.encoding import bytes_to_str
 
 from fleet_runtime.broker import functions, keys, scripts
 from fleet_runtime.recovery.connections import connect, declare_exchanges
-from fleet_runtime.recovery.requeue import forget, give_back
-from fleet_runtime.settings import FleetSettings
+from fleet_runtime.recovery.requeue import forget, restore_unacked
 from fleet_runtime.transport.channel import Channel
 
 if TYPE_CHECKING:
@@ -24,171 +26,190 @@ if TYPE_CHECKING:
 
     from celery import Celery
 
+    from fleet_runtime.settings import FleetSettings
+
 logger = logging.getLogger(__name__)
 
-PULSES = 3  # in one lease
-SHORT = 1.0  # seconds until the next try, after one that failed
-LOOKED_AT = 10  # leases, in one pulse: those that end first
-SPREAD = 0.5  # seconds: the nodes that notice a dead one do not all begin at once
+# Two renewals in a row may fail before a lease ends.
+RENEWALS_PER_LEASE = 3
+# Seconds until the next try, after two that failed.
+RETRY_S = 1.0
+# Leases that one renewal reads, those that end first: the cost does not grow with the fleet.
+LEASES_PER_RENEWAL = 10
+# Longest random delay in seconds, so that not all nodes notice a dead one at the same moment.
+JITTER_S = 0.5
 
 
 class Renewal(NamedTuple):
-    """What Redis says as a lease is renewed.
+    """The state of the leases when one is renewed.
 
     Attributes:
-        left: For how many seconds the lease still was; None if there was none.
-        over: Nodes whose lease has ended.
-        soonest: Seconds until the next one ends.
-        nodes: How many nodes there are, and were lately.
+        left: Seconds that were left of the renewed lease, negative if it had ended; None without a lease.
+        ended: Nodes whose lease has ended.
+        soonest: Seconds until the next lease ends.
+        nodes: Number of nodes that have a lease, ended or not.
     """
 
     left: float | None
-    over: list[str]
+    ended: list[str]
     soonest: float
     nodes: int
 
 
 def renew(client: Any, node: str, lease: float, facts: str) -> Renewal:
-    """Renew a node's lease, and look at those that end first."""
-    words = [node, lease, facts, LOOKED_AT]
-    left, now, listed, nodes = functions.run(client, scripts.RENEW_LEASE, [keys.LEASES, keys.NODES], words)
+    """Renew the lease of a node, and read the leases that end first.
+
+    Args:
+        client: A client of redis-py.
+        node: Name of the node.
+        lease: Length of the lease in seconds.
+        facts: What the node publishes about itself, as JSON.
+    """
+    arguments = [node, lease, facts, LEASES_PER_RENEWAL]
+    left, now, pairs, nodes = functions.run(client, scripts.RENEW_LEASE, [keys.LEASES, keys.NODES], arguments)
     others = {}
-    for name, ends in zip(listed[::2], listed[1::2], strict=True):
-        others[bytes_to_str(name)] = float(ends) - float(now)
+    for name, end in zip(pairs[::2], pairs[1::2], strict=True):
+        others[bytes_to_str(name)] = float(end) - float(now)
     others.pop(node, None)
-    over = [name for name, seconds in others.items() if seconds <= 0]
+    ended = [name for name, seconds in others.items() if seconds <= 0]
     soonest = min((seconds for seconds in others.values() if seconds > 0), default=lease)
-    return Renewal(float(left) if left else None, over, 0 if len(over) >= LOOKED_AT - 1 else soonest, nodes)
+    may_be_more = len(ended) >= LEASES_PER_RENEWAL - 1
+    return Renewal(float(left) if left else None, ended, 0 if may_be_more else soonest, nodes)
 
 
-class Pulse:
-    """Renews a node's lease, and gives back what others held whose lease has ended.
+class LeaseHeartbeat:
+    """Renews the lease of a node, and requeues what nodes held whose lease has ended.
 
-    It has a thread of its own, and not a place in the node's loop, where tasks run in a solo pool; under
-    gevent, a thread is a greenlet. It has a connection of its own, too: what keeps the node's own from
-    answering does not end its lease.
+    It runs in a thread (a greenlet under gevent), because tasks of a solo pool block the loop of the node. It
+    has its own connection, because a blocked connection of the node must not end the lease.
+
+    Attributes:
+        node: Name of the node.
+        expirations: How often the lease has ended while the node was alive.
+        recovered: How many messages of dead nodes this node has requeued.
     """
 
     def __init__(
         self,
         app: Celery,
         node: str,
+        settings: FleetSettings,
         facts: Callable[[], dict[str, Any]],
-        on_lapse: Callable[[Any], None],
-        on_beat: Callable[[Any], None] = lambda channel: None,
+        on_expired: Callable[[Any], None],
+        on_tick: Callable[[Any], None] = lambda channel: None,
     ) -> None:
-        """Prepare.
+        """Prepare; `start` starts the thread.
 
         Args:
             app: The app.
-            node: The node's name.
-            facts: Returns what the node says of itself.
-            on_lapse: Is called with a client if the lease had ended while the node lived.
-            on_beat: Is called with a channel each time that Redis has answered.
+            node: Name of the node.
+            settings: Have the length of the lease and of the grace period.
+            facts: Returns what the node publishes about itself.
+            on_expired: Called with a client if the lease had ended while the node was alive.
+            on_tick: Called with a channel after each renewal.
         """
         self.node = node
-        self.lapses = self.recovered = 0
+        self.expirations = self.recovered = 0
         self._app = app
-        self._settings = FleetSettings.from_environment()
+        self._settings = settings
         self._facts = facts
-        self._on_lapse = on_lapse
-        self._on_beat = on_beat
-        self._interval = self._settings.lease / PULSES
-        self._pause = self._interval
-        self._trusting_until = 0.0
-        self._renewed = False
-        self._one_at_a_time = threading.Lock()
+        self._on_expired = on_expired
+        self._on_tick = on_tick
+        self._interval_s = self._settings.lease / RENEWALS_PER_LEASE
+        self._pause_s = self._interval_s
+        self._grace_until = 0.0
+        self._has_renewed = False
+        self._lock = threading.Lock()
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
         self._connection: Any = None
 
     def start(self) -> None:
-        """Go on by itself."""
+        """Start the thread, unless it runs."""
         if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="fleet-pulse", daemon=True)
+            self._thread = threading.Thread(target=self._run, name="fleet-lease", daemon=True)
             self._thread.start()
 
     def stop(self) -> None:
-        """End the thread, or leave it behind after one interval, and disconnect."""
+        """Stop the thread, wait one interval for its end at most, and disconnect."""
         self._stopping.set()
         if self._thread is not None:
-            self._thread.join(self._interval)
+            self._thread.join(self._interval_s)
         self._disconnect()
 
-    def beat(self, channel: Any) -> None:
-        """Renew the lease, and give back what is to be."""
-        found = self.renew(channel)
-        self._on_beat(channel)
-        soonest = found.soonest
-        trusting = self._trusting_until - time.monotonic()
-        if found.over and trusting > 0:
-            soonest = min(soonest, trusting)
-        elif found.over:
-            again = self._give_back(channel, found.over)
-            soonest = soonest if again is None else again
-        self._pause = min(self._interval, soonest + random.uniform(0, SPREAD))  # noqa: S311 - no secret
+    def tick(self, channel: Any) -> None:
+        """Renew the lease, and requeue what dead nodes held, unless this node is in its grace period."""
+        renewal = self.renew(channel)
+        self._on_tick(channel)
+        pause = renewal.soonest
+        grace = self._grace_until - time.monotonic()
+        if renewal.ended and grace > 0:
+            pause = min(pause, grace)
+        elif renewal.ended and not self._recover(channel, renewal.ended):
+            pause = 0.0
+        self._pause_s = min(self._interval_s, pause + random.uniform(0, JITTER_S))  # noqa: S311 - no secret
 
     def renew(self, channel: Any) -> Renewal:
-        """Renew the lease once, and see whether it had ended."""
-        lease = self._settings.lease
-        facts = {**self._facts(), "lapses": self.lapses, "recovered": self.recovered}
-        with self._one_at_a_time, channel.conn_or_acquire() as client:
-            found = renew(client, self.node, lease, json.dumps(facts))
-            Channel.nodes = found.nodes
-            if self._is_unsure(found.left):
-                self._trusting_until = time.monotonic() + self._settings.grace
-            if self._renewed and (found.left is None or found.left < 0):
-                self.lapses += 1
-                self._on_lapse(client)
-            self._renewed = True
-        return found
+        """Renew the lease once, and call `on_expired` if it had ended."""
+        facts = {**self._facts(), "lapses": self.expirations, "recovered": self.recovered}
+        with self._lock, channel.conn_or_acquire() as client:
+            renewal = renew(client, self.node, self._settings.lease, json.dumps(facts))
+            Channel.nodes = renewal.nodes
+            if self._needs_grace(renewal.left):
+                self._grace_until = time.monotonic() + self._settings.grace
+            if self._has_renewed and (renewal.left is None or renewal.left < 0):
+                self.expirations += 1
+                self._on_expired(client)
+            self._has_renewed = True
+        return renewal
 
-    def _is_unsure(self, left: float | None) -> bool:
-        """Return whether others may have had no chance to renew their leases, as this node had not.
+    def _needs_grace(self, left: float | None) -> bool:
+        """Return whether other nodes may have been unable to renew their leases, as this one was.
 
-        It has started, or Redis was away for half a lease, or its clock was set.
+        That is so if this node has just started, if Redis was away for half a lease, or if its clock was set.
         """
         lease = self._settings.lease
-        return left is None or not self._renewed or not lease / 2 < left <= lease
+        return left is None or not self._has_renewed or not lease / 2 < left <= lease
 
-    def _give_back(self, channel: Any, nodes: Iterable[str]) -> float | None:
-        """Give back what dead nodes held, for as long as there is time; return when to go on, if not done."""
-        until = time.monotonic() + self._interval / 2
+    def _recover(self, channel: Any, nodes: Iterable[str]) -> bool:
+        """Requeue what dead nodes held, for half an interval at most; return whether all is requeued."""
+        until = time.monotonic() + self._interval_s / 2
         for node in nodes:
-            step = self._settings.give_back_step
-            moved = give_back(channel, node, self.node, step, until=until)
+            moved = restore_unacked(channel, node, self.node, self._settings.give_back_step, until=until)
             self.recovered += moved
             with channel.conn_or_acquire() as client:
-                gone = forget(client, node, if_dead=True)
-            if moved or gone:
-                logger.warning("%s is gone: its lease has ended. Messages given back: %d.", node, moved)
+                forgotten = forget(client, node, if_dead=True)
+            if moved or forgotten:
+                logger.warning("%s is gone: its lease has ended. Messages requeued: %d.", node, moved)
             if time.monotonic() > until:
-                return 0.0
-        return None
+                return False
+        return True
 
     def _run(self) -> None:
-        """Beat until the end."""
+        """Tick until `stop`."""
         failures = 0
-        while not self._stopping.wait(self._pause):
+        while not self._stopping.wait(self._pause_s):
             try:
-                self.beat(self._channel())
+                self.tick(self._channel())
                 failures = 0
             except Exception as error:
-                if failures == 1:  # the first may mean no more than that Redis was restarted meanwhile
-                    logger.warning("The lease cannot be renewed; others may count this as dead: %s", error)
-                self._pause = SHORT if failures else 0
+                if failures == 1:  # one failure alone is common: Redis was restarted
+                    logger.warning(
+                        "The lease cannot be renewed; others may count this node as dead: %s", error
+                    )
+                self._pause_s = RETRY_S if failures else 0
                 failures += 1
                 self._disconnect()
 
     def _channel(self) -> Any:
-        """Return a channel that works."""
+        """Return a connected channel."""
         if self._connection is None:
-            self._connection = connect(self._app, self._interval)
+            self._connection = connect(self._app, self._interval_s)
             declare_exchanges(self._app, self._connection.default_channel)
         return self._connection.default_channel
 
     def _disconnect(self) -> None:
-        """Forget the connection."""
+        """Close the connection, if there is one."""
         connection, self._connection = self._connection, None
         if connection is not None:
             with suppress(Exception):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What a node makes sure of before it connects: a name of its own, and a Redis that lets it do its work."""
+"""Checks that a node makes before it connects: that its name is free, and that Redis lets it do its work."""
 
 from __future__ import annotations
 
@@ -17,32 +17,39 @@ from redis.exceptions import NoPermissionError, RedisError, ResponseError
 from fleet_runtime.broker import functions, keys, scripts
 from fleet_runtime.errors import FleetError
 from fleet_runtime.recovery.connections import client as redis_client
-from fleet_runtime.settings import FleetSettings
 
 if TYPE_CHECKING:
     from celery import Celery
 
 logger = logging.getLogger(__name__)
 
-REDIS_NEEDED = (7, 0)  # flags of scripts
-NAME_WAITS = 45.0  # seconds until a name counts as taken: less than systemd grants a start
-SHORT = 1.0  # seconds until the next look
+# The scripts have flags, which came with Redis 7.0.
+MINIMUM_REDIS = (7, 0)
+# Seconds after which a name counts as taken: less than systemd grants for a start.
+NAME_TIMEOUT_S = 45.0
+# Seconds between two checks of a name.
+POLL_INTERVAL_S = 1.0
 
 
-def require_rights(app: Celery, node: str) -> None:
-    """Make sure that Redis is new enough and lets this user do what a node does.
+def require_rights(app: Celery, node: str, timeout: float) -> None:
+    """Make sure that Redis is new enough, and that its user may do what a node does.
 
-    If it is away, the node waits for it, and finds out later.
+    If Redis is away, nothing is refused: the node waits for Redis, and fails later.
+
+    Args:
+        app: The app.
+        node: Name of the node.
+        timeout: Seconds to wait for each reply of Redis.
 
     Raises:
-        FleetError: It is not so.
+        FleetError: Redis is too old, or its user lacks a right.
     """
     user = urlsplit(app.conf.broker_read_url or "").username or "default"
     try:
-        with redis_client(app, FleetSettings.from_environment().socket_timeout) as client:
+        with redis_client(app, timeout) as client:
             _require_version(client)
-            for command in _harmless(node):
-                _try(client, user, command)
+            for command in _probing_commands(node):
+                _require_permission(client, user, command)
             needed = (scripts.RENEW_LEASE, scripts.FETCH_AND_ACK, scripts.REQUEUE_ONE, scripts.DEAD_LETTER)
             functions.require(client, needed)
     except NoPermissionError as error:
@@ -51,36 +58,41 @@ def require_rights(app: Celery, node: str) -> None:
         logger.warning("Redis cannot be asked what this node may do: %s", error)
 
 
-def require_name(app: Celery, node: str) -> None:
-    """Make sure that no other host has a node of this name: each would give away what the other runs.
+def require_name(app: Celery, node: str, timeout: float) -> None:
+    """Make sure that no other host has a node of this name: each would requeue what the other runs.
 
-    A host that was replaced has left a lease behind, which ends; one that lives renews it. Not noticed is a
-    host of the same name.
+    A host that was replaced may have left a lease, which ends; a host that is alive renews its lease. Two
+    hosts of the same host name are not noticed.
+
+    Args:
+        app: The app.
+        node: Name of the node.
+        timeout: Seconds to wait for each reply of Redis.
 
     Raises:
-        FleetError: There is one.
+        FleetError: Another host has a node of this name.
     """
-    until, first = time.monotonic() + NAME_WAITS, None
+    until, first = time.monotonic() + NAME_TIMEOUT_S, None
     try:
-        with redis_client(app, FleetSettings.from_environment().socket_timeout) as client:
-            while other := _elsewhere(client, node):
-                host, ends = other
+        with redis_client(app, timeout) as client:
+            while holder := _other_host(client, node):
+                host, ends = holder
                 if first is None:
                     first = ends
                     logger.warning("There is a node %s on the host %s. Waiting for the end of its lease.",
                                    node, host)  # fmt: skip
                 if ends > first or time.monotonic() > until:
                     raise FleetError(
-                        f"the host {host} has a node {node}, too. Of two that have one name, each would give "
-                        "away what the other runs. Rename one of them."
+                        f"the host {host} has a node {node}, too. Each of them would requeue what the other "
+                        "runs. Rename one of them."
                     )
-                time.sleep(SHORT)
+                time.sleep(POLL_INTERVAL_S)
     except (OperationalError, OSError, RedisError) as error:
-        logger.warning("Redis cannot be asked who has this node's name: %s", error)
+        logger.warning("Redis cannot be asked which host has this node's name: %s", error)
 
 
-def _elsewhere(client: Any, node: str) -> tuple[str, float] | None:
-    """Return the other host that has a node of this name, and when its lease ends; None if there is none."""
+def _other_host(client: Any, node: str) -> tuple[str, float] | None:
+    """Return the other host that has a node of this name, and when its lease ends; None without one."""
     with client.pipeline(transaction=False) as pipeline:
         pipeline.hget(keys.NODES, node).zscore(keys.LEASES, node).time()
         facts, ends, (seconds, _) = pipeline.execute()
@@ -90,43 +102,43 @@ def _elsewhere(client: Any, node: str) -> tuple[str, float] | None:
     return host, ends
 
 
-def _try(client: Any, user: str, command: tuple[Any, ...]) -> None:
-    """Run a command only to see whether it is permitted.
+def _require_permission(client: Any, user: str, command: tuple[Any, ...]) -> None:
+    """Run a command to see whether it is permitted.
 
     Raises:
-        FleetError: It is not.
+        FleetError: It is not permitted.
     """
     try:
         client.execute_command(*command)
     except NoPermissionError as error:
-        words = " ".join(map(str, command)).strip()
+        text = " ".join(map(str, command)).strip()
         raise FleetError(
-            f"Redis does not let its user {user} do what a node needs: {words} ({error})."
+            f"Redis does not let its user {user} do what a node needs: {text} ({error})."
         ) from None
     except ResponseError:
-        return  # there is no such script, which is all that was to be known
+        return  # another error means that the command is permitted
 
 
 def _require_version(client: Any) -> None:
-    """Refuse a Redis that lacks what the scripts need.
+    """Refuse a Redis that is older than MINIMUM_REDIS.
 
     Raises:
-        FleetError: It is too old.
+        FleetError: Redis is too old.
     """
-    said = client.execute_command("HELLO")  # which needs no right, unlike INFO
-    if not isinstance(said, dict):
-        said = dict(zip(said[::2], said[1::2], strict=True))
-    about = {bytes_to_str(name): bytes_to_str(value) for name, value in said.items()}
-    version = str(about["version"])
-    if tuple(int(part) for part in version.split(".")[:2]) < REDIS_NEEDED:
-        needed = ".".join(map(str, REDIS_NEEDED))
+    reply = client.execute_command("HELLO")  # which needs no right, unlike INFO
+    if not isinstance(reply, dict):
+        reply = dict(zip(reply[::2], reply[1::2], strict=True))
+    server = {bytes_to_str(name): bytes_to_str(value) for name, value in reply.items()}
+    version = str(server["version"])
+    if tuple(int(part) for part in version.split(".")[:2]) < MINIMUM_REDIS:
+        needed = ".".join(map(str, MINIMUM_REDIS))
         raise FleetError(f"this Redis is {version}, and a node needs {needed} or newer.")
 
 
-def _harmless(node: str) -> list[tuple[Any, ...]]:
-    """Return commands that change nothing, one for each right that is used here.
+def _probing_commands(node: str) -> list[tuple[Any, ...]]:
+    """Return commands that change nothing, one for each right that recovery uses.
 
-    The queues are left out: without them, a node could not even consume.
+    The rights on queues are left out: without them, a node could not even consume.
     """
     unacked, index, mutex = keys.unacked(node), keys.unacked_index(node), keys.unacked_mutex(node)
     return [

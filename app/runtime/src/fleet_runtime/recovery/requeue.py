@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: MIT
-"""Gives back what a dead node held.
+"""Requeues the unacknowledged messages of a node that died.
 
-Each message moves in one step of Redis, from the hash of what its node holds to its queue, so it does so
-once, whoever else tries, and wherever this is interrupted.
+A script moves each message from the hash of unacknowledged messages to its queue in one step. So a message
+moves once, even if several nodes try, and wherever one of them is interrupted.
 
-Who does it is the node itself when it starts again, or another when its lease has ended (`recovery`); and,
-before either can, what its unit runs once its processes are gone: `python -m fleet_runtime.recovery.requeue`.
-That needs no app, and so takes a fraction of the time that a node takes to start. It is why this imports no
-Celery.
+The node itself requeues them when it starts again, or another node does when the lease has ended. The unit of
+the node does it before either, once its processes are gone: `python -m fleet_runtime.recovery.requeue`. That
+needs no app and does not import Celery, so it is much faster than the start of a node.
 """
 
 from __future__ import annotations
@@ -35,14 +34,15 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-MOST_BYTES = 1_000_000  # in one step, or one of large messages would keep Redis from all else
-# For the unit of a dead node: seconds to wait for Redis, and for all. Its next start waits for this, and
-# gives back what is left.
-UNIT_WAITS, UNIT_TAKES = 2.0, 5.0
+# Bytes that one call of the script moves at most: Redis does nothing else meanwhile.
+BATCH_BYTES = 1_000_000
+# For the unit of a dead node: seconds to wait for each reply of Redis, and for all messages. The next start
+# of the node waits for the unit, and requeues the rest.
+UNIT_TIMEOUT_S, UNIT_DURATION_S = 2.0, 5.0
 
 
 class Message(NamedTuple):
-    """A message that goes back to its queues."""
+    """A message with the keys of its queues in Redis."""
 
     tag: str
     text: str
@@ -50,25 +50,35 @@ class Message(NamedTuple):
 
 
 def forget(client: Any, node: str, *, if_dead: bool) -> bool:
-    """Remove all keys of a node that holds nothing; return whether that is so."""
+    """Delete all keys of a node, unless it has unacknowledged messages.
+
+    Args:
+        client: A client of redis-py.
+        node: Name of the node.
+        if_dead: Whether to delete nothing if the lease of the node has not ended.
+
+    Returns:
+        Whether the keys are deleted.
+    """
     names = [keys.LEASES, keys.NODES]
     names += [keys.unacked(node), keys.unacked_index(node), keys.unacked_mutex(node), keys.proofs(node)]
     return bool(functions.run(client, scripts.FORGET_NODE, names, [node, int(if_dead)]))
 
 
 @dataclass
-class GiveBack:
-    """Gives back what a node held.
+class UnackedRestorer:
+    """Requeues the unacknowledged messages of a node.
 
     Attributes:
-        channel: A channel of kombu's, which knows the queues.
-        node: Whose messages.
-        step: How many at a time.
-        keep: Delivery tags of those that stay.
+        channel: A channel of kombu that knows the queues of the app.
+        node: The node that holds the messages.
+        step: Messages that one call of the script moves.
+        keep: Delivery tags of messages that stay.
         if_dead: Stop as soon as the node has a lease.
-        died: Say so in the messages, for the count of losses.
-        until: When to stop, by the monotonic clock; the rest is for the next time.
-        unreadable: What becomes of a record that can go nowhere; by default it stays.
+        died: Mark the messages as recovered, so that the crash is counted.
+        until: When to stop, by the monotonic clock.
+        on_unroutable: Called with the tag, the record and the error of a message that has no queue. Without
+            it, such a message stays.
     """
 
     channel: Any
@@ -78,34 +88,34 @@ class GiveBack:
     if_dead: bool = True
     died: bool = True
     until: float = float("inf")
-    unreadable: Callable[[str, bytes, Exception], None] | None = None
+    on_unroutable: Callable[[str, bytes, Exception], None] | None = None
 
     def run(self) -> int:
-        """Move the messages, and return how many."""
+        """Requeue the messages, and return how many."""
         moved = 0
-        for messages in _steps(self._messages(), self.step):
-            now = self._move(messages)
-            if now < 0:
-                logger.info("%s lives again, and keeps the rest of what it holds.", self.node)
+        for messages in _batches(self._messages(), self.step):
+            count = self._move(messages)
+            if count < 0:
+                logger.info("%s is alive again, and keeps the rest of its messages.", self.node)
                 break
-            moved += now
+            moved += count
             if time.monotonic() > self.until:
                 break
         return moved
 
     def _messages(self) -> Iterator[Message]:
-        """Yield what can go back, as it will."""
+        """Yield the messages that can be requeued."""
         with self.channel.conn_or_acquire() as client:
             cursor = -1
             while cursor:
                 cursor, records = client.hscan(keys.unacked(self.node), max(cursor, 0), count=self.step)
                 for tag, record in records.items():
                     name = bytes_to_str(tag)
-                    if name not in self.keep and (message := self._read(name, record)):
+                    if name not in self.keep and (message := self._parse(name, record)):
                         yield message
 
-    def _read(self, tag: str, record: bytes) -> Message | None:
-        """Return a message; None if it cannot be read, or belongs nowhere."""
+    def _parse(self, tag: str, record: bytes) -> Message | None:
+        """Return the message of a record; None if it cannot be parsed, or has no queue."""
         try:
             message, exchange, routing_key = loads(bytes_to_str(record))
             message["headers"]["redelivered"] = True
@@ -119,55 +129,58 @@ class GiveBack:
         except (OSError, RedisError):
             raise
         except Exception as error:
-            if self.unreadable:
-                self.unreadable(tag, record, error)
+            if self.on_unroutable:
+                self.on_unroutable(tag, record, error)
             return None
 
     def _queues(self, message: Any, exchange: str, routing_key: str) -> list[str]:
-        """Return the keys of the lists in Redis to which a message belongs, as kombu finds them."""
+        """Return the keys of the lists in Redis that a message is routed to, as kombu finds them."""
         channel = self.channel
         if exchange and channel.typeof(exchange).type == "fanout":
-            return []  # it was for this node only, and not in a list
+            return []  # a broadcast for this node alone, which was in no list
         priority = channel._get_message_priority(message, reverse=False)
         return [channel._q_for_pri(queue, priority) for queue in channel._lookup(exchange, routing_key)]
 
     def _move(self, messages: list[Message]) -> int:
-        """Move messages in one step, or one by one if Redis refuses one of them."""
+        """Move messages with one call of the script, or one by one if Redis refuses one of them."""
         names = [keys.LEASES, keys.unacked(self.node), keys.unacked_index(self.node)]
-        words: list[Any] = [self.node, int(self.if_dead)]
+        arguments: list[Any] = [self.node, int(self.if_dead)]
         for message in messages:
             names += [queue for queue in message.queues if queue not in names]
-            places = [names.index(queue) + 1 for queue in message.queues]
-            words += [message.tag, message.text, len(places), *places]
+            indexes = [names.index(queue) + 1 for queue in message.queues]
+            arguments += [message.tag, message.text, len(indexes), *indexes]
         try:
             with self.channel.conn_or_acquire() as client:
-                return int(functions.run(client, scripts.REQUEUE_UNACKED, names, words))
+                return int(functions.run(client, scripts.REQUEUE_UNACKED, names, arguments))
         except ResponseError as error:
             if len(messages) == 1:
-                logger.error("What %s held for %s cannot be given back: %s",
+                logger.error("A message of %s for %s cannot be requeued: %s",
                              self.node, ", ".join(messages[0].queues), error)  # fmt: skip
                 return 0
         moved = 0
         for message in messages:
-            one = self._move([message])
-            if one < 0:
-                return one
-            moved += one
+            count = self._move([message])
+            if count < 0:
+                return count
+            moved += count
         return moved
 
 
-def give_back(channel: Any, node: str, finder: str, step: int, **options: Any) -> int:
-    """Give back what a node held, and return how many messages; what can go nowhere goes to the dead letters.
+def restore_unacked(channel: Any, node: str, finder: str, step: int, **options: Any) -> int:
+    """Requeue the unacknowledged messages of a node; a message that has no queue becomes a dead letter.
 
     Args:
-        channel: A channel that knows the app's exchanges.
-        node: Whose messages.
-        finder: The node that does it.
-        step: How many at a time.
-        options: What else `GiveBack` takes.
+        channel: A channel that knows the exchanges of the app.
+        node: The node that holds the messages.
+        finder: The node that requeues them.
+        step: Messages that one call of the script moves.
+        options: Other attributes of `UnackedRestorer`.
+
+    Returns:
+        How many messages were requeued.
     """
 
-    def bury(tag: str, record: bytes, error: Exception) -> None:
+    def dead_letter(tag: str, record: bytes, error: Exception) -> None:
         """Move a message to the dead letters."""
         # Imported when there is such a message: what the unit of a node runs must start fast.
         from fleet_runtime.dead_letters import store
@@ -175,39 +188,39 @@ def give_back(channel: Any, node: str, finder: str, step: int, **options: Any) -
         from fleet_runtime.logging import redact
 
         what = redact.described(error)  # no more of it, because the error may quote the record
-        logger.error("What %s held as %s goes to the dead letters: %s", node, tag, what)
+        logger.error("The message %s of %s goes to the dead letters: %s", tag, node, what)
         held = UnackedRef(keys.unacked(node), keys.unacked_index(node), tag)
         try:
             with channel.conn_or_acquire() as client:
                 end = End.of(Reason.UNDECODABLE, error)
-                store.bury_raw(client, record, end, node=finder, held=held)
+                store.dead_letter_raw(client, record, end, node=finder, held=held)
         except ResponseError as refusal:
             logger.error("It cannot be moved there, and stays where it is: %s", refusal)
 
-    return GiveBack(channel, node, step, unreadable=bury, **options).run()
+    return UnackedRestorer(channel, node, step, on_unroutable=dead_letter, **options).run()
 
 
 def main() -> None:
-    """Give back what the node of this unit held: its processes are gone.
+    """Requeue the messages of the node of this unit, whose processes are gone.
 
-    No more than an attempt: whatever keeps it from that, the node gives back the rest as it starts.
+    A failure is only printed, for the journal: the node requeues the rest when it starts.
     """
     try:
         node, settings = os.environ["FLEET_NODE"], FleetSettings.from_environment()
-        moved = _give_back(node, settings)
+        moved = _restore_without_app(node, settings)
     except Exception as error:
-        print(f"<4>What this node held goes back to its queues when it starts: {error}")  # for the journal
+        print(f"<4>The messages of this node are requeued when it starts: {error}")
         return
     if moved:
-        print(f"<4>Given back what {node} held when it ended: {moved} messages.")
+        print(f"<4>Requeued what {node} held when it died: {moved} messages.")
 
 
-def _give_back(node: str, settings: FleetSettings) -> int:
-    """Give back what a node held, and return how many messages."""
+def _restore_without_app(node: str, settings: FleetSettings) -> int:
+    """Requeue the messages of a node by what it has published about its app, and return how many."""
     options = {
         "ack_emulation": False,
-        "socket_timeout": UNIT_WAITS,
-        "socket_connect_timeout": UNIT_WAITS,
+        "socket_timeout": UNIT_TIMEOUT_S,
+        "socket_connect_timeout": UNIT_TIMEOUT_S,
     }
     tls = settings.broker_tls or None
     with Connection(settings.broker_url, ssl=tls, transport_options=options) as connection:
@@ -216,26 +229,26 @@ def _give_back(node: str, settings: FleetSettings) -> int:
         with channel.conn_or_acquire() as client:
             facts = json.loads(client.hget(keys.NODES, node) or "{}")
         if facts.get("host", "") not in ("", socket.gethostname()):
-            return 0  # this unit was refused because another host has a node of its name, which may live
-        channel.priority_steps = facts.get("priority_steps", channel.priority_steps)  # as its app has them
+            return 0  # this unit was refused: another host has a node of its name, which may be alive
+        channel.priority_steps = facts.get("priority_steps", channel.priority_steps)  # those of the app
         for exchange, kind in facts.get("exchanges", {}).items():
             channel.exchange_declare(exchange, kind)
-        until = time.monotonic() + UNIT_TAKES
-        return GiveBack(channel, node, settings.give_back_step, if_dead=False, until=until).run()
+        until = time.monotonic() + UNIT_DURATION_S
+        return UnackedRestorer(channel, node, settings.give_back_step, if_dead=False, until=until).run()
 
 
-def _steps(messages: Iterable[Message], most: int) -> Iterator[list[Message]]:
-    """Yield messages in lists of so many, or of fewer large ones."""
-    step: list[Message] = []
+def _batches(messages: Iterable[Message], count: int) -> Iterator[list[Message]]:
+    """Yield lists of at most `count` messages, and of at most BATCH_BYTES unless one message is larger."""
+    batch: list[Message] = []
     size = 0
     for message in messages:
-        if step and (len(step) >= most or size + len(message.text) > MOST_BYTES):
-            yield step
-            step, size = [], 0
-        step.append(message)
+        if batch and (len(batch) >= count or size + len(message.text) > BATCH_BYTES):
+            yield batch
+            batch, size = [], 0
+        batch.append(message)
         size += len(message.text)
-    if step:
-        yield step
+    if batch:
+        yield batch
 
 
 if __name__ == "__main__":

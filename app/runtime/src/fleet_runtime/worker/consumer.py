@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""What becomes of messages that are none, or for no task of this app: they go to the dead letters.
+"""The consumer of a node, which drops no message.
 
-Celery logs them and drops them. Some it cannot even read, and ends.
+Celery logs and drops a message that is not valid, or that is for no task of this app; some of these end the
+node. Here they become dead letters.
 """
 
 from __future__ import annotations
@@ -24,12 +25,17 @@ from fleet_runtime.broker import functions
 from fleet_runtime.compat.surface import may_replace
 from fleet_runtime.dead_letters.model import End, Reason
 from fleet_runtime.inspect.queues import consumed
-from fleet_runtime.logging.celery_logging import about
-from fleet_runtime.recovery import inflight
+from fleet_runtime.logging.celery_logging import MessageContext
 from fleet_runtime.transport import broadcast
 from fleet_runtime.transport.channel import Channel
 from fleet_runtime.worker import readiness
-from fleet_runtime.worker.request import Burial, Mortal, adopt, bury
+from fleet_runtime.worker.context import WorkerContext
+from fleet_runtime.worker.request import (
+    DeadLetterCandidate,
+    DeadLetterRequest,
+    dead_letter,
+    use_dead_letter_requests,
+)
 from fleet_runtime.worker.transports import patch_brpop
 
 if TYPE_CHECKING:
@@ -37,60 +43,70 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Tasks that wait here for their rate limit, and make room for others. More leave room for other nodes.
-LIMITED = 100
-PAUSE = 1.0  # seconds until the next attempt, if Redis has refused something
+# Tasks that wait for their rate limit, and for which others are fetched. With more, this node would take all
+# of a queue from other nodes.
+RATE_LIMITED_MAX = 100
+# Seconds until the next attempt to connect, if Redis has refused a command.
+REFUSED_RETRY_S = 1.0
 
 
 class FleetConsumer(Consumer):  # type: ignore[misc]  # celery ships no types
-    """Celery's consumer, which drops nothing."""
+    """Celery's consumer, with dead letters for the messages that Celery drops."""
 
     def __init__(self, on_task_request: Callable[[Any], Any], *args: Any, **kwargs: Any) -> None:
-        """Stand between what the node takes from its queues and its pool."""
-        # Tells the others how it is, at once; set by `recovery`, which does so again and again.
+        """Create a consumer with Celery's arguments.
+
+        Args:
+            on_task_request: Gives a request to the pool.
+            args: Other arguments of Celery's consumer.
+            kwargs: The same.
+        """
+        # Publishes the facts of this node at once. The `Recovery` step sets it.
         self.announce: Callable[[], None] = lambda: None
-        # Of those that wait for their rate limit: the ones for which others may be reserved.
+        # Requests that wait for their rate limit, and for which others may be prefetched.
         self.limited: set[Any] = set()
         super().__init__(partial(_hand_over, on_task_request), *args, **kwargs)
         patch_brpop()
         broadcast.patch(may_replace)
 
     def start(self) -> None:
-        """Consume until the node stops, or until something ends it that nobody has foreseen."""
+        """Consume until the node stops, or until an unexpected error ends it."""
         try:
             super().start()
         except Exception:
-            # What is held is left to others, as if the process had died: it counts as a loss then.
-            inflight.Held.crashed = True
+            # The messages are requeued as those of a dead node, so that a crash is counted.
+            if in_flight := WorkerContext.of(self).in_flight:
+                in_flight.crashed = True
             raise
 
     def connect(self) -> Any:
-        """Connect; of the queues that this node consumes, those that Redis refuses are left out."""
+        """Connect. Queues that Redis refuses are not consumed."""
         connection = super().connect()
         channel = connection.default_channel
         if isinstance(channel, Channel):
-            channel.skips_refused, channel.on_refused = True, partial(self.call_soon, self._tell)
+            channel.skips_refused = True
+            channel.on_refused = partial(self.call_soon, self._announce_if_connected)
         return connection
 
     @property
     def refused(self) -> dict[str, str]:
-        """The queues that this node should consume, and that Redis refuses, each with the reason."""
+        """The queues that this node should consume and that Redis refuses, with the reasons."""
         channel = getattr(self.task_consumer, "channel", None)
         refused = getattr(channel, "refused", {})
         if not refused:
             return {}
-        names = consumed(self.app, self.hostname)  # that of a Broadcast queue is none that anybody knows
+        names = consumed(self.app, self.hostname)  # a Broadcast queue has a random name
         return {names.get(queue, queue): reason for queue, reason in refused.items()}
 
-    def _tell(self) -> None:
-        """Tell the others how this node is, if it is connected."""
+    def _announce_if_connected(self) -> None:
+        """Publish the facts of this node, if it is connected."""
         if self.connection and self.task_consumer:
             self.announce()
 
     def refusal(self, queue: Any) -> str:
-        """Return why this node cannot consume a queue, in a sentence; nothing if it can."""
+        """Return in a sentence why this node cannot consume a queue; an empty string if it can."""
         if not (isinstance(queue, str) and queue):
-            return f"{queue!r:.100} is no name of a queue."
+            return f"{queue!r:.100} is not the name of a queue."
         channel = getattr(self.task_consumer, "channel", None)
         if not isinstance(channel, Channel) or not (reason := channel.refusal(queue)):
             return ""
@@ -100,23 +116,24 @@ class FleetConsumer(Consumer):  # type: ignore[misc]  # celery ships no types
         )
 
     def on_connection_error_after_connected(self, exc: Exception) -> None:
-        """Prepare for another connection."""
+        """Prepare for the next connection."""
         with warnings.catch_warnings():
-            # That what runs should be cancelled then: it need not be, since it is acknowledged later.
+            # Celery recommends to cancel running tasks. Here they are acknowledged on the next connection.
             warnings.simplefilter("ignore", CPendingDeprecationWarning)
             super().on_connection_error_after_connected(exc)
         _pause_if_refused(exc)
 
     def on_connection_error_before_connected(self, exc: Exception) -> None:
-        """Say that there is no connection, and prepare for another one in the same way."""
+        """Log that there is no connection, and wait if Redis has refused a command."""
         super().on_connection_error_before_connected(exc)
         _pause_if_refused(exc)
 
     def update_strategies(self) -> None:
-        """Prepare for each task that there is."""
-        readiness.own_task(self.app.tasks[readiness.NAME])
+        """Build the strategy of each task, with requests that become dead letters."""
+        readiness.configure_task(self.app.tasks[readiness.NAME])
+        context = WorkerContext.of(self)
         for task in self.app.tasks.values():
-            adopt(task)
+            use_dead_letter_requests(task, context)
         super().update_strategies()
 
     def add_task_queue(
@@ -127,15 +144,15 @@ class FleetConsumer(Consumer):  # type: ignore[misc]  # celery ships no types
         routing_key: str | None = None,
         **options: Any,
     ) -> None:
-        """Consume a queue, too, unless Redis refuses it; not before this node has proved that it works."""
+        """Consume one more queue, unless Redis refuses it; not before the self-test has passed."""
         if refusal := self.refusal(queue):
             logger.error("A queue cannot be consumed. %s", refusal)
             return
-        if readiness.own.at is not None:
+        if WorkerContext.of(self).self_test.passed_at is not None:
             super().add_task_queue(queue, exchange, exchange_type, routing_key, **options)
             return
         queues = self.app.amqp.queues
-        if queue in queues:  # as Celery does it; the rest follows at the end of the probation
+        if queue in queues:  # as Celery does; the readiness gate consumes the queue when it opens
             queues.select_add(queues[queue])
         else:
             options["exchange"] = queue if exchange is None else exchange
@@ -143,35 +160,35 @@ class FleetConsumer(Consumer):  # type: ignore[misc]  # celery ships no types
             queues.select_add(queue, routing_key=routing_key, **options)
 
     def on_close(self) -> None:
-        """Forget what waits, as the connection is closed."""
+        """Forget the requests that wait for their rate limit, as the connection is closed."""
         self.limited.clear()
         super().on_close()
 
     def _limit_task(self, request: Any, bucket: Any, tokens: int) -> Any:
-        """Let a task wait for its rate limit; as for one with an ETA, another one may be reserved."""
+        """Let a request wait for its rate limit, and prefetch another one, as for a request with an ETA."""
         self._make_room_for(request)
         return super()._limit_task(request, bucket, tokens)
 
     def _limit_post_eta(self, request: Any, bucket: Any, tokens: int) -> Any:
-        """Let a task wait for its rate limit whose time has come."""
+        """Let a request wait for its rate limit whose ETA has come."""
         self._make_room_for(request)
         return super()._limit_post_eta(request, bucket, tokens)
 
     def _limit_move_to_pool(self, request: Any) -> None:
-        """Let a task run that has waited for its rate limit."""
+        """Run a request that has waited for its rate limit."""
         if request in self.limited:
             self.limited.discard(request)
             self.qos.decrement_eventually()
         super()._limit_move_to_pool(request)
 
     def _make_room_for(self, request: Any) -> None:
-        """Let another task be reserved beside one that waits, unless `worker_eta_task_limit` forbids it."""
+        """Prefetch another message beside one that waits, unless `worker_eta_task_limit` forbids it."""
         before = self.qos.value
-        if len(self.limited) < LIMITED and self.qos.increment_eventually() > before:
+        if len(self.limited) < RATE_LIMITED_MAX and self.qos.increment_eventually() > before:
             self.limited.add(request)
 
     def create_task_handler(self, *args: Any, **kwargs: Any) -> Callable[[Any], Any]:
-        """Return what is called with each message."""
+        """Return the handler of messages."""
         handle = super().create_task_handler(*args, **kwargs)
 
         @wraps(handle)
@@ -182,12 +199,12 @@ class FleetConsumer(Consumer):  # type: ignore[misc]  # celery ships no types
                 return self.on_invalid_task(None, message, error)
             except Exception as error:
                 return self.on_decode_error(message, error)
-            with about(message):
+            with MessageContext(message):
                 try:
                     _count_if_delayed(message)
                     return handle(message)
                 except Exception as error:
-                    # Before the pool has it: `ending` sees to what fails from then on.
+                    # The pool does not have it yet. From then on, `task_end` handles errors.
                     if broadcast.is_of_broker(error):
                         raise
                     return self.on_invalid_task(None, message, error)
@@ -195,49 +212,49 @@ class FleetConsumer(Consumer):  # type: ignore[misc]  # celery ships no types
         return on_task_received
 
     def on_unknown_message(self, body: Any, message: Any) -> None:
-        """Handle a message that says nothing of a task."""
-        if self._bury(message, End(Reason.INVALID, "It names no task.")):
+        """Handle a message that does not name a task."""
+        if self._dead_letter(message, End(Reason.INVALID, "It does not name a task.")):
             super().on_unknown_message(body, message)
 
     def on_unknown_task(self, body: Any, message: Any, exc: BaseException) -> None:
         """Handle a message for a task that this app does not have."""
-        if self._bury(message, End(Reason.UNREGISTERED, f"There is no task {exc} in this app.")):
+        if self._dead_letter(message, End(Reason.UNREGISTERED, f"There is no task {exc} in this app.")):
             super().on_unknown_task(body, message, exc)
 
     def on_invalid_task(self, body: Any, message: Any, exc: BaseException) -> None:
-        """Handle a message that cannot be one of a task, or whose serializer is not accepted."""
+        """Handle a message that is not valid for a task, or whose serializer is not accepted."""
         reason = Reason.UNDECODABLE if isinstance(exc, ContentDisallowed) else Reason.INVALID
-        if self._bury(message, End.of(reason, exc)):
+        if self._dead_letter(message, End.of(reason, exc)):
             super().on_invalid_task(body, message, exc)
-            self._tell_caller(message, exc)
+            self._store_failure(message, exc)
 
     def on_decode_error(self, message: Any, exc: BaseException) -> None:
-        """Handle a message whose body cannot be read; the node's mailbox asks for its own here, too."""
+        """Handle a message whose body cannot be decoded; the mailbox calls this for its messages, too."""
         if message.channel is not getattr(self.task_consumer, "channel", None):
             broadcast.dropped.add(broadcast.CONTROL, exc)
             return
-        if self._bury(message, End.of(Reason.UNDECODABLE, exc)):
+        if self._dead_letter(message, End.of(Reason.UNDECODABLE, exc)):
             super().on_decode_error(message, exc)
-            self._tell_caller(message, exc)
+            self._store_failure(message, exc)
 
-    def _tell_caller(self, message: Any, error: BaseException) -> None:
-        """Store that a task has failed whose message cannot be read, if its headers say which it is.
+    def _store_failure(self, message: Any, error: BaseException) -> None:
+        """Store that a task has failed whose message cannot be read, if its headers have the task's id.
 
-        Celery stores nothing, and whoever asked for the result waits for ever.
+        Celery stores nothing, so that a caller would wait for the result for ever.
         """
         headers = message.headers if isinstance(message.headers, dict) else {}
-        name, task = headers.get("id"), self.app.tasks.get(str(headers.get("task")))
-        wants_none = headers.get("ignore_result", getattr(task, "ignore_result", False))
-        if wants_none or not (isinstance(name, str) and name):
+        task_id, task = headers.get("id"), self.app.tasks.get(str(headers.get("task")))
+        ignores_result = headers.get("ignore_result", getattr(task, "ignore_result", False))
+        if ignores_result or not (isinstance(task_id, str) and task_id):
             return
         failure = InvalidTaskError(f"The node could not read the message: {broadcast.described(error)}")
         try:
-            self.app.backend.mark_as_failure(name, failure)
+            self.app.backend.mark_as_failure(task_id, failure)
         except Exception as refusal:
-            logger.warning("The failure of %s cannot be stored: %s", name, broadcast.described(refusal))
+            logger.warning("The failure of %s cannot be stored: %s", task_id, broadcast.described(refusal))
 
     def _require_readable(self, message: Any) -> None:
-        """Refuse a message on which Celery's handler would fail with what it does not expect.
+        """Refuse a message on which Celery's handler would fail with an unexpected error.
 
         Raises:
             InvalidTaskError: It has no name or no id where it should, or no arguments.
@@ -251,9 +268,10 @@ class FleetConsumer(Consumer):  # type: ignore[misc]  # celery ships no types
         if headers["task"] in self.strategies and not isinstance(message.payload, (list, tuple, dict)):
             raise InvalidTaskError("Its body has no arguments.")
 
-    def _bury(self, message: Any, end: End) -> bool:
+    def _dead_letter(self, message: Any, end: End) -> bool:
         """Move a message to the dead letters; return whether Celery may drop it now."""
-        return bury(f"A message ({end.reason})", Burial(message, end, self.hostname))
+        candidate = DeadLetterCandidate(message, end, self.hostname)
+        return dead_letter(f"A message ({end.reason})", candidate, WorkerContext.of(self))
 
 
 @control_command(  # type: ignore[untyped-decorator]  # celery ships no types
@@ -281,13 +299,13 @@ def add_consumer(
 def cancel_consumer(state: Any, queue: Any, **_: Any) -> dict[str, str]:
     """Tell worker(s) to stop consuming from task queue by name."""
     if not isinstance(queue, str):
-        return {"error": f"{queue!r:.100} is no name of a queue."}
+        return {"error": f"{queue!r:.100} is not the name of a queue."}
     state.consumer.call_soon(partial(_as_commanded, state.consumer.cancel_task_queue), queue)
     return {"ok": f"no longer consuming from {queue}"}
 
 
 def _as_commanded(do: Callable[..., Any], *args: Any, **options: Any) -> None:
-    """Do in the node's loop what was commanded; what is wrong with the command does not end the node."""
+    """Carry out a command in the loop of the node. An error of the command does not end the node."""
     try:
         do(*args, **options)
     except Exception as error:
@@ -297,27 +315,27 @@ def _as_commanded(do: Callable[..., Any], *args: Any, **options: Any) -> None:
 
 
 def _count_if_delayed(message: Any) -> None:
-    """Let the channel know of a message whose task waits for its time."""
+    """Tell the channel of a message whose ETA has not come."""
     channel, headers = message.channel, message.headers
     if not (isinstance(channel, Channel) and isinstance(headers, dict) and headers.get("eta")):
         return
-    with suppress(TypeError, ValueError):  # Celery's handler refuses what is no time
-        at = datetime.fromisoformat(headers["eta"])
-        channel.eta_count += (at if at.tzinfo else at.replace(tzinfo=UTC)) > datetime.now(UTC)
+    with suppress(TypeError, ValueError):  # Celery's handler refuses an invalid time
+        eta = datetime.fromisoformat(headers["eta"])
+        channel.eta_count += (eta if eta.tzinfo else eta.replace(tzinfo=UTC)) > datetime.now(UTC)
 
 
 def _pause_if_refused(error: Exception) -> None:
-    """Wait, if Redis has refused something, or lacks a function: it would answer the same again.
+    """Wait, if Redis has refused a command, or lacks a function: it would refuse the next one, too.
 
-    A master that has become a replica does so until it is a master once more.
+    For example, a master that has become a replica refuses until it is a master again.
     """
     if isinstance(error, (ResponseError, functions.FunctionMissingError)):
-        time.sleep(PAUSE)
+        time.sleep(REFUSED_RETRY_S)
 
 
 def _hand_over(hand_over: Callable[[Any], Any], request: Any) -> None:
-    """Give a task to the pool, unless it has killed who ran it too often."""
-    if isinstance(request, Mortal) and request.kills():
-        request.refuse()
+    """Give a request to the pool, unless its message has crashed its process too often."""
+    if isinstance(request, DeadLetterRequest) and request.has_crashed_too_often():
+        request.fail_as_poison()
     else:
         hand_over(request)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""Tells for how long a node has not listened for control commands.
+"""Measures for how long a node has not listened for control commands.
 
-A node may run tasks and renew its lease while nothing reads its mailbox: with gevent, a greenlet of its own
-does. `fleet status` says so then. Nothing is sent for this: the transport notes when a mailbox was last among
-what is polled, which is each second or with each turn of the loop, whether commands come or not.
+A node may run tasks and renew its lease while nothing reads its mailbox: with gevent, another greenlet does.
+`fleet status` reports that. Nothing is sent for it: the transport records when a mailbox was last polled,
+which happens each second or with each turn of the loop, whether commands come or not.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 def silence(consumer: Any, since: float) -> float:
     """Return for how many seconds a node has not listened for control commands.
 
-    It is 0 where that is not known, or means nothing: without remote control, with kombu's own transport, and
-    in a solo pool, which does not listen while it runs a task.
+    It is 0 where that is not known or expected: without remote control, with kombu's own transport, and in a
+    solo pool, which does not listen while it runs a task.
 
     Args:
-        consumer: The node's.
-        since: When the node began, by the monotonic clock: if it has never listened.
+        consumer: The consumer of the node.
+        since: When the node started, by the monotonic clock. It counts if the node has never listened.
     """
     mailbox = _mailbox(getattr(consumer, "steps", ()))
     if mailbox is None or isinstance(consumer.pool, solo.TaskPool):
@@ -40,5 +40,5 @@ def silence(consumer: Any, since: float) -> float:
 
 
 def _mailbox(steps: Iterable[Any]) -> Any:
-    """Return what takes control commands in a node, if anything does."""
+    """Return the mailbox of a node; None if it has none."""
     return next((step.box for step in steps if hasattr(step, "box")), None)

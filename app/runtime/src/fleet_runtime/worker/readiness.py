@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""Lets a node take nothing until it has run a task: one that only it can get.
+"""The readiness gate: a node fetches nothing from its queues until it has run a task of its own.
 
-A node whose app is broken looks well until it runs something, and by then it has taken tasks. So each begins
-with a queue of its own, in which it puts a task for itself; its queues follow once that is done. A node that
-was only cut off from its broker goes on at once.
+A node whose app is broken seems healthy until it runs something, and by then it has fetched tasks. So each
+node begins with a queue of its own, and sends a self-test to it. The node consumes its queues once that has
+passed. A node that has only reconnected to its broker goes on at once.
 """
 
 # Celery ships no types.
@@ -15,7 +15,6 @@ import os
 import signal
 import threading
 import time
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -31,8 +30,9 @@ from redis.exceptions import ResponseError
 from fleet_runtime.broker import keys
 from fleet_runtime.broker.oom import is_full
 from fleet_runtime.inspect import probe
-from fleet_runtime.recovery.inflight import copied
-from fleet_runtime.worker.request import FleetRequest, raised
+from fleet_runtime.recovery.inflight import snapshot
+from fleet_runtime.worker.context import WorkerContext
+from fleet_runtime.worker.request import DeadLetterRequest, raised_exception
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -42,55 +42,38 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+# Name of the self-test. A release before has this name, too.
 NAME = "fleet.proof"
-LOOK = 10.0  # seconds between two looks at a proof that is not there yet; then one that failed is tried again
-LIMIT = 30.0  # seconds that the task may run, in pools that can end one
-PATIENCE = 60.0  # seconds until a task that does not run is sent again
-HURRY = 5.0  # seconds that a node which stops waits for its proof alone
+# Seconds between two checks of a self-test that has not passed. Then a failed one is sent again.
+CHECK_INTERVAL_S = 10.0
+# Seconds that the self-test may run, in pools that can end a task.
+TIME_LIMIT_S = 30.0
+# Seconds after which a self-test that does not run expires, and is sent again.
+EXPIRES_S = 60.0
+# Seconds that a node which stops waits for its self-test.
+STOP_TIMEOUT_S = 5.0
 
 
-@dataclass
-class Proof:
-    """How far this process is with proving that it works.
+class SelfTestTask(Task):  # type: ignore[misc]  # celery ships no types
+    """A task that the app's instrumentation does not see: no signal is sent for it, and nothing traces it.
 
-    Attributes:
-        at: When it had, in seconds since 1970; None if it has not.
-        excused: Whether it never did, since Redis was full.
-        asked: When it began its last try, by the monotonic clock.
-        error: Why that failed; empty if it did not.
-        failed: Whether a try has failed, or took too long.
-    """
-
-    at: float | None = None
-    excused: bool = False
-    asked: float = 0.0
-    error: str = ""
-    failed: bool = False
-
-
-own = Proof()
-
-
-class ProofTask(Task):  # type: ignore[misc]  # celery ships no types
-    """A task that nothing of the app's sees: no signal tells of it, and nothing traces it.
-
-    It is none of the app's, so its counts, spans and transactions (OpenTelemetry goes by signals, Sentry by
-    the function that builds what traces a task) would have one that nobody sent for each start of a node.
+    It is not a task of the app. Otherwise the app's counts, spans and transactions would have one for each
+    start of a node: OpenTelemetry uses signals, and Sentry the function that builds the tracer of a task.
     """
 
     Strategy = "fleet_runtime.worker.readiness:strategy"
 
     @property
     def __trace__(self) -> Callable[..., Any]:
-        """What Celery calls to run this."""
-        return self._run_unseen
+        """The function by which Celery runs this task."""
+        return self._run_untraced
 
     @__trace__.setter
     def __trace__(self, tracer: Callable[..., Any]) -> None:
-        """Leave out what Celery, or who has taken its place, builds to run any task."""
+        """Ignore the tracer that Celery, or an instrumentation in its place, builds for each task."""
 
-    def _run_unseen(self, uuid: str, args: Any, kwargs: Any, request: Any = None) -> Any:
-        """Run it as Celery's tracer runs a task that has no result (celery 5.7, trace.build_tracer)."""
+    def _run_untraced(self, uuid: str, args: Any, kwargs: Any, request: Any = None) -> Any:
+        """Run the task as Celery's tracer runs a task without a result (celery 5.7, trace.build_tracer)."""
         loader, started = self.app.loader, time.monotonic()
         _task_stack.push(self)
         try:
@@ -105,26 +88,26 @@ class ProofTask(Task):  # type: ignore[misc]  # celery ships no types
 
 
 def register(app: Celery) -> None:
-    """Give an app the task; like the probe, it is no task of the app's own kind."""
+    """Register the self-test with an app."""
 
-    @app.task(name=NAME, base=ProofTask, shared=False)
-    def proof() -> None:
-        """Do nothing. That it ran is all."""
+    @app.task(name=NAME, base=SelfTestTask, shared=False)
+    def self_test() -> None:
+        """Do nothing: that it runs is the test."""
 
 
 def strategy(task: Any, app: Celery, consumer: Any) -> Callable[..., None]:
-    """Return what takes a message of the proof: Celery's strategy without its signal, its log and its limits.
+    """Return the handler of messages of the self-test: Celery's strategy without signal, log and rate limit.
 
     Args:
-        task: The proof.
+        task: The self-test.
         app: The app.
-        consumer: The node's consumer.
+        consumer: The consumer of the node.
     """
     request_class = create_request_cls(
         task.Request, task, consumer.pool, consumer.hostname, consumer.event_dispatcher, app=app
     )
 
-    def take(message: Any, body: Any, ack: Any, reject: Any, callbacks: Any) -> None:
+    def handle(message: Any, body: Any, ack: Any, reject: Any, callbacks: Any) -> None:
         request = request_class(
             message,
             on_ack=ack,
@@ -142,130 +125,143 @@ def strategy(task: Any, app: Celery, consumer: Any) -> Callable[..., None]:
             callback(request)
         consumer.on_task_request(request)
 
-    return take
+    return handle
 
 
-def own_task(task: Any) -> None:
-    """Make a task the proof, whatever the app's annotations say of all tasks.
+def configure_task(task: Any) -> None:
+    """Set the options of the self-test, whatever the app's annotations set for all tasks.
 
-    With early acknowledgement, the node would take it for done as it begins.
+    It is acknowledged late: with early acknowledgement, it would pass when it begins.
     """
     task.acks_late, task.ignore_result, task.send_events, task.rate_limit = True, True, False, None
-    task.time_limit, task.soft_time_limit = LIMIT, None
-    task.Request, task.Strategy = ProofRequest, ProofTask.Strategy
+    task.time_limit, task.soft_time_limit = TIME_LIMIT_S, None
+    task.Request, task.Strategy = SelfTestRequest, SelfTestTask.Strategy
 
 
-class ProofRequest(FleetRequest):
-    """The request of that task, whose end the node waits for.
+class SelfTestRequest(DeadLetterRequest):
+    """The request of the self-test, whose end the readiness gate waits for.
 
-    However it ends, its message is dropped: it leaves no letter, no result, and no signal tells of it. If it
-    failed, another is sent.
+    However it ends, its message is dropped: it leaves no dead letter and no result, and sends no signal.
+    After a failure, another self-test is sent.
     """
 
     def on_failure(self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False) -> Any:
-        """Note why it failed."""
-        error = raised(exc_info)
-        self._fails(f"{type(error).__name__}: {error}")
+        """Record an exception of the task, or a crash of its process."""
+        error = raised_exception(exc_info)
+        self._fail(f"{type(error).__name__}: {error}")
 
     def on_timeout(self, soft: bool, timeout: float) -> None:
-        """Note that it took too long; at a soft limit, its exception follows."""
+        """Record an exceeded hard time limit. After a soft one, its exception follows."""
         if not soft:
-            self._fails(f"It did not end within its time limit of {timeout:g} s.")
+            self._fail(f"It did not end within its time limit of {timeout:g} s.")
 
     def acknowledge(self) -> None:
-        """Acknowledge it, which is late, so it has ended: Celery 5.7 calls no method of ours at success."""
-        super().acknowledge()
-        if self.id in state.successful_requests and own.at is None:
-            own.at, own.error = time.time(), ""
-            _tell(Probation.end)
+        """Acknowledge the message, and open the gate if the task succeeded.
 
-    def refuse(self) -> None:
-        """Note that its process dies each time."""
-        self._fails("The process that ran it died, each time.")
+        Celery 5.7 calls no method of the request at success, but this one, since the task is acknowledged
+        late.
+        """
+        super().acknowledge()
+        self_test = self.context.self_test
+        if self.id in state.successful_requests and self_test.passed_at is None:
+            self_test.passed_at, self_test.error = time.time(), ""
+            self._call_gate(ReadinessGate.open)
+
+    def fail_as_poison(self) -> None:
+        """Record that the process crashes each time."""
+        self._fail("The process that ran it died, each time.")
 
     def _announce_revoked(self, reason: str, terminated: bool, signum: Any, expired: bool) -> None:
-        """Note that it waited for too long, or that somebody did not want it."""
-        self._fails(f"It was {reason}.")
+        """Record that the task expired or was revoked."""
+        self._fail(f"It was {reason}.")
 
-    def _fails(self, error: str) -> None:
-        """Note why it failed, for whoever asks, and drop it."""
-        own.error, own.failed = error, True
+    def _fail(self, error: str) -> None:
+        """Record a failure, and drop the message."""
+        self.context.self_test.error, self.context.self_test.failed = error, True
         state.task_ready(self)
         self.acknowledge()
-        _tell(Probation.say)
+        self._call_gate(ReadinessGate.announce)
 
-    def _bury(self) -> bool:
-        """Let Celery drop it."""
+    def _call_gate(self, method: Callable[[ReadinessGate], None]) -> None:
+        """Let the loop of the node call a method of the gate; this may be another thread."""
+        if gate := self.context.readiness_gate:
+            gate.call_soon(partial(method, gate))
+
+    def _dead_letter(self) -> bool:
+        """Let Celery drop the message."""
         return True
 
 
-class Probation(bootsteps.StartStopStep):  # type: ignore[misc]  # celery ships no types
-    """Holds a node's queues back until it has run a task."""
+class ReadinessGate(bootsteps.StartStopStep):  # type: ignore[misc]  # celery ships no types
+    """Holds the queues of a node back until its self-test has passed."""
 
-    # What it held before goes back first, and the consumer is there.
+    # It needs the consumer, and the messages that the node held before are requeued first.
     requires = ("fleet_runtime.worker.bootsteps:Recovery",)
-    # Of this process, which has one node.
-    current: Probation | None = None
 
     def __init__(self, consumer: Any, **options: Any) -> None:
-        """Take the node's consumer, and the queue of its proofs, which FLEET_NODE names."""
+        """Create the gate of a consumer."""
         super().__init__(consumer, **options)
+        context = WorkerContext.of(consumer)
+        context.readiness_gate = self
         self._consumer = consumer
-        self.loop = consumer.call_soon
-        self._queue = keys.proofs(os.environ["FLEET_NODE"])
+        self._self_test = context.self_test
+        self._queue = keys.proofs(context.node)
         self._timer: Any = None
-        Probation.current = self
-        signals.worker_shutting_down.connect(self._hurry, weak=False, dispatch_uid="fleet.probation")
+        self.call_soon = consumer.call_soon
+        signals.worker_shutting_down.connect(self._bound_stop, weak=False, dispatch_uid="fleet.readiness")
 
     def start(self, consumer: Consumer) -> None:
-        """Begin on a new connection."""
-        if own.at is not None:
+        """Close the gate on a new connection, unless the self-test has passed."""
+        if self._self_test.passed_at is not None:
             return
         for queue in consumer.task_consumer.queues:
             consumer.task_consumer.cancel_by_queue(queue)
-        # Nothing is declared: no exchange leads to it, and no trace of it stays.
+        # The queue is not declared: no exchange routes to it, and nothing of it stays.
         consumer.task_consumer.add_queue(probe.direct(self._queue, no_declare=True))
-        self._ask()
-        self._look_later()
+        self._begin_test()
+        self._check_later()
 
-    def say(self) -> None:
-        """Tell others how far this is."""
-        if self._is_at_work():
+    def announce(self) -> None:
+        """Publish the state of the node, if it is connected."""
+        if self._is_running():
             self._consumer.announce()
 
-    def end(self) -> None:
-        """Consume the queues, if the node is at work; on the next connection nothing is held back."""
-        if not self._is_at_work():
+    def open(self) -> None:
+        """Consume the queues, if the node is connected. On the next connection the gate stays open."""
+        if not self._is_running():
             return
         consumer, tasks = self._consumer, self._consumer.task_consumer
         queues = consumer.app.amqp.queues.consume_from
         tasks.cancel_by_queue(self._queue)
-        self._empty()  # what was sent again, as it took long
+        self._empty_queue()  # a slow self-test was sent again
         for queue in queues.values():
             tasks.add_queue(queue)
         tasks.consume()
-        self.say()
+        self.announce()
         logger.info("This node takes tasks now, from %s.", ", ".join(sorted(queues)) or "no queue")
 
-    def _ask(self) -> None:
-        """Put a task into this node's own queue, unless Redis is full: then nodes have to make room first."""
-        own.asked, own.error = time.monotonic(), ""
+    def _begin_test(self) -> None:
+        """Send a self-test. If Redis is full, skip it: nodes have to make room first."""
+        test = self._self_test
+        test.asked, test.error = time.monotonic(), ""
         try:
-            self._empty()
+            self._empty_queue()
             self._send()
         except ResponseError as error:
             if not is_full(error):
                 raise
-            own.error = f"It could not be sent, since Redis is full: {error}"
-            if not own.failed:
-                logger.warning("Redis is full, so this node begins without a proof that it works: %s", error)
-                own.at, own.excused = time.time(), True
-                _tell(Probation.end)
+            test.error = f"It could not be sent, since Redis is full: {error}"
+            if not test.failed:
+                logger.warning("Redis is full, so this node begins without a self-test: %s", error)
+                test.passed_at, test.skipped = time.time(), True
+                self.call_soon(self.open)
 
     def _send(self) -> None:
-        """Send the task by this connection, and past the app's routes, which may not know it."""
+        """Send the self-test on this connection, without the app's routes, which may not know it."""
         amqp = self._consumer.app.amqp
-        message = amqp.as_task_v2(uuid(), NAME, expires=PATIENCE, time_limit=LIMIT, ignore_result=True)
+        message = amqp.as_task_v2(
+            uuid(), NAME, expires=EXPIRES_S, time_limit=TIME_LIMIT_S, ignore_result=True
+        )
         producer = amqp.Producer(self._consumer.connection.default_channel, auto_declare=False)
         producer.publish(
             message.body,
@@ -276,43 +272,44 @@ class Probation(bootsteps.StartStopStep):  # type: ignore[misc]  # celery ships 
             **message.properties,
         )
 
-    def _empty(self) -> None:
-        """Remove what is in this node's own queue."""
+    def _empty_queue(self) -> None:
+        """Delete the queue of the self-test."""
         with self._consumer.connection.default_channel.conn_or_acquire() as client:
             client.delete(self._queue)
 
-    def _look(self) -> None:
-        """Say that the proof is not there yet, and try again if it failed or was lost."""
-        if not self._is_at_work():
-            return  # the next connection begins anew
-        if own.at is None:
-            self._complain()
+    def _check(self) -> None:
+        """Log that the self-test has not passed, and send it again if it failed or was lost."""
+        if not self._is_running():
+            return  # the next connection begins again
+        if self._self_test.passed_at is None:
+            self._report()
         elif not self._consumes():
-            self.end()  # which did not come to its end
-        if own.at is None or not self._consumes():
-            self._look_later()
+            self.open()  # an attempt before was interrupted
+        if self._self_test.passed_at is None or not self._consumes():
+            self._check_later()
 
-    def _complain(self) -> None:
-        """Say that the proof is not there, and ask for another unless one is under way."""
-        waited = time.monotonic() - own.asked
-        own.failed = own.failed or waited > LIMIT
+    def _report(self) -> None:
+        """Log that the self-test has not passed, and send another one unless one is under way."""
+        test = self._self_test
+        waited = time.monotonic() - test.asked
+        test.failed = test.failed or waited > TIME_LIMIT_S
         logger.log(
-            logging.ERROR if own.failed else logging.WARNING,
-            "This node has not run the task by which it proves that it works, and takes no other. %s",
-            own.error or "It has not ended yet.",
+            logging.ERROR if test.failed else logging.WARNING,
+            "This node has not passed its self-test, and takes no other task. %s",
+            test.error or "It has not ended yet.",
         )
-        runs = any(request.name == NAME for request in copied(state.active_requests))
-        if own.error or (waited > PATIENCE and not runs):
-            self._ask()
+        runs = any(request.name == NAME for request in snapshot(state.active_requests))
+        if test.error or (waited > EXPIRES_S and not runs):
+            self._begin_test()
 
-    def _look_later(self) -> None:
-        """Look again in a while, and only once, however often this is said."""
+    def _check_later(self) -> None:
+        """Start the timer of the next check, in place of the one before."""
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = self._consumer.timer.call_after(LOOK, self.loop, (self._look,))
+        self._timer = self._consumer.timer.call_after(CHECK_INTERVAL_S, self.call_soon, (self._check,))
 
-    def _is_at_work(self) -> bool:
-        """Return whether the consumer has a connection, which it may just have lost, and does not stop."""
+    def _is_running(self) -> bool:
+        """Return whether the consumer is connected, as far as it knows, and does not stop."""
         channel = getattr(self._consumer.task_consumer, "channel", None)
         connected = getattr(channel, "connection", None) is not None
         return connected and self._consumer.blueprint.state == bootsteps.RUN
@@ -322,18 +319,9 @@ class Probation(bootsteps.StartStopStep):  # type: ignore[misc]  # celery ships 
         tasks, queues = self._consumer.task_consumer, self._consumer.app.amqp.queues.consume_from
         return all(tasks.consuming_from(queue.name) for queue in queues.values())
 
-    def _hurry(self, **_: Any) -> None:
-        """Do not let the node's stop wait for a proof as for a task of others: nobody misses it.
-
-        A pool of threads cannot end it.
-        """
-        if own.at is None:
-            timer = threading.Timer(HURRY, os.kill, (os.getpid(), signal.SIGQUIT))
+    def _bound_stop(self, **_: Any) -> None:
+        """Stop the node at once if it waits only for its self-test, which a pool of threads cannot end."""
+        if self._self_test.passed_at is None:
+            timer = threading.Timer(STOP_TIMEOUT_S, os.kill, (os.getpid(), signal.SIGQUIT))
             timer.daemon = True
             timer.start()
-
-
-def _tell(what: Callable[[Probation], None]) -> None:
-    """Let this process's node do something; whatever thread this is, its loop does it."""
-    if current := Probation.current:
-        current.loop(partial(what, current))

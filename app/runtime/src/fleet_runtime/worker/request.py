@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""What becomes of a message whose task fails for good, or whose task kills who runs it.
+"""The requests of a node. A message whose task fails for good, or keeps crashing, becomes a dead letter.
 
-Celery decides what is final: what it would drop for a failure is moved to the dead letters, before Celery
-acknowledges it. What it puts back into the queue, or retries, is not touched.
+Celery decides what is final. A message that Celery would drop after a failure is moved to the dead letters
+before Celery acknowledges it. A message that Celery requeues, or retries, is left alone.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from kombu.transport import virtual
 from kombu.utils.json import dumps
 
 from fleet_runtime.dead_letters import store
-from fleet_runtime.dead_letters.model import COUNTED, End, Reason
+from fleet_runtime.dead_letters.model import COUNTED_REASONS, End, Reason
 from fleet_runtime.inspect import probe
 from fleet_runtime.messages.headers import RECOVERED
 from fleet_runtime.messages.sent_at import SENT
@@ -41,17 +41,19 @@ from fleet_runtime.prefork.time_limits import requested
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from fleet_runtime.worker.context import WorkerContext
+
 logger = logging.getLogger(__name__)
 
-# Headers of the runtime's own. A task would find them in `request.headers`, and a retry would send them on.
+# Headers that the runtime adds. A task would find them in `request.headers`, and a retry would send them on.
 OWN_HEADERS = (RECOVERED, SENT)
 
-# What is raised for a message that Celery itself knows what to do with.
-KNOWN_FAULTS = (InvalidTaskError, ContentDisallowed, DecodeError)
+# Errors of messages that Celery handles itself.
+HANDLED_BY_CELERY = (InvalidTaskError, ContentDisallowed, DecodeError)
 
 
-class Burial(NamedTuple):
-    """A message on its way to the dead letters, as `dead_letters.bury` wants it."""
+class DeadLetterCandidate(NamedTuple):
+    """A message on its way to the dead letters: the arguments of `store.dead_letter`."""
 
     message: Any
     end: End
@@ -60,274 +62,282 @@ class Burial(NamedTuple):
     held: bool = True
 
 
-# What Redis has refused so far, by delivery tag. It is held still.
-postponed: dict[str, Burial] = {}
-_one_loss_at_a_time = threading.RLock()
+# Held while a task's `reject_on_worker_lost` is changed.
+_crash_lock = threading.RLock()
 
 
-class Mortal(Request):  # type: ignore[misc]  # celery ships no types
-    """A request that leaves a letter when its task fails for good."""
+class DeadLetterRequest(Request):  # type: ignore[misc]  # celery ships no types
+    """A request whose message becomes a dead letter when its task fails for good.
 
+    Attributes:
+        context: Of the node. `use_dead_letter_requests` makes a subclass that has it.
+    """
+
+    context: WorkerContext
     acknowledged: bool
     time_limits: tuple[float | None, float | None]
     _end: End | None = None
-    _buried = False
+    _is_dead_lettered = False
 
     def __init__(self, message: Any, *args: Any, **kwargs: Any) -> None:
-        """Read a message.
+        """Parse a message.
 
         Raises:
-            InvalidTaskError: It is no message of a task. Celery 5.7 raises a KeyError, a TypeError, or
-                another one for most of these, now or later, which ends the node.
+            InvalidTaskError: It is not a message of a task. For most of these, Celery 5.7 raises a KeyError,
+                a TypeError or another error, now or later, which ends the node.
         """
         try:
             super().__init__(message, *args, **kwargs)
             _require_sound(self)
-        except KNOWN_FAULTS:
+        except HANDLED_BY_CELERY:
             raise
         except Exception as error:
             raise InvalidTaskError(f"{type(error).__name__}: {error}") from error
         for name in OWN_HEADERS:
-            self._request_dict.pop(name, None)  # Celery's copy; the message keeps its own
+            self._request_dict.pop(name, None)  # in Celery's copy; the message keeps its headers
         task = self.task
         self.time_limits = requested(self.time_limits, (task.time_limit, task.soft_time_limit))
 
     def on_failure(self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False) -> Any:
-        """Handle a task's exception, or the loss of its process."""
+        """Handle an exception of the task, or a crash of its process."""
         self._end = self._judge(exc_info)
         if self._end and self.acknowledged and not self.task.acks_late:
-            self._bury()  # Celery has nothing more to acknowledge
+            self._dead_letter()  # it is acknowledged already, so Celery does not ask again
         try:
             with self._unless_poison():
                 return super().on_failure(exc_info, send_failed_event, return_ok)
         except Exception as error:
-            self._settle(error)
+            self._acknowledge_failure(error)
             raise
 
     def on_timeout(self, soft: bool, timeout: float) -> None:
-        """Handle a time limit."""
+        """Handle an exceeded time limit."""
         if not soft:
             self._end = End.of(Reason.TIMEOUT, TimeLimitExceeded(timeout))
         super().on_timeout(soft, timeout)
 
     def acknowledge(self) -> None:
-        """Acknowledge the message; one that is dead is moved first."""
-        if self._end and not self.acknowledged and not self._bury():
+        """Acknowledge the message, after moving it to the dead letters if its task failed for good."""
+        if self._end and not self.acknowledged and not self._dead_letter():
             return
         super().acknowledge()
-        at_once = getattr(self.message.channel, "flush_soon", None)  # kombu's own channels lack it
+        at_once = getattr(self.message.channel, "flush_soon", None)  # channels of kombu lack it
         if at_once and not self.task.acks_late:
             at_once()
 
     def reject(self, requeue: bool = False) -> None:
-        """Reject the message; one that is not to come back is moved first."""
+        """Reject the message, after moving it to the dead letters if it is not requeued."""
         if not (requeue or self.acknowledged):
             self._end = self._end or End.of(Reason.REJECTED, sys.exception())
-            if not self._bury():
+            if not self._dead_letter():
                 return
         super().reject(requeue)
 
-    def kills(self) -> bool:
-        """Return whether this has killed who ran it too often to be run again.
+    def has_crashed_too_often(self) -> bool:
+        """Return whether the message has crashed its process too often to run again.
 
-        Only what was handed out before costs a question to Redis. If that cannot be asked, it is run: else
-        nothing would run for as long as its answer takes.
+        Only for a redelivered message is Redis asked. If Redis does not answer, the message runs: otherwise
+        nothing would run until Redis answers.
         """
         headers = self._message.headers
         if not headers.get("redelivered"):
             return False
         recovered = bool(headers.get(RECOVERED))
         try:
-            # A recovered message was held by a node that died. Its mark goes, so that this counts once.
-            record = self._unmarked() if recovered else ""
-            losses = store.count_losses(self._message, more=recovered, record=record)
+            # The node that held a recovered message died. Its header goes, so that this crash counts once.
+            record = self._record_without_recovered() if recovered else ""
+            crash_count = store.count_crashes(self._message, more=recovered, record=record)
         except Exception:
-            logger.warning("The losses of %s[%s] cannot be read.", self.name, self.id, exc_info=True)
+            logger.warning("The crash count of %s[%s] cannot be read.", self.name, self.id, exc_info=True)
             return False
-        return losses >= store.settings().max_losses
+        return crash_count >= self.context.settings.max_crashes
 
-    def refuse(self) -> None:
-        """Let this fail without another try, as Celery fails what lost its process."""
+    def fail_as_poison(self) -> None:
+        """Fail the task without running it again, as Celery fails a task whose process crashed."""
         try:
-            raise WorkerLostError("The process that ran this task died, too often for another try.")
+            raise WorkerLostError("The process that ran this task has crashed too often to run it again.")
         except WorkerLostError as error:
             self._end = End.of(Reason.POISON, error)
             info = ExceptionInfo()
         with self._unless_poison():
             super().on_failure(info)
-        if not self.acknowledged:  # Celery takes a task without late acknowledgement to be so already
+        if not self.acknowledged:  # Celery assumes that a task without late acknowledgement already is
             self.acknowledge()
 
     def _announce_revoked(self, reason: str, terminated: bool, signum: Any, expired: bool) -> None:
-        """Drop the message of a task that was revoked, or that expired."""
-        # A probe that nobody waits for is worth nothing.
-        if expired and self.name != probe.NAME and store.settings().dead_letter_expired:
-            self._end = End(Reason.EXPIRED, f"It was to start before {self.expires}.")
+        """Handle the message of a task that was revoked, or that expired; a probe leaves no dead letter."""
+        if expired and self.name != probe.NAME and self.context.settings.dead_letter_expired:
+            self._end = End(Reason.EXPIRED, f"The task was to start before {self.expires}.")
         super()._announce_revoked(reason, terminated, signum, expired)
 
     def _success_was_stored(self) -> Any:
-        """Return the result of a task that lost its process only after it was done: that is no failure."""
-        found = super()._success_was_stored()
-        if found:
+        """Return the stored result of a task whose process crashed only after it: that is not a failure."""
+        result = super()._success_was_stored()
+        if result:
             self._end = None
-        return found
+        return result
 
     def _judge(self, exc_info: Any) -> End | None:
-        """Return how this ends, should Celery drop it now; None if that were no failure."""
-        error = raised(exc_info)
+        """Return how the task ends if Celery drops the message now; None if that is not a failure."""
+        error = raised_exception(exc_info)
         reason: Reason | None = Reason.FAILED
         if isinstance(error, (Retry, Ignore, Terminated)):
             reason = None
         elif isinstance(error, Reject):
             reason = None if error.requeue else Reason.REJECTED
         elif isinstance(error, (WorkerLostError, SystemExit, KeyboardInterrupt)):
-            reason = None if self._already_cancelled or self._already_revoked else self._lose()
+            reason = None if self._already_cancelled or self._already_revoked else self._count_crash()
         elif isinstance(error, TimeLimitExceeded):
             reason = Reason.TIMEOUT
         return End.of(reason, error, str(exc_info.traceback)) if reason else None
 
-    def _lose(self) -> Reason:
-        """Count that the process is lost, and return what this is if it does not run again."""
+    def _count_crash(self) -> Reason:
+        """Count a crash, and return the reason of the dead letter if the message does not run again."""
         if state.should_terminate or not (self.task.acks_late and self.task.reject_on_worker_lost):
             return Reason.LOST
         try:
-            losses = store.count_losses(self._message, more=True)
+            crash_count = store.count_crashes(self._message, more=True)
         except Exception:
-            logger.warning("The loss of %s[%s] cannot be counted.", self.name, self.id, exc_info=True)
+            logger.warning("The crash of %s[%s] cannot be counted.", self.name, self.id, exc_info=True)
             return Reason.LOST
-        return Reason.POISON if losses >= store.settings().max_losses else Reason.LOST
+        return Reason.POISON if crash_count >= self.context.settings.max_crashes else Reason.LOST
 
     @contextmanager
     def _unless_poison(self) -> Iterator[None]:
-        """Keep Celery from putting poison back into its queue.
+        """Keep Celery from requeuing a poison message.
 
-        It asks the task, and no one else, whether to (celery 5.7, Request.on_failure). Nothing else asks
-        meanwhile: in a pool of threads, several tasks may end so at a time, one after another.
+        Celery reads `task.reject_on_worker_lost` (celery 5.7, Request.on_failure), so it is false for the
+        time of the call. The lock keeps the calls of other threads out: a pool of threads may end several
+        tasks at a time.
         """
-        if not (self._end and self._end.reason in COUNTED):
+        if not (self._end and self._end.reason in COUNTED_REASONS):
             yield
             return
         task = self.task
-        with _one_loss_at_a_time:
-            kept = task.reject_on_worker_lost
-            task.reject_on_worker_lost = kept and self._end.reason != Reason.POISON
+        with _crash_lock:
+            original = task.reject_on_worker_lost
+            task.reject_on_worker_lost = original and self._end.reason != Reason.POISON
             try:
                 yield
             finally:
-                task.reject_on_worker_lost = kept
+                task.reject_on_worker_lost = original
 
-    def _settle(self, error: Exception) -> None:
-        """Acknowledge a message whose failure could not be handled to its end, after moving it.
+    def _acknowledge_failure(self, error: Exception) -> None:
+        """Dead-letter and acknowledge a message whose failure Celery could not handle.
 
-        Else it would be held for as long as this node lives, with the place that it takes.
+        Otherwise it would stay unacknowledged for as long as this node lives, and take a slot.
         """
         if self.acknowledged or self._already_cancelled or self._already_revoked:
             return
         self._end = self._end or End.of(Reason.FAILED, error)
         self.acknowledge()
 
-    def _bury(self) -> bool:
+    def _dead_letter(self) -> bool:
         """Move the message to the dead letters; return whether Celery may acknowledge it now.
 
-        If it cannot be moved, it stays among what the node holds. So what goes wrong here must not go on to
-        Celery, which would then drop it.
+        A message that cannot be moved stays unacknowledged. No error may reach Celery, which would drop the
+        message.
         """
-        if self._buried or not self._end:
+        if self._is_dead_lettered or not self._end:
             return True
-        self._buried = True
+        self._is_dead_lettered = True
         what = f"Task {self.name}[{self.id}] failed for good, and"
         held = self.task.acks_late or not self.acknowledged
-        if bury(what, Burial(self._message, self._end, self.hostname, self.time_start, held)):
+        end, node, started = self._end, self.hostname, self.time_start
+        candidate = DeadLetterCandidate(self._message, end, node, started, held)
+        if dead_letter(what, candidate, self.context):
             return True
         self.acknowledged = True
         return False
 
-    def _unmarked(self) -> str:
-        """Return the message's record without the mark of a recovered one."""
+    def _record_without_recovered(self) -> str:
+        """Return the record of the message without the header of a recovered message."""
         raw, delivery = self._message._raw, self._message.delivery_info
         headers = {name: value for name, value in raw["headers"].items() if name != RECOVERED}
         return str(dumps([{**raw, "headers": headers}, delivery["exchange"], delivery["routing_key"]]))
 
 
-class FleetRequest(Mortal):
-    """Celery's own request, which most tasks have."""
-
-
-def raised(exc_info: Any) -> Any:
-    """Return the exception that a task has raised, whichever process it was in."""
+def raised_exception(exc_info: Any) -> Any:
+    """Return the exception that a task has raised, in this process or in a child process."""
     error = exc_info.exception
     return error.exc if isinstance(error, ExceptionWithTraceback) else error
 
 
-def adopt(task: Any) -> None:
-    """Let the requests of a task leave letters, whatever class they are of."""
-    given = symbol_by_name(task.Request)
-    if not issubclass(given, Mortal):
-        task.Request = FleetRequest if given is Request else _mixed(given)
+def use_dead_letter_requests(task: Any, context: WorkerContext) -> None:
+    """Let the requests of a task become dead letters, whatever class the app has given them."""
+    original = symbol_by_name(task.Request)
+    if getattr(original, "context", None) is not context:
+        task.Request = _request_class(original, context)
 
 
-def bury(what: str, burial: Burial) -> bool:
-    """Move a message to the dead letters; return whether it is there, so that Celery may drop it.
+def dead_letter(what: str, candidate: DeadLetterCandidate, context: WorkerContext) -> bool:
+    """Move a message to the dead letters.
 
-    If it cannot be moved, because Redis is full or away, this node keeps it, and tries again with each beat.
-    Should it end before, the message runs again, rather than being lost.
+    If that fails, because Redis is full or away, this node keeps the message, and tries again with each
+    heartbeat of its lease. If the node dies before that, the message runs again, and is not lost.
 
     Args:
-        what: What it is, and that it is dead: the beginning of a sentence.
-        burial: The message.
+        what: The message and its state, as the beginning of a log record.
+        candidate: The message.
+        context: The context of the node.
+
+    Returns:
+        Whether the message is a dead letter, so that Celery may drop it.
     """
     try:
-        _bury(burial)
+        _dead_letter(candidate)
     except Exception:
         logger.critical("%s cannot be moved to the dead letters. This node keeps it, and tries again.",
                         what, exc_info=True)  # fmt: skip
-        postponed[burial.message.delivery_tag] = burial
-        # It is no more among what this node has reserved, or no other message would find room.
-        virtual.QoS.ack(burial.message.channel.qos, burial.message.delivery_tag)
+        context.postponed[candidate.message.delivery_tag] = candidate
+        # The message no longer counts as prefetched, or this node would fetch no other in its place.
+        virtual.QoS.ack(candidate.message.channel.qos, candidate.message.delivery_tag)
         return False
     return True
 
 
-def bury_postponed(channel: Any) -> None:
-    """Move to the dead letters what could not be moved there before."""
-    for tag, burial in tuple(postponed.items()):
-        burial.message.channel = channel
+def retry_postponed(channel: Any, postponed: dict[str, DeadLetterCandidate]) -> None:
+    """Move messages to the dead letters that could not be moved there before, and take them from the dict."""
+    for tag, candidate in tuple(postponed.items()):
+        candidate.message.channel = channel
         try:
-            _bury(burial)
+            _dead_letter(candidate)
         except Exception as error:
             logger.warning("Messages that wait for the dead letters: %d. %s", len(postponed), error)
             continue
         del postponed[tag]
 
 
-def _bury(burial: Burial) -> None:
-    """Move a message to the dead letters."""
-    message, end, node, started, held = burial
-    store.bury(message, end, node=node, started=started, held=held)
+def _dead_letter(candidate: DeadLetterCandidate) -> None:
+    """Store a candidate as a dead letter."""
+    message, end, node, started, held = candidate
+    store.dead_letter(message, end, node=node, started=started, held=held)
 
 
 @cache
-def _mixed(given: type[Any]) -> type[Any]:
-    """Return a class of requests as a subclass that leaves letters."""
-    return type(given.__name__, (Mortal, given), {})
+def _request_class(original: type[Any], context: WorkerContext) -> type[Any]:
+    """Return a subclass of a class of requests, whose messages become dead letters of a node."""
+    bases = (original,) if issubclass(original, DeadLetterRequest) else (DeadLetterRequest, original)
+    return type(original.__name__, bases, {"context": context})
 
 
-def _require_sound(request: Mortal) -> None:
-    """Refuse what would fail only after the node has taken the task on.
+def _require_sound(request: DeadLetterRequest) -> None:
+    """Refuse a message that would fail only after the node has accepted it.
 
     Raises:
-        InvalidTaskError: A header is not what it must be.
+        InvalidTaskError: A header has a wrong type.
     """
     headers = request.request_dict
     embedded = request._payload[2]
     limits = headers.get("timelimit") or (None, None)
     faults = {
         "id": not (isinstance(request.id, str) and request.id),
-        "timelimit": len(limits) != 2 or not all(isinstance(one, (int, float, type(None))) for one in limits),
+        "timelimit": len(limits) != 2
+        or any(not isinstance(each, (int, float, type(None))) for each in limits),
         "stamped_headers": not isinstance(headers.get("stamped_headers") or [], (list, tuple)),
         "stamps": not isinstance(headers.get("stamps") or {}, dict),
         "retries": not isinstance(headers.get("retries") or 0, int),
         "the body's third part": not isinstance(embedded or {}, dict),
     }
-    if any(faults.values()):
-        raise InvalidTaskError(f"{', '.join(name for name, is_so in faults.items() if is_so)} cannot be used")
+    if found := [name for name, is_fault in faults.items() if is_fault]:
+        raise InvalidTaskError(f"{', '.join(found)} cannot be used")

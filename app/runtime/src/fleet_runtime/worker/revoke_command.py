@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""Keeps a command that revokes many tasks from holding a node's loop up.
+"""Keeps a command that revokes many tasks from blocking the loop of a node.
 
-Celery asks the result backend for each id, one after another, in the loop that takes messages (celery 5.7,
-worker.control._revoke): with some ten thousand ids, each node of the fleet stands still until its watchdog
-ends it. Here the ids are flagged at once, and a thread stores what is to be stored, many at a time.
+Celery looks each id up in the result backend, one after another, in the loop that fetches messages (celery
+5.7, worker.control._revoke): with some ten thousand ids, each node hangs until its watchdog ends it. Here the
+ids are flagged at once, and a thread stores their state in batches.
 """
 
 from __future__ import annotations
@@ -30,18 +30,22 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-FEW = 20  # ids of one command that are looked up at once, as Celery does it
-STEP = 200  # ids that are looked up together
-SHOWN = 10  # ids in the log
-MOST = 100_000  # ids that wait; the result of a task beyond them is stored when a node takes its message
-OTHERWISE = "A command that revokes many tasks may hold this node up."
-# States in which a task has not begun anywhere, as far as is known: only these become revoked.
-UNBEGUN = frozenset({states.PENDING, states.RECEIVED, states.RETRY, states.REJECTED})
+# Ids of one command that are looked up in the loop, as Celery does.
+LOOP_LIMIT = 20
+# Ids that are looked up with one command.
+BATCH_SIZE = 200
+# Ids that the log shows.
+LOGGED_IDS = 10
+# Ids that may wait. The result of a task beyond them is stored when a node fetches its message.
+MAX_WAITING = 100_000
+UNPATCHED = "A command that revokes many tasks may block this node."
+# States of a task that is not known to have begun: only such a task becomes revoked.
+NOT_BEGUN = frozenset({states.PENDING, states.RECEIVED, states.RETRY, states.REJECTED})
 
 
-def mend() -> None:
-    """Let a node flag many tasks as revoked without waiting."""
-    original = may_replace("celery.worker.control", "_revoke", OTHERWISE)
+def patch() -> None:
+    """Patch Celery's function that revokes tasks, so that many tasks do not block the loop."""
+    original = may_replace("celery.worker.control", "_revoke", UNPATCHED)
     if original is None:
         return
 
@@ -49,70 +53,70 @@ def mend() -> None:
     def _revoke(
         panel: Any, task_ids: set[str], terminate: bool = False, signal: Any = None, **options: Any
     ) -> Any:
-        if len(task_ids) <= FEW:
+        if len(task_ids) <= LOOP_LIMIT:
             return original(panel, task_ids, terminate, signal, **options)
         state.revoked.update(task_ids)
         marker(panel.app).add(task_ids)
-        shown = ", ".join(map(str, islice(task_ids, SHOWN)))
-        logger.info("Tasks flagged as revoked: %s and %d more", shown, len(task_ids) - SHOWN)
+        shown = ", ".join(map(str, islice(task_ids, LOGGED_IDS)))
+        logger.info("Tasks flagged as revoked: %s and %d more", shown, len(task_ids) - LOGGED_IDS)
         if not terminate:
             return task_ids
         number = signals.signum(signal or TERM_SIGNAME)
-        found = [request for name in task_ids if (request := state.requests.get(name)) is not None]
-        for request in found:
+        requests = [request for name in task_ids if (request := state.requests.get(name)) is not None]
+        for request in requests:
             request.terminate(panel.consumer.pool, signal=number)
-        return {"ok": f"terminate: {len(found)} tasks"} if found else {"ok": "terminate: tasks unknown"}
+        return {"ok": f"terminate: {len(requests)} tasks"} if requests else {"ok": "terminate: tasks unknown"}
 
     control._revoke = _revoke
 
 
 class Marker:
-    """Stores, in a thread, that tasks are revoked."""
+    """Stores the state of revoked tasks, in a thread."""
 
     def __init__(self, app: Celery) -> None:
-        """Prepare."""
+        """Prepare for an app; `add` starts the thread."""
         self._app = app
         self._waiting: queue.SimpleQueue[tuple[str, ...]] = queue.SimpleQueue()
         self._count = 0
-        self._one_at_a_time = threading.Lock()
+        self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
 
     def add(self, ids: Iterable[str]) -> None:
-        """Let some tasks be stored as revoked; beyond a bound they are left to who takes their messages."""
-        with self._one_at_a_time:
+        """Queue tasks to be stored as revoked, up to MAX_WAITING."""
+        with self._lock:
             rest = iter(ids)
-            while step := tuple(islice(rest, STEP)):
-                if self._count > MOST:
+            while batch := tuple(islice(rest, BATCH_SIZE)):
+                if self._count > MAX_WAITING:
                     logger.warning("More tasks are revoked at once than can be stored: %d wait.", self._count)
                     break
-                self._count += len(step)
-                self._waiting.put(step)
+                self._count += len(batch)
+                self._waiting.put(batch)
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="fleet-revoked", daemon=True)
                 self._thread.start()
 
     def _run(self) -> None:
-        """Store what waits."""
+        """Store the queued tasks."""
         while True:
-            step = self._waiting.get()
+            batch = self._waiting.get()
             try:
-                self.store(step)
+                self.store(batch)
             except Exception as error:
-                logger.warning("%d revoked tasks are not stored as such: %s", len(step), described(error))
-            with self._one_at_a_time:
-                self._count -= len(step)
+                logger.warning("%d revoked tasks are not stored as such: %s", len(batch), described(error))
+            with self._lock:
+                self._count -= len(batch)
 
     def store(self, ids: tuple[str, ...]) -> None:
-        """Store that tasks are revoked which have not begun; one that has a state keeps it."""
+        """Store tasks as revoked, except those that have begun."""
         backend = self._app.backend
-        found = backend.mget([backend.get_key_for_task(name) for name in ids])
-        for name, stored in zip(ids, found, strict=True):
-            known = backend.decode_result(stored)["status"] if stored else states.PENDING
-            if known in UNBEGUN:
-                backend.mark_as_revoked(name, reason="revoked", store_result=True)
+        results = backend.mget([backend.get_key_for_task(task_id) for task_id in ids])
+        for task_id, result in zip(ids, results, strict=True):
+            status = backend.decode_result(result)["status"] if result else states.PENDING
+            if status in NOT_BEGUN:
+                backend.mark_as_revoked(task_id, reason="revoked", store_result=True)
 
 
 @cache
 def marker(app: Celery) -> Marker:
-    """Return what stores revoked tasks of an app."""
+    """Return the marker of an app."""
     return Marker(app)

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: MIT
-"""Keeps what was revoked revoked: over the restart of a node, a release, a reboot, and on other hosts.
+"""Keeps revoked tasks revoked after a restart of nodes, a release or a reboot, and on other hosts.
 
-A node of Celery's has it in memory. `control revoke` reaches the nodes that are up; a task with an ETA, or
-one that waits in its queue, runs when all of those have been restarted. Here each node that is told also
-records it in Redis, and each node reads the record when it starts and when it has connected anew, before it
-takes anything. No task costs a question more: it is the node's memory that is asked.
+A node of Celery keeps revoked tasks in memory. `control revoke` reaches the nodes that run; a task with an
+ETA, or one that waits in its queue, runs when all of those have been restarted. Here each node that gets the
+command also records it in Redis. Each node reads the record when it starts and when it has reconnected,
+before it fetches. A task costs no further command: the node looks it up in its memory.
 
-The record is bounded, by time and by number. Redis's clock counts.
+The record is limited by age and by number. The clock of Redis counts.
 """
 
 from __future__ import annotations
@@ -29,13 +29,18 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-AGE = 30 * 86400  # seconds for which something stays revoked
-MOST = state.REVOKES_MAX  # ids, and as many stamps; CELERY_WORKER_REVOKES_MAX, by default 50,000
-STEP = 1000  # entries in one command
-LONGEST = 1000  # characters of an id or a stamp
-AGAIN = 5.0  # seconds after the node has connected: by then it hears what is revoked
+# Seconds for which a task stays revoked.
+MAX_AGE_S = 30 * 86400
+# Ids that are kept, and as many stamps: CELERY_WORKER_REVOKES_MAX, by default 50,000.
+MAX_ENTRIES = state.REVOKES_MAX
+# Entries in one command.
+BATCH_SIZE = 1000
+# Characters of an id or a stamp that is recorded.
+MAX_LENGTH = 1000
+# Seconds after which a node that has connected reads the record again: by then it hears of new commands.
+SECOND_READ_S = 5.0
 
-# Of what each command of Celery's remote control revokes.
+# The ids and the stamps that each command of Celery's remote control revokes, from its arguments.
 COMMANDS = {
     "revoke": lambda task_id=(), **_: (_ids(task_id), []),
     "terminate": lambda task_id=(), **_: (_ids(task_id), []),
@@ -44,42 +49,46 @@ COMMANDS = {
 
 
 class Revoked(bootsteps.StartStopStep):  # type: ignore[misc]  # celery ships no types
-    """Before a node consumes: learns what was revoked."""
+    """Reads the revoked tasks before a node consumes."""
 
-    # The node's memory of it is emptied by nobody, but on a new connection the record may have more.
+    # It reads on each new connection, because the record may have more than the memory of the node.
     requires = ("fleet_runtime.worker.bootsteps:Recovery",)
 
     def __init__(self, consumer: Any, **options: Any) -> None:
-        """Let commands that revoke record it."""
+        """Patch the commands that revoke, so that they record it."""
         super().__init__(consumer, **options)
-        # Once it has MOST, Celery would forget what is older than three hours.
-        state.revoked.expires = max(state.revoked.expires, AGE)
+        # With MAX_ENTRIES, Celery would forget entries that are older than three hours.
+        state.revoked.expires = max(state.revoked.expires, MAX_AGE_S)
         for name in COMMANDS:
-            _let_record(name)
+            _patch_command(name)
 
     def start(self, consumer: Any) -> None:
-        """Learn it, on each new connection; and again once the node hears what is revoked from now on."""
-        learn(consumer)
-        consumer.timer.call_after(AGAIN, consumer.call_soon, (_learn_if_connected, consumer))
+        """Read the record on a new connection, and once more when the node hears of new commands."""
+        read(consumer)
+        consumer.timer.call_after(SECOND_READ_S, consumer.call_soon, (_read_if_connected, consumer))
 
 
-def _learn_if_connected(consumer: Any) -> None:
-    """Learn it, unless the connection is lost: on the next one it is learnt anyhow."""
+def _read_if_connected(consumer: Any) -> None:
+    """Read the record, unless the connection is lost: the next one reads it anyway."""
     if consumer.connection:
-        learn(consumer)
+        read(consumer)
 
 
-def learn(consumer: Any) -> None:
-    """Learn from Redis what was revoked. Without an answer, the node goes on with what it knows."""
+def read(consumer: Any) -> None:
+    """Read the revoked tasks from Redis into the memory of the node. An error is only logged.
+
+    Raises:
+        OperationalError: The connection is lost, and the node reconnects.
+    """
     try:
         with consumer.connection.default_channel.conn_or_acquire() as client:
             ids, stamps = _recorded(client, keys.REVOKED), _recorded(client, keys.REVOKED_STAMPS)
     except consumer.connection_errors:
-        raise  # it is lost, and the node makes a new one
+        raise
     except Exception as error:
-        logger.warning("What was revoked before cannot be read, and may run on this node: %s", error)
+        logger.warning("Tasks that were revoked before cannot be read, and may run on this node: %s", error)
         return
-    state.merge_revoked([one for one in ids if one not in state.revoked])
+    state.merge_revoked([task_id for task_id in ids if task_id not in state.revoked])
     for stamp in stamps:
         header, value = json.loads(stamp)
         known = maybe_list(state.revoked_stamps.get(header)) or []
@@ -88,68 +97,74 @@ def learn(consumer: Any) -> None:
 
 
 def record(client: Any, key: str, entries: Iterable[str]) -> None:
-    """Record that something is revoked, and forget what is too old or too much."""
+    """Record revoked entries, and delete those that are too old, or more than MAX_ENTRIES.
+
+    Args:
+        client: A client of redis-py.
+        key: `keys.REVOKED` or `keys.REVOKED_STAMPS`.
+        entries: Ids of tasks, or stamps as JSON.
+    """
     seconds, microseconds = client.time()
     now = seconds + microseconds / 1e6
-    listed = list(entries)
-    for at in range(0, len(listed), STEP):
-        client.zadd(key, dict.fromkeys(listed[at : at + STEP], now))
-    too_old = client.zrange(key, "-inf", now - AGE, byscore=True, offset=0, num=STEP)
-    surplus = max(len(too_old), client.zcard(key) - MOST)
-    for _ in range(0, surplus, STEP):  # the oldest of all, each time
-        client.zrem(key, *client.zrange(key, 0, min(surplus, STEP) - 1))
-        surplus -= STEP
+    new = list(entries)
+    for start in range(0, len(new), BATCH_SIZE):
+        client.zadd(key, dict.fromkeys(new[start : start + BATCH_SIZE], now))
+    too_old = client.zrange(key, "-inf", now - MAX_AGE_S, byscore=True, offset=0, num=BATCH_SIZE)
+    surplus = max(len(too_old), client.zcard(key) - MAX_ENTRIES)
+    for _ in range(0, surplus, BATCH_SIZE):  # the oldest of all, each time
+        client.zrem(key, *client.zrange(key, 0, min(surplus, BATCH_SIZE) - 1))
+        surplus -= BATCH_SIZE
 
 
 def _recorded(client: Any, key: str) -> list[str]:
-    """Return what is recorded, the oldest first."""
-    return [bytes_to_str(one) for one in client.zrange(key, 0, -1)]
+    """Return the recorded entries, the oldest first."""
+    return [bytes_to_str(entry) for entry in client.zrange(key, 0, -1)]
 
 
-def _let_record(name: str) -> None:
-    """Let a command record what it revokes, before it does so."""
-    command, read = Panel.data[name], COMMANDS[name]
+def _patch_command(name: str) -> None:
+    """Let a command of remote control record its tasks before it revokes them."""
+    command, parse = Panel.data[name], COMMANDS[name]
     if hasattr(command, "__wrapped__"):
         return
 
     @wraps(command)
     def recording(panel: Any, *args: Any, **options: Any) -> Any:
-        refusal = _try_to_record(panel.consumer, read, options)
-        said = command(panel, *args, **options)
-        if refusal and isinstance(said, dict) and "ok" in said:
-            return {"ok": f"{said['ok']}, but only until the nodes that hear this are restarted: {refusal}"}
-        return said
+        refusal = _try_to_record(panel.consumer, parse, options)
+        reply = command(panel, *args, **options)
+        if refusal and isinstance(reply, dict) and "ok" in reply:
+            return {"ok": f"{reply['ok']}, but only until the nodes that hear this are restarted: {refusal}"}
+        return reply
 
     Panel.data[name] = recording
 
 
-def _try_to_record(consumer: Any, read: Callable[..., Any], options: dict[str, Any]) -> str:
-    """Record what a command revokes; return why that could not be done, if so."""
+def _try_to_record(consumer: Any, parse: Callable[..., Any], options: dict[str, Any]) -> str:
+    """Record the tasks that a command revokes; return the reason if that failed, else an empty string."""
     try:
-        ids, stamps = read(**options)
+        ids, stamps = parse(**options)
         with consumer.connection.default_channel.conn_or_acquire() as client:
             for key, entries in ((keys.REVOKED, ids), (keys.REVOKED_STAMPS, stamps)):
                 if entries:
                     record(client, key, entries)
     except Exception as error:
-        logger.warning("What is revoked cannot be recorded, and is forgotten when this node ends: %s", error)
+        logger.warning("Revoked tasks cannot be recorded, and are forgotten when this node ends: %s", error)
         return str(error) or type(error).__name__
     return ""
 
 
-def _ids(given: Any) -> list[str]:
-    """Return the ids of tasks that are to be revoked."""
-    return [one for one in maybe_list(given) or () if isinstance(one, str) and len(one) <= LONGEST]
+def _ids(value: Any) -> list[str]:
+    """Return the task ids in an argument of a command."""
+    return [each for each in maybe_list(value) or () if isinstance(each, str) and len(each) <= MAX_LENGTH]
 
 
-def _stamps(given: Any) -> list[str]:
-    """Return the stamps by which tasks are to be revoked, each with its header, as JSON."""
-    headers = dict(one.split("=", 2)[:2] for one in given) if isinstance(given, list) else dict(given)
-    return [one for one in _as_json(headers) if len(one) <= LONGEST]
+def _stamps(value: Any) -> list[str]:
+    """Return the stamps in an argument of a command, each with its header, as JSON."""
+    headers = dict(pair.split("=", 2)[:2] for pair in value) if isinstance(value, list) else dict(value)
+    return [stamp for stamp in _as_json(headers) if len(stamp) <= MAX_LENGTH]
 
 
 def _as_json(headers: dict[str, Any]) -> Iterator[str]:
-    """Yield each pair of a header and a stamp."""
+    """Yield each pair of a header and a stamp as JSON."""
     for header, stamps in headers.items():
         for stamp in maybe_list(stamps) or ():
             yield json.dumps([header, stamp])

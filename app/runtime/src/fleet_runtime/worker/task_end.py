@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: MIT
-"""Lets each task come to one end, whatever it raises and wherever it runs, so that its place is free again.
+"""Ends each request exactly once, whatever its task raises and in whatever pool, so that its slot is freed.
 
-Celery's pools of threads, of greenlets and of the main process hear of a task's end by one callback. They do
-not call it for whatever the task's own handling does not catch (celery 5.7, concurrency.base.apply_target):
-the message is held for ever, and so is a place of the node. A MemoryError that a task has raised is raised
-in the node, too, whatever its pool, and ends it (Request.on_failure). So does what cannot be sent to a
-process.
+Celery's pools of threads, of greenlets and of the main process report the end of a task by one callback. They
+do not call it after an exception that Celery's tracer does not catch (celery 5.7,
+concurrency.base.apply_target): the message stays unacknowledged for ever, and takes a slot. A MemoryError of
+a task is raised in the node, too, with any pool, and ends the node (Request.on_failure). So does a task that
+cannot be sent to a child process.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from celery.worker import request as requests
 from fleet_runtime.compat.surface import may_replace
 from fleet_runtime.compat.versions import is_known
 from fleet_runtime.transport.broadcast import described, is_of_broker
-from fleet_runtime.worker.request import Mortal
+from fleet_runtime.worker.request import DeadLetterRequest
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -35,47 +35,47 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-OTHERWISE = "What a task raises may end this node, or keep one of its places for ever."
-# Modules of what may end the node while a task runs in its main process: handlers of signals.
-OWN = ("celery.apps.worker", "celery.worker.state")
+UNPATCHED = "An exception of a task may end this node, or take one of its slots for ever."
+# Modules with handlers of signals, which may end the node while a task runs in its main process.
+SIGNAL_MODULES = ("celery.apps.worker", "celery.worker.state")
 
 
-class _NeverRaised(Exception):  # noqa: N818 (no error at all)
-    """Stands for an exception that Celery is not to look for."""
+class _NeverRaised(Exception):  # noqa: N818 (not an error)
+    """Replaces an exception that Celery must not catch."""
 
 
-def mend(worker: Any) -> None:
-    """Let a node's pool end each task.
+def patch(worker: Any) -> None:
+    """Patch Celery so that a node ends each request.
 
     Args:
-        worker: The node, which knows the class of its pool.
+        worker: The worker, which has the class of its pool.
     """
-    if is_known(celery, OTHERWISE):
-        # By its name in that module alone: a task that needs too much memory has failed, like any other.
+    if is_known(celery, UNPATCHED):
+        # In that module alone: a task that raises a MemoryError has failed, as with any other exception.
         requests.MemoryError = _NeverRaised
-    mend_handing_over()
-    mend_targets(worker.pool_cls)
+    patch_sending()
+    patch_targets(worker.pool_cls)
 
 
-def mend_targets(pool: type[Any]) -> None:
-    """Let the pools that have no processes of their own tell of each end."""
-    original = may_replace("celery.concurrency.base", "apply_target", OTHERWISE)
+def patch_targets(pool: type[Any]) -> None:
+    """Patch the pools without child processes so that they report each end."""
+    original = may_replace("celery.concurrency.base", "apply_target", UNPATCHED)
     if original is None:
         return
 
     @wraps(original)
-    def apply_target(*given: Any, **options: Any) -> Any:
-        return run(original, *given, **options)
+    def apply_target(*args: Any, **options: Any) -> Any:
+        return run(original, *args, **options)
 
     base.apply_target = thread.apply_target = solo.apply_target = apply_target
     green: Any = sys.modules.get("celery.concurrency.gevent")
-    if green is None or pool is not green.TaskPool:  # else it would be imported for nothing
+    if green is None or pool is not green.TaskPool:  # gevent is not imported for other pools
         return
     with_limit = green.apply_timeout
 
     @wraps(with_limit)
-    def apply_timeout(*given: Any, **options: Any) -> Any:
-        return with_limit(*given, **options, apply_target=apply_target)
+    def apply_timeout(*args: Any, **options: Any) -> Any:
+        return with_limit(*args, **options, apply_target=apply_target)
 
     green.apply_timeout = apply_timeout
 
@@ -92,47 +92,47 @@ def run(
     propagate: tuple[type[BaseException], ...] = (),
     **options: Any,
 ) -> None:
-    """Run a task, and tell its request how it ended.
+    """Run a task, and report its end to its request.
 
     Args:
-        original: Celery's own, for what is no task.
-        target: Runs the task, and returns whether it failed, its result, and its seconds.
-        args: Of that.
-        kwargs: Of that.
-        callback: Gets what it returns.
-        accept_callback: Is told that it begins.
-        pid: Who runs it.
-        getpid: Says so, if that does not.
-        propagate: What to raise.
-        options: What else Celery says.
+        original: Celery's function, for a target that is not a task.
+        target: Runs the task, and returns whether it failed, its result, and its duration in seconds.
+        args: Arguments of the target.
+        kwargs: Keyword arguments of the target.
+        callback: Gets the result of the target.
+        accept_callback: Called when the task begins.
+        pid: Process id to report.
+        getpid: Returns the process id, if `pid` is None.
+        propagate: Exceptions to raise.
+        options: Other options of Celery.
     """
     request = getattr(callback, "__self__", None)
-    if not isinstance(request, Mortal) or callback is None:
+    if not isinstance(request, DeadLetterRequest) or callback is None:
         original(target, args, kwargs, callback, accept_callback, pid, getpid, propagate, **options)
         return
     if accept_callback is not None:
         try:
             accept_callback(pid or getpid(), time.monotonic())
-        except Exception as error:  # as in the pool with processes: the task runs all the same
-            logger.warning("The start of %s was not told to all: %s", request, described(error))
+        except Exception as error:  # the task runs anyway, as in a prefork pool
+            logger.warning("The start of %s was not reported to all: %s", request, described(error))
     try:
-        ended = target(*args, **(kwargs or {}))
+        result = target(*args, **(kwargs or {}))
     except propagate:
         raise
     except BaseException as error:
-        if _is_of_node(error):
+        if _ends_node(error):
             raise
         request.on_failure(ExceptionInfo())
     else:
-        callback(ended)
+        callback(result)
 
 
-def mend_handing_over() -> None:
-    """Let a task fail that cannot be sent to a process, with its place in the pool free again.
+def patch_sending() -> None:
+    """Let a request fail that cannot be sent to a child process, and free its slot.
 
     Its arguments or headers may be nested too deep for pickle, or too large.
     """
-    original = may_replace("celery.worker.worker:WorkController", "_process_task", OTHERWISE)
+    original = may_replace("celery.worker.worker:WorkController", "_process_task", UNPATCHED)
     if original is None:
         return
 
@@ -141,20 +141,22 @@ def mend_handing_over() -> None:
         try:
             original(worker, request)
         except Exception as error:
-            if is_of_broker(error) or not (isinstance(request, Mortal) and worker.pool.uses_semaphore):
+            if is_of_broker(error) or not (
+                isinstance(request, DeadLetterRequest) and worker.pool.uses_semaphore
+            ):
                 raise
             worker._quick_release()
-            logger.error("%s cannot be sent to a process: %s", request, described(error))
+            logger.error("%s cannot be sent to a child process: %s", request, described(error))
             request.on_failure(ExceptionInfo())
 
     WorkController._process_task = _process_task
 
 
-def _is_of_node(error: BaseException) -> bool:
-    """Return whether the node itself is to end: a handler of its signals says so while a task runs."""
+def _ends_node(error: BaseException) -> bool:
+    """Return whether an exception ends the node: a handler of signals raises it while a task runs."""
     if not isinstance(error, (WorkerShutdown, WorkerTerminate)):
         return False
     last: TracebackType | None = error.__traceback__
     while last is not None and last.tb_next is not None:
         last = last.tb_next
-    return last is not None and last.tb_frame.f_globals.get("__name__") in OWN
+    return last is not None and last.tb_frame.f_globals.get("__name__") in SIGNAL_MODULES

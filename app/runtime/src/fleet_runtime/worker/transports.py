@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The transports of a node: items of queues that are no message go to the dead letters."""
+"""The transports of a node: items of queues that are not messages go to the dead letters."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ class NodeSentinelTransport(SentinelTransport):
 def patch_brpop() -> None:
     """Let kombu's own channels, which a node at the level `standard` has, do the same.
 
-    There, an item that is no message ends the node, and is lost (kombu 5.7, Channel._brpop_read).
+    There, an item that is not a message ends the node, and is lost (kombu 5.7, Channel._brpop_read).
     """
-    otherwise = "An item in a queue that is no message ends this node."
+    otherwise = "An item in a queue that is not a message ends this node."
     original = may_replace("kombu.transport.redis:Channel", "_brpop_read", otherwise)
     if original is not None:
         KombuChannel._brpop_read = wraps(original)(brpop_reader(dead_letter_malformed))
