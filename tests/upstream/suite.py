@@ -16,10 +16,12 @@ import tarfile
 import time
 from contextlib import suppress
 from importlib.metadata import version
+from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, NamedTuple
-from xml.etree import ElementTree
+
+from junitparser import JUnitXml, Skipped, TestCase
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -174,20 +176,21 @@ def end(process: subprocess.Popen[bytes]) -> None:
 def outcomes(report: Path) -> dict[str, Outcome]:
     """Return the outcome of each test in pytest's JUnit report; an error around a test is a failure."""
     found: dict[str, Outcome] = {}
-    for case in ElementTree.parse(report).getroot().iter("testcase"):  # noqa: S314 (pytest wrote it)
+    for case in chain.from_iterable(JUnitXml.fromfile(str(report))):
         # `t.integration.test_redis.test_RedisMessage`; the attribute `file` may be that of a base class
-        module, *classes = case.attrib["classname"].removeprefix("t.integration.").split(".")
-        test = "::".join([f"{module}.py", *classes, case.attrib["name"]])
+        module, *classes = case.classname.removeprefix("t.integration.").split(".")
+        test = "::".join([f"{module}.py", *classes, case.name])
         outcome = of_case(case)
         # a test that fails, and then its tear-down, is there twice
         found[test] = found[test] if test in found and found[test].result == FAILED else outcome
     return found
 
 
-def of_case(case: ElementTree.Element) -> Outcome:
-    """Return the outcome in one element of a report."""
-    for child in case:
-        if child.tag in ("failure", "error"):
-            lines = child.attrib.get("message", "").splitlines() or [""]
-            return Outcome(FAILED, lines[0])
-    return Outcome(SKIPPED if case.find("skipped") is not None else PASSED)
+def of_case(case: TestCase) -> Outcome:
+    """Return the outcome of one test in a report."""
+    if case.is_failure or case.is_error:
+        lines = next(
+            result.message or "" for result in case.result if not isinstance(result, Skipped)
+        ).splitlines()
+        return Outcome(FAILED, lines[0] if lines else "")
+    return Outcome(SKIPPED if case.is_skipped else PASSED)
