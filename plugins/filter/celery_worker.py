@@ -7,6 +7,7 @@ The options are described in roles/celery_worker/meta/argument_specs.yml, entry 
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 import sys
 from functools import cache
@@ -15,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
+from ansible_collections.fleet.celery.plugins.module_utils.paths import COMMAND
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     Options = Mapping[str, Any]
 
@@ -299,7 +301,7 @@ def proofs(
         timeout: Seconds that the command may take.
         any_queues: Whether it does not matter which queues the nodes consume.
     """
-    command = ["/usr/local/bin/fleet-celery", "fleet", "prove", f"--timeout={timeout}"]
+    command = [COMMAND, "fleet", "prove", f"--timeout={timeout}"]
     return {
         unit.replace("{}", node["name"]): [
             *command,
@@ -308,6 +310,27 @@ def proofs(
         ]
         for node in nodes
     }
+
+
+def unhealthy(answer: str, expected: Mapping[str, Sequence[str]]) -> dict[str, list[str] | None]:
+    """Return the nodes that do not consume their queues, or others, too.
+
+    Args:
+        answer: The output of `fleet consumed`.
+        expected: Each node with the queues that it should consume.
+
+    Returns:
+        The nodes, each with the queues that it consumes instead, or None if it does not answer.
+
+    >>> unhealthy('{"a-1@h": ["x", "y"], "b-1@h": ["z"]}', {"a-1@h": ["y", "x"], "b-1@h": ["x"], "c-1@h": []})
+    {'b-1@h': ['z'], 'c-1@h': None}
+    """
+    try:
+        consumed = {node: sorted(queues) for node, queues in json.loads(answer).items()}
+    except (ValueError, TypeError, AttributeError):  # the command failed, and has printed why
+        consumed = {}
+    wrong = [node for node, queues in expected.items() if consumed.get(node) != sorted(queues)]
+    return {node: consumed.get(node) for node in wrong}
 
 
 def arguments(options: Options, log_level: str, *, task_events: bool) -> list[str]:
@@ -612,6 +635,6 @@ class FilterModule:
         """Return the filters by name."""
         functions = (
             complete, of_hosts, wanted, in_service, pools_of, orphans, each, proofs, arguments, problems,
-            user, users, reach, limits,
+            unhealthy, user, users, reach, limits,
         )  # fmt: skip
         return {f"celery_worker_{function.__name__}": function for function in functions}

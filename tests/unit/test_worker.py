@@ -673,11 +673,12 @@ def test_a_start_takes_as_long_as_the_app_may_take_to_load() -> None:
 
 def test_each_host_answers_for_its_own_nodes_only() -> None:
     """One host asks for the nodes of all."""
-    seen = {"sick": {"io-1@host1": None, "p-1@host1": ["a"], "p-1@host2": []}}
+    seen = {"stdout": '{"p-1@host1": ["a"], "p-1@host2": []}'}
     rendered = role(
         {"p": {"queues": ["a", "b"]}, "io": {"queues": ["io"]}},
         ansible_play_batch=["host0", "host1"],
         hostvars={"host0": {"__celery_worker_health": seen}, "host1": {}},
+        __celery_worker_told={"io-1@host1": ["io"], "p-1@host1": ["a", "b"]},
     )
     assert rendered.evaluate("__celery_worker_sick") == {"io-1@host1": None, "p-1@host1": ["a"]}
 
