@@ -256,7 +256,7 @@ def make_secrets(env: Env) -> None:
     if env.vault.exists() and all(env.vault.stat().st_mtime > file.stat().st_mtime for file in sources):
         return
     say("Making the passwords that are missing")
-    variables = json.dumps({"secrets_file": str(env.vault)})
+    variables = json.dumps({"fleet_secrets_file": str(env.vault)})
     run("ansible-playbook", "--vault-password-file", password, "-e", variables, playbook)
     if env.name.startswith(TESTS):
         run("python3", ROOT / "tests" / "fleet" / "hostile_secrets.py", env.vault, password)

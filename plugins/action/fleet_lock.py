@@ -18,6 +18,7 @@ from typing import Any
 from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
+from ansible_collections.fleet.celery.plugins.action.inventory_check import require_extra_variables
 
 LONGEST_SHOWN = 100  # characters of what a host has sent
 
@@ -30,6 +31,8 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # ansible ships no types
     def run(self, tmp: Any = None, task_vars: Any = None) -> dict[str, Any]:
         """Run the action."""
         result: dict[str, Any] = super().run(tmp, task_vars)
+        if self._task.args["state"] == "held":
+            require_extra_variables(self._loader)
         me = identity()
         result |= self.ask(me, "", task_vars)
         if result.get("failed") or self._task.args["state"] == "free":
@@ -46,7 +49,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # ansible ships no types
         if found.get("id") != me["id"] and not self._task.check_mode:
             raise AnsibleActionFail(
                 f"{spelled(found)} Nothing was changed. Run again when that has ended. "
-                "If it is known to be over, since its controller is gone: -e lock_takeover=true."
+                "If it is known to be over, since its controller is gone: -e fleet_lock_takeover=true."
             )
         return result
 

@@ -18,6 +18,7 @@ import yaml
 from ansible.errors import AnsibleActionFail, AnsibleError
 from ansible.parsing.vault import VaultLib, VaultSecretsContext, is_encrypted
 from ansible.plugins.action import ActionBase
+from ansible_collections.fleet.celery.plugins.action.inventory_check import require_extra_variables
 
 DOCUMENTATION = r"""
 name: fleet_secrets
@@ -87,6 +88,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # ansible ships no types
                 "expected": {"type": "dict"},
             }
         )
+        require_extra_variables(self._loader)
         path = Path(arguments["path"])
         context = VaultSecretsContext.current(optional=True)
         if context is None or not context.secrets:
@@ -100,7 +102,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # ansible ships no types
         if expected is not None and plain(expected) != plain(now):
             raise AnsibleActionFail(
                 f"The inventory does not have its fleet_secrets from {path}. Name the file that they are in "
-                "with -e secrets_file=..., and give none with -e: all are replaced in that one file."
+                "with -e fleet_secrets_file=..., and give none with -e: all are replaced in that one file."
             )
         # str: Ansible's own kind of text is one that YAML cannot write
         missing = [str(name) for name in arguments["names"] if name not in now]

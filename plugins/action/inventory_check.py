@@ -4,14 +4,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 from ansible import constants as C  # noqa: N812  # as all of Ansible calls it
-from ansible.errors import AnsibleError
+from ansible.errors import AnsibleActionFail, AnsibleError
 from ansible.plugins.action import ActionBase
 from ansible.plugins.loader import filter_loader
+from ansible.utils.vars import load_extra_vars
 from ansible_collections.fleet.celery.plugins.module_utils import inventory_check as preflight
+from ansible_collections.fleet.celery.plugins.module_utils.playbook_variables import problems
+
+if TYPE_CHECKING:
+    from ansible.parsing.dataloader import DataLoader
 
 COLLECTION = Path(__file__).resolve().parents[2]
 
@@ -51,6 +56,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # ansible ships no types
             pool_problems=pool_problems,
             reached_at=self.reached_at(task_vars),
             facts_are_variables=bool(C.INJECT_FACTS_AS_VARS),
+            extra=load_extra_vars(self._loader).keys(),
         )
         found = preflight.check(inventory)
         if found:
@@ -93,6 +99,17 @@ def argument_specs(role: str) -> dict[str, Any]:
     described = yaml.safe_load(specification(role).read_text())
     options: dict[str, Any] = described["argument_specs"]["main"]["options"]
     return options
+
+
+def require_extra_variables(loader: DataLoader) -> None:
+    """Refuse extra variables (`-e`) with a former name, or with a misspelt one.
+
+    Raises:
+        AnsibleActionFail: This run was given such a variable.
+    """
+    found = problems(load_extra_vars(loader), argument_specs("preflight"))
+    if found:
+        raise AnsibleActionFail("\n".join([*found, "Nothing was changed."]))
 
 
 def given(role: str) -> list[str]:

@@ -34,7 +34,9 @@ def choice(hosts: Mapping[str, Info], wanted: str) -> dict[str, str]:
         goals = unfinished(hosts) or {info["previous"] for info in hosts.values()}
         chosen = min(goals)
         if len(goals) > 1:
-            problem = "The hosts had different releases before this one. Name one of these: -e release=ID"
+            problem = (
+                "The hosts had different releases before this one. Name one of these: -e fleet_release_id=ID"
+            )
         elif not chosen:
             problem = "No host had a release before this one."
         elif untried := {info["releases"][0] for info in hosts.values() if info["releases"]} - {
@@ -43,7 +45,7 @@ def choice(hosts: Mapping[str, Info], wanted: str) -> dict[str, str]:
             problem = (
                 f"The newest release, {', '.join(sorted(untried))}, is not what hosts run, nor what they ran "
                 "before. If its release failed, nothing is left to be taken back; if this is one rollback "
-                "after another, it is not known how far back. Name one of these: -e release=ID"
+                "after another, it is not known how far back. Name one of these: -e fleet_release_id=ID"
             )
     lacking = [host for host, info in hosts.items() if chosen not in info["releases"]]
     if not problem and lacking:

@@ -19,12 +19,12 @@ from typing import TYPE_CHECKING, Any
 
 from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
 from ansible.module_utils.parsing.convert_bool import boolean
-from ansible_collections.fleet.celery.plugins.module_utils import pki_names
+from ansible_collections.fleet.celery.plugins.module_utils import pki_names, playbook_variables
 from ansible_collections.fleet.celery.plugins.module_utils.index_gate import Place
 from ansible_collections.fleet.celery.plugins.module_utils.systemd_env import env_fault
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 SHORTEST_SECRET = 16  # characters; playbooks/secrets.yml makes 40
 PLACEHOLDER = re.compile(r"change.?me|^password|^secret|example|placeholder|^(.)\1*$", re.IGNORECASE)
@@ -108,6 +108,7 @@ class Inventory:
         pool_problems: Returns what is wrong with the pools of a host, a sentence each.
         reached_at: `ansible_host` of each host that has one.
         facts_are_variables: Whether a fact of a host is a variable, too, that overrules the inventory's.
+        extra: Names of the extra variables (`-e`) of this run.
     """
 
     hosts: Mapping[str, Mapping[str, Any]]
@@ -118,6 +119,7 @@ class Inventory:
     pool_problems: Callable[[Mapping[str, Any], str], Sequence[str]]
     reached_at: Mapping[str, Any] = field(default_factory=dict)
     facts_are_variables: bool = False
+    extra: Collection[str] = ()
     known: Mapping[str, str] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -227,10 +229,21 @@ def unknown(inventory: Inventory, host: str) -> Iterator[Finding]:
     for name in inventory.hosts[host]:
         if name in RETIRED:
             yield Finding(name, "There is no such variable any more.", RETIRED[name])
+        elif name in playbook_variables.NAMES:
+            if name not in inventory.extra:
+                reason = "It is an extra variable of playbooks, and changes nothing in an inventory."
+                yield Finding(name, reason, f"Remove it, and say -e {name}=... where it is needed.")
         elif name not in inventory.known:
-            nearest = difflib.get_close_matches(name, inventory.known, n=1)
+            nearest = difflib.get_close_matches(name, [*inventory.known, *playbook_variables.NAMES], n=1)
             remedy = f"Is it {nearest[0]}?" if nearest else "Remove it, or name it otherwise."
             yield Finding(name, "No role has a variable of this name, so it would change nothing.", remedy)
+
+
+def renamed(inventory: Inventory) -> Iterator[Finding]:
+    """Find extra variables that have another name now. The inventory may have variables of those names."""
+    for name in sorted(set(inventory.extra) & set(playbook_variables.RENAMED)):
+        new = playbook_variables.RENAMED[name]
+        yield Finding(f"-e {name}", f"The extra variable {name} is named {new} now.", f"Say -e {new}=...")
 
 
 def hidden(inventory: Inventory, host: str) -> Iterator[Finding]:
@@ -635,4 +648,4 @@ HOST_CHECKS = (
     unreadable, unknown, hidden, missing_or_wrong, secrets, pools, environments, index_hosts, ports,
     addresses, reach, certificates, certified, permitted, numbers,
 )  # fmt: skip
-FLEET_CHECKS = (trust, topology, consumers)
+FLEET_CHECKS = (renamed, trust, topology, consumers)

@@ -88,7 +88,10 @@ def certificate(host: Host) -> list[Path]:
     [
         ("", ["Say which host leaves the fleet", "-l HOST"]),
         ("redis", ["runs Redis, which has the tasks of the whole fleet"]),
-        ("workers", ["Nobody else would consume default, email, heavy, io", "decommission_anyway=true"]),
+        (
+            "workers",
+            ["Nobody else would consume default, email, heavy, io", "fleet_decommission_anyway=true"],
+        ),
         ("beat", ["No other host runs Beat"]),
     ],
 )
@@ -107,15 +110,15 @@ def test_what_redis_knows_counts(fleet: Fleet, plays: Plays) -> None:
 def test_a_host_that_does_not_answer_is_refused_unless_it_is_gone(fleet: Fleet, plays: Plays) -> None:
     """Then Redis and the controller forget it, and nobody tries to reach it. One that lives is not gone."""
     host = fleet.group("workers")[-1]
-    lives = decommission(plays, host.name, decommission_gone=True)
+    lives = decommission(plays, host.name, fleet_decommission_gone=True)
     lives.expect_refusal("still runs: it has renewed its lease")
     with powered_off(host):
-        decommission(plays, host.name).expect_refusal("does not answer", "decommission_gone=true")
-        gone = decommission(plays, host.name, decommission_gone=True).expect_success()
+        decommission(plays, host.name).expect_refusal("does not answer", "fleet_decommission_gone=true")
+        gone = decommission(plays, host.name, fleet_decommission_gone=True).expect_success()
         assert f"<{host.variables['ansible_host']}> ESTABLISH SSH CONNECTION" not in gone.output
         assert known_of(fleet, host.name) == []
         assert certificate(host) == []
-        assert not decommission(plays, host.name, decommission_gone=True).expect_success().changes
+        assert not decommission(plays, host.name, fleet_decommission_gone=True).expect_success().changes
 
 
 @pytest.fixture
@@ -146,7 +149,7 @@ def test_hosts_leave_and_come_back(fleet: Fleet, plays: Plays, ledger: Ledger, l
     worker = leaving[0]
     before = left_on(worker)
     assert "/usr/local/bin/fleet-celery" in before
-    would = decommission(plays, ":".join(names), "--check", decommission_anyway=True).expect_success()
+    would = decommission(plays, ":".join(names), "--check", fleet_decommission_anyway=True).expect_success()
     assert {host for host, _ in would.changes} >= set(names)
     assert left_on(worker) == before
     assert fleet.is_whole()
@@ -159,13 +162,13 @@ def test_hosts_leave_and_come_back(fleet: Fleet, plays: Plays, ledger: Ledger, l
             *("--limit", ":".join(names)),
             playbook=PLAYBOOK,
             when=lambda: not worker.sh("ls /etc/systemd/system | grep celery-worker || true"),
-            decommission_anyway=True,
+            fleet_decommission_anyway=True,
         )
-        stopped = decommission(plays, ":".join(names), decommission_anyway=True)
+        stopped = decommission(plays, ":".join(names), fleet_decommission_anyway=True)
         worker.sh("systemctl stop squatter.service")
         assert stopped.code
         assert "is currently used by process" in stopped.output, str(stopped)
-        decommission(plays, ":".join(names), decommission_anyway=True).expect_success()
+        decommission(plays, ":".join(names), fleet_decommission_anyway=True).expect_success()
 
     # Half of the fleet does the work of all meanwhile, beside three plays: waits are not the question here.
     fault = Fault(happens, wait=4 * LEASE)
@@ -176,7 +179,7 @@ def test_hosts_leave_and_come_back(fleet: Fleet, plays: Plays, ledger: Ledger, l
     assert {name: known_of(fleet, name) for name in names} == {name: [] for name in names}
     assert [certificate(host) for host in leaving] == [[], [], []]
     assert worker.sh("systemctl --failed --plain --no-legend") == ""
-    again = decommission(plays, ":".join(names), decommission_anyway=True).expect_success()
+    again = decommission(plays, ":".join(names), fleet_decommission_anyway=True).expect_success()
     assert not again.changes, str(again)
     assert [canaries.search(output, fleet.inventory.secrets) for output in plays.outputs] == [set()] * len(
         plays.outputs

@@ -311,7 +311,7 @@ def test_broken_beat_beside_nodes(fleet: Fleet, changes: Changes, plays: Plays, 
     new = host.sh('readlink "$1"', current)
     told = " ".join(stopped.output[stopped.output.rindex("fatal: [") :].split())
     assert f"{host.name} keeps release {new.rpartition('/')[2].strip()}, which it shares" in told
-    assert f"playbooks/rollback.yml -e release={old.rpartition('/')[2].strip()}" in told
+    assert f"playbooks/rollback.yml -e fleet_release_id={old.rpartition('/')[2].strip()}" in told
     assert new != old
     assert fleet.restarted(before) >= units(fleet, "celery-worker@*.service")
     assert units(fleet, "flower.service").isdisjoint(fleet.restarted(before))
@@ -336,7 +336,9 @@ def test_broken_beat_beside_nodes(fleet: Fleet, changes: Changes, plays: Plays, 
 def test_check_mode_of_a_restart(fleet: Fleet, changes: Changes, tier: str, task: str) -> None:
     """It says what it would restart, and leaves it alone."""
     before = fleet.starts()
-    run = changes.plays.run("--check", playbook="playbooks/restart.yml", tier=tier, **changes.variables)
+    run = changes.plays.run(
+        "--check", playbook="playbooks/restart.yml", fleet_restart_tier=tier, **changes.variables
+    )
     run.expect_success()
     told = [(host, done.rpartition(" : ")[2]) for host, done in run.changes]
     assert told == [(host.name, task) for host in fleet.group(tier)], str(run)

@@ -62,8 +62,8 @@ def batches(folder: Path, playbook: str, *options: str) -> list[int]:
     ("options", "sizes"),
     [
         ([], [1, 2, 2, 2, 2]),
-        (["-e", '{"batches": [1, "50%"]}'], [1, 4, 4]),
-        (["-e", '{"batches": 3}'], [3, 3, 3]),
+        (["-e", '{"fleet_batches": [1, "50%"]}'], [1, 4, 4]),
+        (["-e", '{"fleet_batches": 3}'], [3, 3, 3]),
     ],
     ids=["by itself", "half", "three"],
 )

@@ -15,7 +15,7 @@ from fleet_runtime.broker import keys
 
 LEASE = 30.0
 FORGOTTEN = {"state": "forgotten", "wait": 0}
-DISPENSABLE = {"state": "dispensable", "override": "drain_anyway"}
+DISPENSABLE = {"state": "dispensable", "override": "fleet_drain_anyway"}
 
 
 def add(
@@ -120,7 +120,7 @@ def test_a_queue_needs_another_consumer_that_lives(client: redis.Redis) -> None:
     add(client, "a-1@w1", queues=("a",))
     add(client, "b-1@w1", lease=-1, queues=("b",))
     add(client, "a-1@w2", queues=("a", "b", "c"))
-    with pytest.raises(NodesError, match=r"nobody else consumes b, c now.*or say -e drain_anyway=true"):
+    with pytest.raises(NodesError, match=r"nobody else consumes b, c now.*or say -e fleet_drain_anyway=true"):
         apply(Nodes(client, ["w2"]), DISPENSABLE, check=False)
     assert not apply(Nodes(client, ["w1"]), DISPENSABLE, check=False)["changed"]
 

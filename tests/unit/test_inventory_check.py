@@ -17,7 +17,7 @@ from ansible_collections.fleet.celery.plugins.module_utils import inventory_chec
 from fleet_runtime.inspect import app_check
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
 ROOT = Path(__file__).parents[2]
 ROLES = yaml.safe_load((ROOT / "playbooks" / "vars" / "preflight.yml").read_text())["preflight_roles"]
@@ -73,7 +73,9 @@ def a_fleet() -> tuple[dict[str, dict[str, Any]], dict[str, list[str]]]:
     return hosts, groups
 
 
-def look(hosts: dict[str, dict[str, Any]], groups: dict[str, list[str]]) -> dict[str, list[str]]:
+def look(
+    hosts: dict[str, dict[str, Any]], groups: dict[str, list[str]], extra: Sequence[str] = ()
+) -> dict[str, list[str]]:
     """The findings: variable and reason in one text, with the hosts."""
     inventory = preflight.Inventory(
         hosts=hosts,
@@ -83,6 +85,7 @@ def look(hosts: dict[str, dict[str, Any]], groups: dict[str, list[str]]) -> dict
         given=GIVEN,
         pool_problems=lambda _pools, _host: [],
         reached_at=REACHED_AT,
+        extra=extra,
     )
     return {f"{finding.variable}: {finding.reason}": where for finding, where in preflight.check(inventory)}
 
@@ -398,6 +401,14 @@ def test_two_beats_that_lock_are_a_beat_and_a_standby() -> None:
     hosts, groups = a_fleet()
     set_group("beat", "beat1", "flower1")(hosts, groups)
     assert look(hosts, groups) == {}
+
+
+def test_extra_variables_of_playbooks_are_none_of_the_inventory() -> None:
+    hosts, groups = a_fleet()
+    hosts["redis1"]["fleet_batches"] = 2
+    assert any(text.startswith("fleet_batches: It is an extra variable") for text in look(hosts, groups))
+    assert look(hosts, groups, extra=["fleet_batches"]) == {}
+    assert list(look(hosts, groups, extra=["fleet_batches", "tier"]).values()) == [[preflight.WHOLE_FLEET]]
 
 
 def test_names_the_nearest_right_name() -> None:

@@ -147,7 +147,7 @@ def test_a_file_that_is_not_the_inventorys_is_refused(vault: Path, password: Pat
 def evaluate(expression: str, **variables: Any) -> Any:
     """Return the value of an expression, with what the playbook knows."""
     known = yaml.safe_load((PROJECT / "playbooks" / "vars" / "rotate_secrets.yml").read_text())
-    given = {"ansible_inventory_sources": [], "secrets_file": __file__, **variables}
+    given = {"ansible_inventory_sources": [], "fleet_secrets_file": __file__, **variables}
     return Templar(DataLoader(), variables={**trusted(known), **given}).template(
         trust_as_template("{{ " + expression + " }}")
     )
@@ -159,22 +159,22 @@ def test_every_password_of_the_fleet_can_be_replaced() -> None:
 
 def test_what_is_asked_for() -> None:
     assert set(evaluate("__rotate_asked")) == {"admin", "health", "ops", "worker", "beat", "flower", "ca"}
-    assert evaluate("__rotate_asked", rotate="worker, beat") == ["worker", "beat"]
-    assert evaluate("__rotate_asked", rotate=["web"]) == ["web"]
-    assert evaluate("__rotate_asked", rotate="") == []
-    assert evaluate("__rotate_asked", rotate_finish="web") == []
+    assert evaluate("__rotate_asked", fleet_rotate="worker, beat") == ["worker", "beat"]
+    assert evaluate("__rotate_asked", fleet_rotate=["web"]) == ["web"]
+    assert evaluate("__rotate_asked", fleet_rotate="") == []
+    assert evaluate("__rotate_asked", fleet_rotate_finish="web") == []
     assert evaluate("__rotate_waiting") == ["redis_web"]
-    assert evaluate("__rotate_waiting", rotate_finish="web") == []
+    assert evaluate("__rotate_waiting", fleet_rotate_finish="web") == []
 
 
 @pytest.mark.parametrize(
     ("variables", "message"),
     [
-        ({"rotate": "worker,nobody"}, "rotate has nobody"),
+        ({"fleet_rotate": "worker,nobody"}, "fleet_rotate has nobody"),
         ({"ansible_limit": "worker1"}, "-l worker1"),
-        ({"rotate_finish": "beat"}, "rotate_finish has beat"),
-        ({"rotate_finish": "web"}, "whose password is not being replaced"),
-        ({"secrets_file": ""}, "There is no vault file"),
+        ({"fleet_rotate_finish": "beat"}, "fleet_rotate_finish has beat"),
+        ({"fleet_rotate_finish": "web"}, "whose password is not being replaced"),
+        ({"fleet_secrets_file": ""}, "There is no vault file"),
     ],
 )
 def test_what_cannot_be_is_refused(variables: dict[str, Any], message: str) -> None:
@@ -185,7 +185,7 @@ def test_what_cannot_be_is_refused(variables: dict[str, Any], message: str) -> N
 def test_what_can_be_is_not_refused() -> None:
     assert evaluate("__rotate_findings") == []
     begun = {"fleet_secrets_previous": {"redis_web": "old"}}
-    assert evaluate("__rotate_findings", rotate_finish="web", **begun) == []
+    assert evaluate("__rotate_findings", fleet_rotate_finish="web", **begun) == []
 
 
 def test_the_vault_file_is_that_of_the_last_inventory(tmp_path: Path) -> None:

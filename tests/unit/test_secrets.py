@@ -31,7 +31,7 @@ def password(tmp_path: Path) -> Path:
 
 def run(vault: Path, password: Path | None, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run the playbook for a vault file."""
-    return play(ROOT / "playbooks" / "secrets.yml", password, *arguments, secrets_file=str(vault))
+    return play(ROOT / "playbooks" / "secrets.yml", password, *arguments, fleet_secrets_file=str(vault))
 
 
 def play(

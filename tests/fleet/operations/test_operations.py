@@ -90,7 +90,7 @@ def test_release_and_rollback(operator: Operator, source: Path) -> None:
 
     operator.counted("rollback", lambda: operator.play("playbooks/rollback.yml"))
     assert releases(fleet) == {old}
-    operator.play("playbooks/rollback.yml", release=new[:6]).expect_success()
+    operator.play("playbooks/rollback.yml", fleet_release_id=new[:6]).expect_success()
     assert releases(fleet) == {new}
 
 
@@ -279,7 +279,7 @@ def test_a_release_with_a_broken_part(operator: Operator, source: Path, componen
     run = operator.counted(
         f"broken {component}",
         lambda: operator.play(
-            "playbooks/release.yml", celery_app_source=version, flower_health_retries=3, batches=1
+            "playbooks/release.yml", celery_app_source=version, flower_health_retries=3, fleet_batches=1
         ),
         succeeds=False,
     )
@@ -303,7 +303,7 @@ def test_a_batch_of_several_is_put_back_whole(operator: Operator, source: Path) 
     others = {{"io": "files"}.get(name, name): options for name, options in pools.items()}
     run = operator.play(
         "site.yml",
-        batches=2,
+        fleet_batches=2,
         celery_app_source=append(source, BREAK + sick),
         celery_worker_pools=others,
         celery_worker_health_retries=3,
@@ -378,17 +378,21 @@ def test_drain_and_undrain(operator: Operator) -> None:
         return "drained" in host.sh("ls /etc/celery").split()
 
     def drain() -> Run:
-        return operator.play("playbooks/drain.yml", this, "-e", "why='a new disk'")
+        return operator.play("playbooks/drain.yml", this, "-e", "fleet_drain_reason='a new disk'")
 
     def drain_in_two() -> Run:
-        operator.interrupted("playbooks/drain.yml", this, "-e", "why='a new disk'", when=is_marked)
+        operator.interrupted(
+            "playbooks/drain.yml", this, "-e", "fleet_drain_reason='a new disk'", when=is_marked
+        )
         return drain()
 
     def undrain_in_two() -> Run:
         operator.interrupted("playbooks/undrain.yml", this, when=lambda: not is_marked())
         return operator.play("playbooks/undrain.yml", this)
 
-    operator.play("playbooks/drain.yml", this, "-e", "why=a new disk").expect_refusal('"new disk"')
+    operator.play("playbooks/drain.yml", this, "-e", "fleet_drain_reason=a new disk").expect_refusal(
+        '"new disk"'
+    )
     operator.counted("drain", drain)
     assert not nodes_of(fleet, host)
     [mark] = status(fleet)["drained"]
@@ -450,7 +454,7 @@ def test_the_whole_fleet_is_not_drained_by_mistake(operator: Operator) -> None:
     first.sh("systemctl stop celery.target", timeout=120)
     try:
         refused = operator.play("playbooks/drain.yml", f"--limit={last.name}")
-        refused.expect_refusal("nobody else consumes", "drain_anyway=true")
+        refused.expect_refusal("nobody else consumes", "fleet_drain_anyway=true")
     finally:
         first.sh("systemctl start celery.target", timeout=120)
     eventually(operator.fleet.is_whole, timeout=60)
@@ -473,9 +477,9 @@ def test_restart(operator: Operator) -> None:
     assert fleet.restarted(before) == nodes
     eventually(fleet.is_whole, timeout=60)
     before = fleet.starts()
-    operator.play("playbooks/restart.yml", pools=["heavy"]).expect_success()
+    operator.play("playbooks/restart.yml", fleet_restart_pools=["heavy"]).expect_success()
     assert {unit for _, unit in fleet.restarted(before)} == {"celery-worker@heavy-1.service"}
-    operator.play("playbooks/restart.yml", pools="hevy").expect_refusal("hevy")
+    operator.play("playbooks/restart.yml", fleet_restart_pools="hevy").expect_refusal("hevy")
     beat = fleet.group("beat")[0].name
     operator.play("playbooks/restart.yml", f"--limit={beat}").expect_refusal("is of the tier workers")
     for playbook in ("drain", "undrain"):
@@ -497,7 +501,9 @@ def test_restart_of_a_tier(operator: Operator, tier: str, units: set[str], twice
     fleet = operator.fleet
     before = fleet.starts()
     operator.counted(
-        f"restart {tier}", lambda: operator.play("playbooks/restart.yml", tier=tier), twice=twice
+        f"restart {tier}",
+        lambda: operator.play("playbooks/restart.yml", fleet_restart_tier=tier),
+        twice=twice,
     )
     assert {unit for _, unit in fleet.restarted(before)} == units
     eventually(fleet.is_whole, timeout=60)
@@ -516,7 +522,9 @@ def test_check_mode_of_others(operator: Operator, playbook: str, what: str) -> N
     fleet = operator.fleet
     host, before = fleet.group("workers")[0], fleet.starts()
     release = host.sh("basename $(readlink /opt/celery/*/previous)").strip()  # newer ones were put back
-    run = operator.play(f"playbooks/{playbook}.yml", "--check", f"--limit={host.name}", release=release)
+    run = operator.play(
+        f"playbooks/{playbook}.yml", "--check", f"--limit={host.name}", fleet_release_id=release
+    )
     run.expect_success()
     assert listed(run, what) == units_of(fleet, host), str(run)
     assert fleet.restarted(before) == set()
@@ -535,10 +543,12 @@ def test_the_second_operator_is_refused(operator: Operator) -> None:
         '"machine": "another", "process": 1, "began": "1"}'
     )
     host.sh("mkdir -p /var/lib/fleet && cat >/var/lib/fleet/lock", text=other)
-    operator.play("playbooks/restart.yml", tier="beat").expect_refusal(
-        "ann@desk runs release.yml on this fleet since 2026-01-01 00:00:00 UTC.", "lock_takeover"
+    operator.play("playbooks/restart.yml", fleet_restart_tier="beat").expect_refusal(
+        "ann@desk runs release.yml on this fleet since 2026-01-01 00:00:00 UTC.", "fleet_lock_takeover"
     )
-    operator.play("playbooks/restart.yml", tier="beat", lock_takeover=True).expect_success()
+    operator.play(
+        "playbooks/restart.yml", fleet_restart_tier="beat", fleet_lock_takeover=True
+    ).expect_success()
     assert host.sh("ls -A /var/lib/fleet").split() == []
 
 
@@ -549,7 +559,7 @@ def test_two_operators_at_once(operator: Operator, plays: Plays, tmp_path: Path)
     with ThreadPoolExecutor(max_workers=1) as pool:
         first = pool.submit(operator.play, "playbooks/restart.yml")
         eventually(lambda: fleet.group("redis")[0].sh("ls -A /var/lib/fleet").strip() == "lock", timeout=60)
-        second = other.run(playbook="playbooks/restart.yml", tier="beat")
+        second = other.run(playbook="playbooks/restart.yml", fleet_restart_tier="beat")
         assert not first.done(), "the first was over too soon"
         second.expect_refusal("runs restart.yml on this fleet since", "Nothing was changed.")
         first.result().expect_success()

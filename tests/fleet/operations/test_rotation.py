@@ -99,10 +99,10 @@ def test_a_rotation_that_is_interrupted_between_batches(
 ) -> None:
     """Some nodes have the new password by then, and others the old one; no task fails on either."""
     old = fleet.inventory.secrets["redis_worker"]
-    operator.interrupted(SECRETS, rotate="worker")
+    operator.interrupted(SECRETS, fleet_rotate="worker")
     assert takes(fleet, "worker", old)
     made = yaml.safe_load(vault_tool("view", plays))["fleet_secrets"]["redis_worker"]
-    replaced(operator, "interrupted rotation", SECRETS, rotate="worker")
+    replaced(operator, "interrupted rotation", SECRETS, fleet_rotate="worker")
     assert fleet.inventory.secrets["redis_worker"] == made != old, "the run that ends it makes no third one"
     assert [takes(fleet, "worker", password) for password in (old, made)] == [False, True]
     assert fleet.is_whole()
@@ -114,7 +114,9 @@ def test_an_environment_that_was_not_released_stays_so(fleet: Fleet, plays: Play
     host = fleet.group("workers")[0]
     old, environment = fleet.inventory.secrets["redis_ops"], host.sh("sha256sum /etc/celery/app.env")
     before = fleet.starts()
-    plays.run(playbook=SECRETS, rotate="ops", celery_app_environment={"FEATURE": "new"}).expect_success()
+    plays.run(
+        playbook=SECRETS, fleet_rotate="ops", celery_app_environment={"FEATURE": "new"}
+    ).expect_success()
     fleet.reread()
     assert takes(fleet, "ops", fleet.inventory.secrets["redis_ops"])
     assert not takes(fleet, "ops", old)
@@ -127,7 +129,7 @@ def test_check_mode_replaces_nothing(fleet: Fleet, plays: Plays) -> None:
     """It says what would be replaced and restarted, and both the vault file and the fleet stay."""
     before = fleet.starts()
     vault = vault_file(plays).read_bytes()
-    run = plays.run("--check", playbook=SECRETS, rotate="beat").expect_success()
+    run = plays.run("--check", playbook=SECRETS, fleet_rotate="beat").expect_success()
     assert "Replaced now: redis_beat" in run.output
     assert "Restarted, batch by batch: Beat" in run.output
     assert vault_file(plays).read_bytes() == vault
@@ -147,7 +149,7 @@ def test_a_replacement_that_was_interrupted_is_finished(fleet: Fleet, plays: Pla
     plays.run(playbook="playbooks/redis.yml").expect_success()
     assert [takes(fleet, "health", password) for password in (old, new)] == [True, True]
 
-    plays.run(playbook=SECRETS, rotate="health").expect_success()
+    plays.run(playbook=SECRETS, fleet_rotate="health").expect_success()
     fleet.reread()
     assert fleet.inventory.secrets["redis_health"] == new
     assert [takes(fleet, "health", password) for password in (old, new)] == [False, True]
@@ -166,7 +168,7 @@ def test_a_replacement_is_taken_back(fleet: Fleet, plays: Plays) -> None:
     plays.run(playbook="playbooks/redis.yml").expect_success()
 
     write_vault(plays, fleet_secrets.edited(text, secrets, new))
-    plays.run(playbook=SECRETS, rotate="health,ca").expect_success()
+    plays.run(playbook=SECRETS, fleet_rotate="health,ca").expect_success()
     fleet.reread()
     assert dict(fleet.inventory.secrets) == secrets
     assert [takes(fleet, "health", known["redis_health"]) for known in (old, new)] == [True, False]
@@ -180,16 +182,16 @@ def test_programs_outside_the_fleet_have_time(
 ) -> None:
     """Both passwords of `web` are taken until an operator says that the old one is not used any more."""
     old = fleet.inventory.secrets["redis_web"]
-    refused = plays.run(playbook=SECRETS, rotate_finish="web")
+    refused = plays.run(playbook=SECRETS, fleet_rotate_finish="web")
     refused.expect_refusal("whose password is not being replaced")
 
-    begun = replaced(operator, "rotate web: begin", SECRETS, rotate="web")
-    assert "rotate_finish=web" in begun.output
+    begun = replaced(operator, "rotate web: begin", SECRETS, fleet_rotate="web")
+    assert "fleet_rotate_finish=web" in begun.output
     new = fleet.inventory.secrets["redis_web"]
     assert [takes(fleet, "web", password) for password in (old, new)] == [True, True]
 
     producer.configure()
-    ended = replaced(operator, "rotate web: finish", SECRETS, rotate_finish="web")
+    ended = replaced(operator, "rotate web: finish", SECRETS, fleet_rotate_finish="web")
     assert [takes(fleet, "web", password) for password in (old, new)] == [False, True]
     assert fleet.is_whole()
     assert shown(begun, {"old": old, "new": new}) | shown(ended, {"old": old, "new": new}) == set()
@@ -212,19 +214,21 @@ def test_the_authority_is_replaced(fleet: Fleet, plays: Plays, operator: Operato
     """Hosts trust both, then the new one signs, then the old one is gone; no client is refused meanwhile."""
     before, old, trusted = fleet.starts(), serials(fleet), fleet.ca_file.read_text()
     for mode in ([], ["--check"]):
-        refused = plays.run(*mode, playbook=CERTIFICATES, rotate_ca="finish")
+        refused = plays.run(*mode, playbook=CERTIFICATES, fleet_rotate_ca="finish")
         refused.expect_refusal("No new authority was begun")
-    replaced(operator, "rotate authority: begin", CERTIFICATES, rotate_ca="begin")
+    replaced(operator, "rotate authority: begin", CERTIFICATES, fleet_rotate_ca="begin")
     assert serials(fleet) == old
     shown_before = of_hosts(fleet, "host.crt")
     assert {len(authorities(text)) for text in of_hosts(fleet, "ca.crt").values()} == {2}
     assert not plays.run(playbook="playbooks/pki.yml").expect_success().changes
-    plays.run("--check", playbook=CERTIFICATES, rotate_ca="finish").expect_success()
+    plays.run("--check", playbook=CERTIFICATES, fleet_rotate_ca="finish").expect_success()
     assert of_hosts(fleet, "host.crt") == shown_before
     plays.interrupted(
-        playbook=CERTIFICATES, when=lambda: of_hosts(fleet, "host.crt") != shown_before, rotate_ca="finish"
+        playbook=CERTIFICATES,
+        when=lambda: of_hosts(fleet, "host.crt") != shown_before,
+        fleet_rotate_ca="finish",
     )
-    replaced(operator, "rotate authority: finish", CERTIFICATES, rotate_ca="finish")
+    replaced(operator, "rotate authority: finish", CERTIFICATES, fleet_rotate_ca="finish")
 
     assert not set(serials(fleet).values()) & set(old.values())
     (now,) = set(of_hosts(fleet, "ca.crt").values())
