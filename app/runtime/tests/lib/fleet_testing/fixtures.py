@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from fleet_runtime.broker import functions
+from kombu import pools
 
 from fleet_testing.broker import Broker
 
@@ -30,8 +31,12 @@ def _redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
 
 @pytest.fixture(scope="module")
 def redis_server(_redis: Broker) -> Broker:
-    """Return the Redis, with nothing in it that the tests of another file have left, but its functions."""
+    """Return the Redis, with nothing in it that the tests of another file have left, but its functions.
+
+    kombu's pools are emptied, too: a pooled channel declares an exchange once, and would not bind it again.
+    """
     _redis.client("admin").flushall()
+    pools.reset()
     return _redis
 
 
