@@ -43,6 +43,13 @@ options:
   uv:
     description: The uv to install with.
     type: path
+  uv_requirements:
+    description:
+      - With V(present), text of a requirements file with hashes. uv is installed from it first, by
+        Python's own pip, into the virtual environment that I(uv) is in, and anew when the text changes.
+      - If it is empty, uv is there.
+    type: str
+    default: ""
   index_url:
     description: Package index; empty means the host's own configuration.
     type: str
@@ -122,6 +129,7 @@ import time
 from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.fleet.celery.plugins.module_utils import hashed_venv
 from ansible_collections.fleet.celery.plugins.module_utils.app_release_tree import (
     Installer,
     ReleaseTree,
@@ -153,6 +161,7 @@ def present(module: AnsibleModule, tree: ReleaseTree) -> bool:
                         f"Process {ended} was still installing, for a run that is over. It was ended, and "
                         "this run installs the release anew."
                     )
+                install_uv(uv.parents[1], given["uv_requirements"], given["index_url"], env)
                 installer = Installer(uv, python, tree.cache, confined(module, given["user"]), env)
                 installer.build = tuple(given["build_packages"])
                 installer.index_hosts = tuple(given["index_hosts"])
@@ -160,6 +169,15 @@ def present(module: AnsibleModule, tree: ReleaseTree) -> bool:
         except (TreeError, StillHeldError) as error:
             raise TreeError(f"Release {given['id']} cannot be installed.\n{error}") from error
     return True
+
+
+def install_uv(path: Path, requirements: str, index_url: str, env: dict[str, str]) -> None:
+    """Install uv into a virtual environment, unless that has what it should."""
+    if not requirements or hashed_venv.is_whole(path, requirements):
+        return
+    index = {"PIP_INDEX_URL": index_url} if index_url else {}
+    if fault := hashed_venv.install(path, requirements, {**index, **env}):
+        raise TreeError(f"{path} cannot be installed.\n{fault}")
 
 
 def checked(module: AnsibleModule, tree: ReleaseTree) -> bool:
@@ -276,6 +294,7 @@ def main() -> None:
             "archive": {"type": "path"},
             "python": {"type": "path"},
             "uv": {"type": "path"},
+            "uv_requirements": {"type": "str", "default": ""},
             "index_url": {"type": "str", "default": "", "no_log": True},
             "index_hosts": {"type": "list", "elements": "str", "default": []},
             "index_environment": {"type": "dict", "default": {}, "no_log": True},

@@ -9,6 +9,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from ansible_collections.fleet.celery.plugins.module_utils import hashed_venv
+from ansible_collections.fleet.celery.plugins.module_utils.app_release_tree import TreeError
 from ansible_collections.fleet.celery.plugins.modules import celery_release
 
 
@@ -55,3 +57,22 @@ def test_what_costs_much_or_has_no_effect_is_a_warning_and_no_fault(
     module = Module()
     assert celery_release.app_fault(module, Path("/opt/celery/demo/releases/1")) == fault
     assert module.warned == warned
+
+
+def test_uv_is_installed_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """And a fault of pip is told of."""
+    asked: list[dict[str, str]] = []
+
+    def install(path: Path, requirements: str, env: dict[str, str]) -> str:
+        asked.append(env)
+        path.mkdir()
+        (path / "requirements.txt").write_text(requirements)
+        return "no such index" if len(asked) > 1 else ""
+
+    monkeypatch.setattr(hashed_venv, "install", install)
+    celery_release.install_uv(tmp_path / "uv", "", "", {})
+    for _ in range(2):
+        celery_release.install_uv(tmp_path / "uv", "uv==1\n", "https://index", {"SSL_CERT_FILE": "/ca"})
+    assert asked == [{"PIP_INDEX_URL": "https://index", "SSL_CERT_FILE": "/ca"}]
+    with pytest.raises(TreeError, match=r"cannot be installed\.\nno such index"):
+        celery_release.install_uv(tmp_path / "other", "uv==1\n", "", {})

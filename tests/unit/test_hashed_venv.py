@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
-from ansible_collections.fleet.celery.plugins.modules.hashed_venv import install
+from ansible_collections.fleet.celery.plugins.module_utils.hashed_venv import install, is_whole
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -33,10 +33,12 @@ def python(tmp_path: Path) -> str:
 def test_whole_or_unmarked(tmp_path: Path, python: str) -> None:
     """Only an installation that succeeded is marked; one that fails takes the mark of the one before away."""
     venv, fail = tmp_path / "opt" / "tool", tmp_path / "fail"
-    assert install(venv, "tool==1\n", python, {"FAIL": str(fail)}) == ""
+    assert install(venv, "tool==1\n", {"FAIL": str(fail)}, python) == ""
+    assert is_whole(venv, "tool==1\n")
+    assert not is_whole(venv, "tool==2\n")
     assert (venv / "requirements.txt").read_text() == "tool==1\n"
     fail.touch()
-    assert install(venv, "tool==2\n", python, {"FAIL": str(fail)})
+    assert install(venv, "tool==2\n", {"FAIL": str(fail)}, python)
     assert not (venv / "requirements.txt").exists()
 
 
@@ -44,7 +46,7 @@ def test_pip_is_held_to_the_hashes(tmp_path: Path, python: str) -> None:
     """Nothing is taken without a hash, nothing is compiled, and the index is in no command line."""
     (tmp_path / "fail").touch()
     env = {"FAIL": str(tmp_path / "fail"), "PIP_INDEX_URL": "https://user:secret@example.org/simple"}
-    command, *variables = install(tmp_path / "tool", "tool==1\n", python, env).splitlines()
+    command, *variables = install(tmp_path / "tool", "tool==1\n", env, python).splitlines()
     assert "--require-hashes" in command
     assert "--only-binary=:all:" in command
     assert "secret" not in command

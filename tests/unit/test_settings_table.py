@@ -27,4 +27,6 @@ def test_what_a_nodes_command_line_says_is_known() -> None:
     """Each setting that it decides, always or for a pool that says it, is told of."""
     always, sometimes = settings_table.on_command_line()
     assert always <= {*ENFORCED, *UNUSED, *POOL_LAST}
-    assert {name: option for name, option in sometimes.items() if name not in {*ENFORCED, *UNUSED}} == POOL_FIRST
+    assert {
+        name: option for name, option in sometimes.items() if name not in {*ENFORCED, *UNUSED}
+    } == POOL_FIRST
