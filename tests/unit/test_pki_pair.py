@@ -1,18 +1,22 @@
 # SPDX-License-Identifier: MIT
-"""The module pki_pair: a key and its certificate change together, or not at all."""
+"""The role pki: with pki_replace, a key and its certificate change together, or not at all."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import grp
+import os
+import subprocess
+from pathlib import Path
 
 import pytest
+import yaml
 from ansible_collections.fleet.celery.plugins.module_utils.certificates import belong_together, certificate_of
-from ansible_collections.fleet.celery.plugins.modules import pki_pair
+from cryptography.hazmat.primitives import serialization
 
+from tests.unit.rendering import PROJECT
 from tests.unit.test_pki import write_certificate
 
-if TYPE_CHECKING:
-    from pathlib import Path
+as_root = pytest.mark.skipif(os.getuid() != 0, reason="the files are root's")
 
 
 @pytest.fixture
@@ -26,27 +30,57 @@ def directory(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def put(directory: Path, content: str) -> None:
-    """Run the module."""
-    key, certificate = str(directory / "host.key"), str(directory / "host.crt")
-    pki_pair.put(key=key, next_key=f"{key}.next", certificate=certificate, content=content)
+def replace(directory: Path, certificate: Path) -> subprocess.CompletedProcess[str]:
+    """Run the role's tasks that put a pair in place."""
+    key = serialization.load_pem_private_key((directory / "host.key.next").read_bytes(), None).public_key()
+    pem = key.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+    given = {
+        "pki_dir": str(directory),
+        "pki_group": grp.getgrgid(os.getgid()).gr_name,
+        "pki_ca_dir": "/nonexistent",
+        "pki_ca_passphrase": "",
+        "pki_replace": True,
+        "__pki_issued_cert": str(certificate),
+        "__pki_asked": {"public_key": pem.decode()},
+        "__pki_trusted": {"": [str(PROJECT / "tests/unit/test_pki_pair.py")]},
+    }
+    role = {"name": "fleet.celery.pki", "tasks_from": "configure", "rolespec_validate": False}
+    play = {"hosts": "host1", "connection": "local", "gather_facts": False}
+    work = directory.parent / f"{directory.name}-play"
+    work.mkdir()
+    (work / "given.yml").write_text(yaml.safe_dump(given))
+    (work / "play.yml").write_text(
+        yaml.safe_dump([{**play, "tasks": [{"ansible.builtin.include_role": role}]}])
+    )
+    return subprocess.run(
+        ["ansible-playbook", "--inventory=host1,", "--extra-vars=@given.yml", "play.yml"],
+        cwd=work,
+        env=os.environ | {"ANSIBLE_CONFIG": str(PROJECT / "ansible.cfg")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
 
 
+@as_root
 def test_the_pair_is_replaced(directory: Path) -> None:
     new = (directory / "new.crt").read_text()
-    put(directory, new)
+    done = replace(directory, directory / "new.crt")
+    assert done.returncode == 0, done.stdout
     assert (directory / "host.crt").read_text() == new
     assert belong_together(str(directory / "host.crt"), str(directory / "host.key"))
     assert (directory / "host.crt").stat().st_mode & 0o777 == 0o644
     assert (directory / "host.key").stat().st_mode & 0o777 == 0o640
-    assert sorted(path.name for path in directory.iterdir()) == ["host.crt", "host.key", "new.crt"]
+    assert {path.name for path in directory.iterdir()} == {"ca.crt", "host.crt", "host.key", "new.crt"}
 
 
+@as_root
 def test_a_certificate_of_another_key_is_refused(directory: Path) -> None:
-    before = {path.name: path.read_bytes() for path in directory.iterdir()}
-    with pytest.raises(pki_pair.PairError, match="does not belong to"):
-        put(directory, (directory / "host.crt").read_text())
-    assert {path.name: path.read_bytes() for path in directory.iterdir()} == before
+    before = {name: (directory / name).read_bytes() for name in ("host.crt", "host.key", "host.key.next")}
+    done = replace(directory, directory / "host.crt")
+    assert done.returncode
+    assert "does not belong to" in done.stdout
+    assert {name: (directory / name).read_bytes() for name in before} == before
 
 
 def test_the_first_certificate_of_a_file_is_the_hosts(directory: Path) -> None:
