@@ -19,7 +19,7 @@ PROGRAM = """
 import os, subprocess, sys
 {first}
 from pathlib import Path
-from fleet_runtime import journal
+from fleet_runtime.logging import journal
 print(journal.adopt_streams(Path(sys.argv[1])))
 print(journal.is_journal(2), os.get_blocking(2), file=sys.stderr)
 subprocess.run(["sh", "-c", "echo child; echo wrong >&2"])

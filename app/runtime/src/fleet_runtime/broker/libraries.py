@@ -8,6 +8,7 @@ those of the runtime, and those of kombu, Celery, RedBeat and redis-py.
 from __future__ import annotations
 
 import importlib
+import re
 from typing import TYPE_CHECKING
 
 from fleet_runtime.broker import functions, scripts
@@ -23,7 +24,7 @@ _HOLDERS = {
     "redis-py": ("redis.lock:Lock", "MIT"),
 }
 _OPTIONAL = {"redbeat"}
-_CALL = "redis.call("
+_CALL = re.compile(r"\bredis\.call\(")
 # Scripts of the libraries that only remove, or set a time to expire. As scripts they run on a Redis at its
 # memory limit; a function needs a flag for that.
 _FREEING = {"SWEEP_BINDINGS", "LUA_EXTEND_TO_SCRIPT", "CHORD_CLEANUP_LUA"}
@@ -63,7 +64,7 @@ def _scripts() -> Iterator[tuple[str, str, str]]:
                 continue
             raise
         for name, value in vars(getattr(holder, attribute) if attribute else holder).items():
-            if isinstance(value, str) and _CALL in value:
+            if isinstance(value, str) and _CALL.search(value):
                 yield f"{library}.{name}", f"{library}, {name} ({licence})", value
 
 
