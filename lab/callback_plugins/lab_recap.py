@@ -18,7 +18,7 @@ description: The file that the environment variable LAB_RECAP names gets a [host
 """
 
 
-class CallbackModule(CallbackBase):  # type: ignore[misc]
+class CallbackModule(CallbackBase):
     """Collect the changed tasks of a run."""
 
     CALLBACK_VERSION = 2.0

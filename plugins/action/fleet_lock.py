@@ -25,7 +25,7 @@ LONGEST_SHOWN = 100  # characters of what a host has sent
 display = Display()
 
 
-class ActionModule(ActionBase):  # type: ignore[misc]  # ansible ships no types
+class ActionModule(ActionBase):
     """The action."""
 
     def run(self, tmp: Any = None, task_vars: Any = None) -> dict[str, Any]:

@@ -70,7 +70,7 @@ BEFORE_HEADER = (
 )
 
 
-class ActionModule(ActionBase):  # type: ignore[misc]  # ansible ships no types
+class ActionModule(ActionBase):
     """The action."""
 
     _requires_connection = False

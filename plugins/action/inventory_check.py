@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
-from ansible import constants as C  # noqa: N812  # as all of Ansible calls it
+from ansible import constants
 from ansible.errors import AnsibleActionFail, AnsibleError
 from ansible.plugins.action import ActionBase
 from ansible.plugins.loader import filter_loader
@@ -35,7 +35,7 @@ author: celery-fleet
 """
 
 
-class ActionModule(ActionBase):  # type: ignore[misc]  # ansible ships no types
+class ActionModule(ActionBase):
     """The action."""
 
     _requires_connection = False
@@ -55,7 +55,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # ansible ships no types
             given={role: given(role) for role in arguments["roles"]},
             pool_problems=pool_problems,
             reached_at=self.reached_at(task_vars),
-            facts_are_variables=bool(C.INJECT_FACTS_AS_VARS),
+            facts_are_variables=bool(constants.INJECT_FACTS_AS_VARS),
             extra=load_extra_vars(self._loader).keys(),
         )
         found = preflight.check(inventory)

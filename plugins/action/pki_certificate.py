@@ -43,7 +43,7 @@ why: {description: Why it was made., returned: success, type: list, elements: st
 """
 
 
-class ActionModule(ActionBase):  # type: ignore[misc]  # ansible ships no types
+class ActionModule(ActionBase):
     """The action."""
 
     _requires_connection = False

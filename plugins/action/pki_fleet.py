@@ -25,7 +25,7 @@ hosts:
 """
 
 
-class ActionModule(ActionBase):  # type: ignore[misc]  # ansible ships no types
+class ActionModule(ActionBase):
     """The action."""
 
     _requires_connection = False

@@ -420,12 +420,12 @@ def limits(options: Options, cpus: int) -> list[str]:
     ]
     names = {"cpu_quota": "CPUQuota", "allowed_cpus": "AllowedCPUs", "umask": "UMask"}
     lines += [f"{setting}={options[name]}" for name, setting in names.items() if name in options]
-    places = ["/dev/shm"]  # noqa: S108 - a directory of the node's own
+    places = ["/dev/shm"]
     if options.get("tmp_on_disk"):
         lines.append("Environment=TMPDIR=/var/tmp")
     else:
         lines.append("PrivateTmp=no")
-        places += ["/tmp", "/var/tmp"]  # noqa: S108 - the same
+        places += ["/tmp", "/var/tmp"]
     lines += [f"TemporaryFileSystem={place}:mode=1777,size={tmp}" for place in places]
     for device in options.get("devices", ()):
         lines += [f"BindPaths={device}", f"DeviceAllow={device} rw"]

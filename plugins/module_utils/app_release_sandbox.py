@@ -115,7 +115,7 @@ class Sandbox:
         Raises:
             ReleaseError: It failed, or there can be no sandbox here.
         """
-        clean = {"HOME": "/tmp", "LANG": "C.UTF-8", "PATH": PATH, **env}  # noqa: S108 - the sandbox's own
+        clean = {"HOME": "/tmp", "LANG": "C.UTF-8", "PATH": PATH, **env}
         if self.unconfined:
             output: str = run(argv, failure, env={**clean, "HOME": str(work)}, cwd=cwd)
             return output

@@ -17,7 +17,7 @@ import tarfile
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, unquote, urlsplit, urlunsplit
 
 from packaging.requirements import InvalidRequirement, Requirement
@@ -279,12 +279,13 @@ def copy_history(repository: Path, tree: Path) -> None:
     Where that cannot be, a backend that wants the history says so itself; most do not.
     """
     clone = tree.parent / "history"
-    quiet = {"check": False, "capture_output": True, "stdin": subprocess.DEVNULL}
+    quiet: dict[str, Any] = {"check": False, "capture_output": True, "stdin": subprocess.DEVNULL}
     env = {**os.environ, "GIT_OPTIONAL_LOCKS": "0"}
     try:
-        command = ["git", "clone", "--quiet", "--no-checkout", "--no-hardlinks", "--", repository, clone]
-        if subprocess.run(command, env=env, **quiet).returncode == 0:  # type: ignore[call-overload]
-            subprocess.run(["git", "-C", clone, "reset", "--quiet"], env=env, **quiet)  # type: ignore[call-overload]
+        options = ["--quiet", "--no-checkout", "--no-hardlinks"]
+        command = ["git", "clone", *options, "--", str(repository), str(clone)]
+        if subprocess.run(command, env=env, **quiet).returncode == 0:
+            subprocess.run(["git", "-C", clone, "reset", "--quiet"], env=env, **quiet)
             shutil.move(clone / ".git", tree / ".git")
     except FileNotFoundError:  # there is no git
         return

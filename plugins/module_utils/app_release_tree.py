@@ -156,7 +156,7 @@ class Installer:
         result = self.run.run(
             self.UNIT,
             argv,
-            environment={"HOME": "/tmp", **env},  # noqa: S108 - one of its own: PrivateTmp=
+            environment={"HOME": "/tmp", **env},
             cwd=cwd,
             writable=[path, self.cache],
             network=network,

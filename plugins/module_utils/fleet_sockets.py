@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import ipaddress
-import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,7 +51,7 @@ def owner(inode: str, proc: Path = PROC) -> Path | None:
     """Return the directory in /proc of the process that has a socket."""
     for link in proc.glob("[0-9]*/fd/*"):
         try:
-            if os.readlink(link) == f"socket:[{inode}]":  # noqa: PTH115 - a socket is no path
+            if str(link.readlink()) == f"socket:[{inode}]":
                 return link.parent.parent
         except OSError:  # the process ended
             continue

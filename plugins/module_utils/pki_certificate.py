@@ -12,7 +12,7 @@ import os
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from ansible_collections.fleet.celery.plugins.module_utils.pki_names import address, covered, entry, normal
 from cryptography import x509
@@ -24,7 +24,10 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from cryptography.hazmat.primitives.asymmetric.types import CertificateIssuerPrivateKeyTypes
+    from cryptography.hazmat.primitives.asymmetric.types import (
+        CertificateIssuerPrivateKeyTypes,
+        CertificateIssuerPublicKeyTypes,
+    )
 
 BEFORE = datetime.timedelta(days=1)  # a host whose clock is behind would refuse a certificate that begins now
 LONGEST_COMMON_NAME = 64
@@ -99,7 +102,8 @@ def authority_key_identifier(authority: x509.Certificate) -> x509.AuthorityKeyId
     try:
         known = authority.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
     except x509.ExtensionNotFound:
-        return x509.AuthorityKeyIdentifier.from_issuer_public_key(authority.public_key())  # type: ignore[arg-type]
+        key = cast("CertificateIssuerPublicKeyTypes", authority.public_key())
+        return x509.AuthorityKeyIdentifier.from_issuer_public_key(key)
     return x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(known)
 
 
@@ -221,7 +225,7 @@ def signing_key(pem: bytes, passphrase: str, authority: x509.Certificate) -> Cer
         raise PkiError("The passphrase does not open the authority's key.") from None
     if key.public_key() != authority.public_key():
         raise PkiError("The authority's key is not the one of its certificate.")
-    return key  # type: ignore[return-value]  # an authority's key can sign
+    return cast("CertificateIssuerPrivateKeyTypes", key)  # as it is of the authority's certificate
 
 
 def sign(

@@ -98,7 +98,6 @@ previous: {description: The same of C(previous)., returned: always, type: str}
 reload: {description: Whether systemd has yet to read a changed unit file., returned: always, type: bool}
 """
 
-import os
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -127,7 +126,7 @@ def is_replaced(run: Run, unit: str, proc: Path) -> bool:
     """Whether the program of a unit's main process is gone; an upgrade lays another in its place."""
     pid = call(run, "show", "--property=MainPID", "--value", unit).strip()
     try:
-        program: str = os.readlink(proc / pid / "exe")  # noqa: PTH115 - it may be no path
+        program = str((proc / pid / "exe").readlink())
     except OSError:  # the process ended, or there is none: 0
         return False
     return program.endswith(" (deleted)")

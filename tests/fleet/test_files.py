@@ -151,16 +151,16 @@ def check_sandbox(host: Host, unit: str, account: str, *writable: str) -> None:
 @pytest.mark.group("workers")
 def test_sandbox_of_nodes(node: Node) -> None:
     """A node reads no secret of others, and writes nowhere but in its own temporary directory."""
-    check_sandbox(node.host, node.unit, user(node.pool), "/tmp")  # noqa: S108 - its own
+    check_sandbox(node.host, node.unit, user(node.pool), "/tmp")
 
 
 @pytest.mark.group("beat")
 def test_sandbox_of_beat(host: Host) -> None:
     """Beat reads no secret of others, and writes nowhere but in its own temporary directory."""
-    check_sandbox(host, "celery-beat.service", "celery-beat", "/tmp")  # noqa: S108 - its own
+    check_sandbox(host, "celery-beat.service", "celery-beat", "/tmp")
 
 
 @pytest.mark.group("flower")
 def test_sandbox_of_flower(host: Host) -> None:
     """Flower reads no secret of others, and writes nowhere but to its state."""
-    check_sandbox(host, "flower.service", "flower", "/tmp", "/var/lib/flower")  # noqa: S108 - its own
+    check_sandbox(host, "flower.service", "flower", "/tmp", "/var/lib/flower")

@@ -22,7 +22,7 @@ from kombu.utils.url import parse_url, url_to_parts
 from fleet_testing.broker import HOST
 
 
-class FleetConnection(kombu.Connection):  # type: ignore[misc]  # kombu ships no types
+class FleetConnection(kombu.Connection):
     """A connection as a node has it."""
 
     def __init__(self, hostname: str = "", *args: Any, **options: Any) -> None:
@@ -34,7 +34,7 @@ class FleetConnection(kombu.Connection):  # type: ignore[misc]  # kombu ships no
         super().__init__(hostname, *args, **options)
 
 
-class Client(redis.Redis):  # type: ignore[misc]  # redis ships no types here
+class Client(redis.Redis):
     """A client of Redis that knows how to log in."""
 
     def __init__(self, host: str = "", *args: Any, **options: Any) -> None:

@@ -155,13 +155,13 @@ def test_what_is_no_result_ends_no_wait(broker: Broker, web: Any) -> None:
 def test_what_is_dropped_is_counted_and_seldom_said(caplog: pytest.LogCaptureFixture) -> None:
     """A line a minute for each kind, whatever the error's text does."""
 
-    class Silent(Exception):  # noqa: N818 (its text is the point)
+    class SilentError(Exception):
         def __str__(self) -> str:
             raise RuntimeError("no text")
 
     dropped = broadcast.Dropped()
     for _ in range(3):
-        dropped.add("events", Silent())
+        dropped.add("events", SilentError())
         dropped.add("results", ValueError("x" * 10_000))
     assert dropped.counts == {"events": 3, "results": 3}
     assert len(caplog.messages) == 2

@@ -56,7 +56,8 @@ class Channel:
 
     def conn_or_acquire(self) -> AbstractContextManager[Any]:
         """Return the client."""
-        return self._client  # type: ignore[no-any-return]
+        client: AbstractContextManager[Any] = self._client
+        return client
 
 
 def consumer(client: Any) -> Any:

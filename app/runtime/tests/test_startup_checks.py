@@ -31,7 +31,7 @@ def _no_changes(configure_app: Callable[..., Any], web: Any, monkeypatch: pytest
     monkeypatch.setattr(memory, "patch_process_exit", lambda: None)
 
 
-class GreenPool(BasePool):  # type: ignore[misc]  # celery ships no types
+class GreenPool(BasePool):
     """A pool of greenlets."""
 
     is_green = True

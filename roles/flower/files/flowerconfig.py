@@ -49,7 +49,7 @@ LARGEST = 2**53  # beyond which a clock would go on for ever, and numbers have n
 lengths_only = RedisBase.queues
 
 
-class Receiver(EventReceiver):  # type: ignore[misc]
+class Receiver(EventReceiver):
     """Receives events, and drops what is none; the runtime drops what is no message."""
 
     dropped = 0

@@ -86,7 +86,7 @@ def nodes_of_host_killed(fleet: Fleet) -> None:
 
 def nodes_killed_again_and_again(fleet: Fleet) -> None:
     """Kill a node with SIGKILL, whichever, and when it is back another, for minutes."""
-    chance = random.Random(0)  # noqa: S311 (no secret)
+    chance = random.Random(0)
     for _ in range(KILLS):
         before, victim = fleet.starts(), chance.choice(fleet.nodes)
         kill(victim)

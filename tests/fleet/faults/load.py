@@ -6,6 +6,7 @@ from __future__ import annotations
 import random
 import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count
 from typing import TYPE_CHECKING, Self
@@ -66,7 +67,7 @@ class Load:
 
     def _send_all(self) -> None:
         """Send tasks; what is late is not made up for, or a broker that comes back would meet a flood."""
-        chance = random.Random(0)  # noqa: S311 (no secret)
+        chance = random.Random(0)
         for number in count():
             began = time.monotonic()
             [queue] = chance.choices([*self._shares], [*self._shares.values()])
@@ -78,9 +79,7 @@ class Load:
         """Send one task, and note what became of it."""
         submitted = time.time()
         accepted = None
-        try:
+        with suppress(Exception):  # of whatever kind: the broker may have it or not, and promised nothing
             self._producer.send(TASK, name, round(seconds, 3), queue=queue, ignore_result=True)
             accepted = time.time()
-        except Exception:  # noqa: S110 - of whatever kind: the broker may have it or not, and promised nothing
-            pass
         self.sent.append(Sent(name, queue, submitted, accepted))

@@ -152,7 +152,7 @@ def test_a_node_is_bounded(node: Node) -> None:
     assert host.unit(unit["Slice"])["MemorySwapMax"] == "0"
     assert 0 < int(host.unit(unit["Slice"])["TasksMax"]) < 2**32  # infinity is more
     assert unit["Slice"] == "celery.slice"
-    places = ["/dev/shm"] + ["/tmp", "/var/tmp"] * (not node.options["tmp_on_disk"])  # noqa: S108 - its own
+    places = ["/dev/shm"] + ["/tmp", "/var/tmp"] * (not node.options["tmp_on_disk"])
     sizes = as_task(node, 'df --block-size=1 --output=size,fstype -- "$@" | tail -n +2', *places)
     for line in sizes:
         size, kind = line.split()
@@ -163,7 +163,7 @@ def test_a_node_is_bounded(node: Node) -> None:
 @pytest.mark.long
 def test_a_task_cannot_fill_the_memory_of_its_host(fleet: Fleet, node: Node) -> None:
     """By files: more than its share is refused at once, and the other pools still have theirs."""
-    places = ["/dev/shm"] + ["/tmp", "/var/tmp"] * (not node.options["tmp_on_disk"])  # noqa: S108 - its own
+    places = ["/dev/shm"] + ["/tmp", "/var/tmp"] * (not node.options["tmp_on_disk"])
     memory = node.host.size[1] * 1024**2
     fill = """
         size=$1; shift
@@ -225,7 +225,7 @@ def test_a_task_that_forks_without_end_stops_nobody_else(
 
 def test_files_of_a_node_are_the_nodes_own(fleet: Fleet, node: Node) -> None:
     """What a task leaves in /tmp, or in memory, no other node sees."""
-    places = ("/tmp", "/var/tmp", "/dev/shm")  # noqa: S108 - its own
+    places = ("/tmp", "/var/tmp", "/dev/shm")
     names = [f"{place}/canary-of-{node.name}" for place in places]
     assert as_task(node, 'touch -- "$@"; ls -- "$@"', *names) == sorted(names)
     for other in neighbours(fleet, node):

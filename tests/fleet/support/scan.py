@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     Patterns = dict[str, list[bytes]]
     Hits = set[tuple[str, str]]
 
-PLACES = ["/etc", "/opt", "/var", "/run", "/tmp", "/usr/local", "/home", "/dev/shm", "/srv"]  # noqa: S108
+PLACES = ["/etc", "/opt", "/var", "/run", "/tmp", "/usr/local", "/home", "/dev/shm", "/srv"]
 
 
 def found_in(content: bytes, patterns: Patterns) -> Iterator[str]:

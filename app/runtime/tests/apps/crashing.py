@@ -20,7 +20,7 @@ def add(x: int, y: int) -> int:
     return x + y
 
 
-class Crash(bootsteps.StartStopStep):  # type: ignore[misc]  # celery ships no types
+class Crash(bootsteps.StartStopStep):
     """Looks for the file."""
 
     def start(self, parent: Any) -> None:

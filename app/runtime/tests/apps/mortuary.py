@@ -18,7 +18,7 @@ app = Celery("mortuary", broker="redis://localhost:1/7", backend="redis://localh
 app.conf.task_default_queue = "default"
 
 
-class LastWord(Task):  # type: ignore[misc]  # celery ships no types
+class LastWord(Task):
     """A task whose process dies when all is done."""
 
     def on_success(self, *_: Any) -> None:
@@ -26,7 +26,7 @@ class LastWord(Task):  # type: ignore[misc]  # celery ships no types
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-class OwnRequest(Request):  # type: ignore[misc]  # celery ships no types
+class OwnRequest(Request):
     """A request of the app's own class."""
 
 

@@ -15,7 +15,7 @@ from celery.loaders.app import AppLoader
 broken = os.environ.get("BREAK", "").split()
 
 
-class Loader(AppLoader):  # type: ignore[misc]  # celery ships no types
+class Loader(AppLoader):
     """Has a word before each task of any kind, the proof of a node included."""
 
     def on_task_init(self, task_id: str, task: Any) -> None:

@@ -26,7 +26,7 @@ BUILT_IN = ("celery.", "fleet.")
 MEMORY_CHECK_UID = "fleet.memory"  # of a receiver of a signal
 
 
-class StartupChecks(bootsteps.Step):  # type: ignore[misc]  # celery ships no types
+class StartupChecks(bootsteps.Step):
     """Refuses a node that would lose tasks or run them twice, and sets a missing time limit."""
 
     def __init__(self, parent: Any, **kwargs: Any) -> None:

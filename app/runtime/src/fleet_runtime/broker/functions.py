@@ -43,7 +43,7 @@ _original: Callable[..., Any] = core.Script.__call__
 _present: dict[str, bool] = {}
 
 
-class FunctionMissingError(NoConnectionError):  # type: ignore[misc]  # untyped here
+class FunctionMissingError(NoConnectionError):
     """Redis does not have a function, and may have it soon: it counts as a Redis that is away."""
 
 

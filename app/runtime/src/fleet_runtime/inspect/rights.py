@@ -159,8 +159,8 @@ def _uses(packages: Collection[str]) -> Iterator[tuple[str, str]]:
         except (OSError, SyntaxError, ValueError, RecursionError):
             continue  # an import of it fails with a message of its own
         for node in ast.walk(tree):
-            if variable := _needs(node):
-                yield f"{shown}, line {node.lineno},", variable  # type: ignore[attr-defined]
+            if isinstance(node, ast.stmt | ast.expr) and (variable := _needs(node)):
+                yield f"{shown}, line {node.lineno},", variable
 
 
 def _sources(packages: Collection[str]) -> Iterator[tuple[Path, str]]:

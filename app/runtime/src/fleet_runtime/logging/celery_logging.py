@@ -150,7 +150,7 @@ class JsonFile(WatchedFileHandler):
         self.setFormatter(JsonLines())
 
 
-class FleetLogging(Logging):  # type: ignore[misc]  # celery ships no types
+class FleetLogging(Logging):
     """Celery's logging with fields in the journal. A log file of /dev/null means standard error.
 
     `celery multi` has no option for no log file: without the option it uses one in /var/log/celery, and an
@@ -310,7 +310,7 @@ def _loggers() -> list[logging.Logger]:
 def _connect_to_journal(handler: logging.Handler) -> bool:
     """Let a handler whose stream leads to the journal write fields; return whether it does."""
     if not _writes_fields(handler) and _writes_to_journal(handler):
-        handler.emit = JournalEmitter(handler)  # type: ignore[method-assign]
+        handler.emit = JournalEmitter(handler)  # type: ignore[method-assign]  # of this handler only
     return _writes_fields(handler)
 
 

@@ -37,7 +37,7 @@ BEGIN_TIMEOUT_S = 2.0
 READ_TIMEOUT_S = 5.0
 
 
-class Worker(asynpool.Worker):  # type: ignore[misc]  # celery ships no types
+class Worker(asynpool.Worker):
     """The loop of a child process."""
 
     def on_loop_start(self, pid: int) -> None:
@@ -56,7 +56,7 @@ class Worker(asynpool.Worker):  # type: ignore[misc]  # celery ships no types
         return receive
 
 
-class FastAsynPool(AsynPool):  # type: ignore[misc]  # celery ships no types
+class FastAsynPool(AsynPool):
     """Celery's pool, which writes a task to an idle process at once."""
 
     Worker = Worker

@@ -25,7 +25,7 @@ FIRST_READ_BYTES = 8192
 POLL_INTERVAL_S = 0.05
 
 
-class ResultHandler(asynpool.ResultHandler):  # type: ignore[misc]  # celery ships no types
+class ResultHandler(asynpool.ResultHandler):
     """Celery's handler of results, with one read for all messages. Celery reads each in two parts.
 
     Attributes:

@@ -44,7 +44,7 @@ def drop_soft(job: Any, soft: Limit, hard: Limit) -> Limit:
     return soft
 
 
-class StockAsynPool(AsynPool):  # type: ignore[misc]  # celery ships no types
+class StockAsynPool(AsynPool):
     """Celery's own pool, with `drop_soft` applied."""
 
     def _create_timelimit_handlers(self, hub: Any) -> None:

@@ -147,7 +147,7 @@ class LeaseHeartbeat:
             pause = min(pause, grace)
         elif renewal.ended and not self._recover(channel, renewal.ended):
             pause = 0.0
-        self._pause_s = min(self._interval_s, pause + random.uniform(0, JITTER_S))  # noqa: S311 - no secret
+        self._pause_s = min(self._interval_s, pause + random.uniform(0, JITTER_S))
 
     def renew(self, channel: Any) -> Renewal:
         """Renew the lease once, and call `on_expired` if it had ended."""

@@ -42,7 +42,7 @@ class Backoff:
             return 0.0
         self.misses = min(self.misses + 1, tuning.BACKOFF_MAX_DOUBLINGS)
         longest = tuning.BACKOFF_BASE_S * min(2**self.misses, nodes, tuning.BACKOFF_MAX_NODES)
-        return random.uniform(0, longest)  # noqa: S311 (no secret)
+        return random.uniform(0, longest)
 
     def delay(self, seconds: float, now: float) -> None:
         """Fetch no earlier than in some seconds."""

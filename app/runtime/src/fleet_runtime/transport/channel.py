@@ -52,7 +52,7 @@ FETCH_LIMIT_OPTION = "fetch_limit"
 FETCH_AND_ACK_SHA = functions.sha(scripts.FETCH_AND_ACK)
 
 
-class Channel(stock.Channel):  # type: ignore[misc]  # kombu ships no types
+class Channel(stock.Channel):
     """kombu's channel, which fetches messages by a script.
 
     Attributes:

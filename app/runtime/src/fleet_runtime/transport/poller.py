@@ -19,7 +19,7 @@ from fleet_runtime.transport import tuning
 from fleet_runtime.transport.connection import PipelinedConnection
 
 
-class Poller(stock.MultiChannelPoller):  # type: ignore[misc]  # kombu ships no types
+class Poller(stock.MultiChannelPoller):
     """Lets channels send what they have to send, and read what comes.
 
     Attributes:

@@ -35,7 +35,7 @@ def acknowledge(client: Any, unacked: str, index: str, tags: Iterable[str]) -> N
     functions.run(client, scripts.FETCH_AND_ACK, [unacked, index], [0, 0, 0, 0, *tags])
 
 
-class QoS(stock.QoS):  # type: ignore[misc]  # kombu ships no types
+class QoS(stock.QoS):
     """Settles messages by scripts, in batches where the channel can.
 
     A node at the level `standard` has it on kombu's own channels, which know nothing of batches.

@@ -12,7 +12,7 @@ from fleet_runtime.transport.channel import FETCH_LIMIT_OPTION, Channel
 from fleet_runtime.transport.poller import Poller
 
 
-class Transport(stock.Transport):  # type: ignore[misc]  # kombu ships no types
+class Transport(stock.Transport):
     """kombu's transport for Redis."""
 
     Channel = Channel
@@ -28,7 +28,7 @@ class Transport(stock.Transport):  # type: ignore[misc]  # kombu ships no types
         super().register_with_event_loop(connection, loop)
 
 
-class SentinelChannel(Channel, stock.SentinelChannel):  # type: ignore[misc]  # kombu ships no types
+class SentinelChannel(Channel, stock.SentinelChannel):
     """kombu's channel to the master that Sentinel names."""
 
     from_transport_options = (*stock.SentinelChannel.from_transport_options, FETCH_LIMIT_OPTION)

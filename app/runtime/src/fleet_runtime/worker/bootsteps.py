@@ -50,7 +50,7 @@ RECONNECT_WINDOW_S = 600.0
 OVERDUE_GRACE_S = 60.0
 
 
-class NodeSetup(bootsteps.Step):  # type: ignore[misc]  # celery ships no types
+class NodeSetup(bootsteps.Step):
     """Gives a node its own keys, applies patches, and refuses a node that could not do its work."""
 
     requires = ("fleet_runtime.bootstrap.startup_checks:StartupChecks",)
@@ -77,7 +77,7 @@ class NodeSetup(bootsteps.Step):  # type: ignore[misc]  # celery ships no types
             raise SystemExit(f"celery: {error}") from None
 
 
-class Recovery(bootsteps.StartStopStep):  # type: ignore[misc]  # celery ships no types
+class Recovery(bootsteps.StartStopStep):
     """Requeues messages that a node holds and does not run, before the node consumes."""
 
     requires = ("celery.worker.consumer.tasks:Tasks",)

@@ -50,7 +50,7 @@ RATE_LIMITED_MAX = 100
 REFUSED_RETRY_S = 1.0
 
 
-class FleetConsumer(Consumer):  # type: ignore[misc]  # celery ships no types
+class FleetConsumer(Consumer):
     """Celery's consumer, with dead letters for the messages that Celery drops."""
 
     def __init__(self, on_task_request: Callable[[Any], Any], *args: Any, **kwargs: Any) -> None:
@@ -274,7 +274,7 @@ class FleetConsumer(Consumer):  # type: ignore[misc]  # celery ships no types
         return dead_letter(f"A message ({end.reason})", candidate, WorkerContext.of(self))
 
 
-@control_command(  # type: ignore[untyped-decorator]  # celery ships no types
+@control_command(
     args=[("queue", str), ("exchange", str), ("exchange_type", str), ("routing_key", str)],
     signature="<queue> [exchange [type [routing_key]]]",
 )
@@ -295,7 +295,7 @@ def add_consumer(
     return {"ok": f"add consumer {queue}"}
 
 
-@control_command(args=[("queue", str)], signature="<queue>")  # type: ignore[untyped-decorator]
+@control_command(args=[("queue", str)], signature="<queue>")
 def cancel_consumer(state: Any, queue: Any, **_: Any) -> dict[str, str]:
     """Tell worker(s) to stop consuming from task queue by name."""
     if not isinstance(queue, str):

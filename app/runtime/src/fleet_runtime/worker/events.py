@@ -17,7 +17,7 @@ BATCH_INTERVAL_S = 0.25
 BATCH_LIMIT = 500
 
 
-class EventBatcher(bootsteps.StartStopStep):  # type: ignore[misc]  # celery ships no types
+class EventBatcher(bootsteps.StartStopStep):
     """Collects the events of tasks, and sends them after BATCH_INTERVAL_S, or when there are BATCH_LIMIT."""
 
     requires = ("celery.worker.consumer.events:Events",)

@@ -54,7 +54,7 @@ EXPIRES_S = 60.0
 STOP_TIMEOUT_S = 5.0
 
 
-class SelfTestTask(Task):  # type: ignore[misc]  # celery ships no types
+class SelfTestTask(Task):
     """A task that the app's instrumentation does not see: no signal is sent for it, and nothing traces it.
 
     It is not a task of the app. Otherwise the app's counts, spans and transactions would have one for each
@@ -192,7 +192,7 @@ class SelfTestRequest(DeadLetterRequest):
         return True
 
 
-class ReadinessGate(bootsteps.StartStopStep):  # type: ignore[misc]  # celery ships no types
+class ReadinessGate(bootsteps.StartStopStep):
     """Holds the queues of a node back until its self-test has passed."""
 
     # It needs the consumer, and the messages that the node held before are requeued first.

@@ -66,7 +66,7 @@ class DeadLetterCandidate(NamedTuple):
 _crash_lock = threading.RLock()
 
 
-class DeadLetterRequest(Request):  # type: ignore[misc]  # celery ships no types
+class DeadLetterRequest(Request):
     """A request whose message becomes a dead letter when its task fails for good.
 
     Attributes:

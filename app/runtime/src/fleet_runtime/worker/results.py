@@ -34,7 +34,7 @@ _ends_part: ContextVar[bool] = ContextVar("ends_part", default=False)
 SUBSCRIBE_TIMEOUT_S = 5.0
 
 
-class ResultConsumer(stock.ResultConsumer):  # type: ignore[misc]  # celery ships no types
+class ResultConsumer(stock.ResultConsumer):
     """Celery's consumer of results, which reads a stored result after its subscription is confirmed."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -113,13 +113,13 @@ class ResultConsumer(stock.ResultConsumer):  # type: ignore[misc]  # celery ship
             self.on_state_change(self._decode_result(stored), None)
 
 
-class RedisBackend(stock.RedisBackend):  # type: ignore[misc]  # celery ships no types
+class RedisBackend(stock.RedisBackend):
     """Celery's backend, with a consumer that misses no result."""
 
     ResultConsumer = ResultConsumer
 
 
-class SentinelBackend(RedisBackend, stock.SentinelBackend):  # type: ignore[misc]  # celery ships no types
+class SentinelBackend(RedisBackend, stock.SentinelBackend):
     """The same for the master that Sentinel names."""
 
 

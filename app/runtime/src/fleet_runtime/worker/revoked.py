@@ -48,7 +48,7 @@ COMMANDS = {
 }
 
 
-class Revoked(bootsteps.StartStopStep):  # type: ignore[misc]  # celery ships no types
+class Revoked(bootsteps.StartStopStep):
     """Reads the revoked tasks before a node consumes."""
 
     # It reads on each new connection, because the record may have more than the memory of the node.

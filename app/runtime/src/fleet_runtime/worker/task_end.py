@@ -40,7 +40,7 @@ UNPATCHED = "An exception of a task may end this node, or take one of its slots 
 SIGNAL_MODULES = ("celery.apps.worker", "celery.worker.state")
 
 
-class _NeverRaised(Exception):  # noqa: N818 (not an error)
+class _NeverRaisedError(Exception):
     """Replaces an exception that Celery must not catch."""
 
 
@@ -52,7 +52,7 @@ def patch(worker: Any) -> None:
     """
     if is_known(celery, UNPATCHED):
         # In that module alone: a task that raises a MemoryError has failed, as with any other exception.
-        requests.MemoryError = _NeverRaised
+        requests.MemoryError = _NeverRaisedError
     patch_sending()
     patch_targets(worker.pool_cls)
 

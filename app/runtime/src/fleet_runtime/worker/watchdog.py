@@ -50,7 +50,7 @@ START_INTERVAL_S = 1.0
 logger = logging.getLogger(__name__)
 
 
-class Watchdog(bootsteps.Step):  # type: ignore[misc]  # celery ships no types
+class Watchdog(bootsteps.Step):
     """Notifies systemd while the loop of a node turns."""
 
     def __init__(self, parent: Any, **_: Any) -> None:

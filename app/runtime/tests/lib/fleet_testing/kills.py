@@ -71,7 +71,7 @@ def run(broker: Server, name: str, kills: int, seed: int, notes: Path) -> Count:
     """
     admin, url = broker.client("admin"), broker.url("worker")
     admin.flushdb()
-    chance = random.Random(seed)  # noqa: S311 (no secret)
+    chance = random.Random(seed)
     processes = multiprocessing.get_context("fork")
     sent: list[str] = []
     with Connection(url) as connection:
@@ -125,7 +125,7 @@ def work(url: str, node: str, ready: Any, notes: Path) -> None:
     hub = Hub()
 
     def begin(message: Any) -> None:
-        hub.call_later(random.uniform(0, LATEST / 2), done, message)  # noqa: S311 (no secret)
+        hub.call_later(random.uniform(0, LATEST / 2), done, message)
 
     def done(message: Any) -> None:
         os.write(file, f"{message.properties['correlation_id']}\n".encode())
