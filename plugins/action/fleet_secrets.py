@@ -7,10 +7,8 @@ Ansible was given (file, prompt or vault id), which no module gets to see.
 
 from __future__ import annotations
 
-import os
 import secrets
 import string
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +17,7 @@ from ansible.errors import AnsibleActionFail, AnsibleError
 from ansible.parsing.vault import VaultLib, VaultSecretsContext, is_encrypted
 from ansible.plugins.action import ActionBase
 from ansible_collections.fleet.celery.plugins.action.inventory_check import require_extra_variables
+from ansible_collections.fleet.celery.plugins.module_utils.files import replace_file
 
 DOCUMENTATION = r"""
 name: fleet_secrets
@@ -249,15 +248,6 @@ def quoted(value: Any) -> str:
 
 
 def write(path: Path, data: bytes) -> None:
-    """Replace a file at once, readable by its owner only."""
+    """Replace a file, which may have the only copy of a password, readable by its owner only."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(handle)  # what it replaces may be the only copy of a password
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    replace_file(path, data)

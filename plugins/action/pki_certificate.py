@@ -14,6 +14,7 @@ from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
 from ansible_collections.fleet.celery.plugins.module_utils import pki_certificate as pki
 from ansible_collections.fleet.celery.plugins.module_utils import pki_names
+from ansible_collections.fleet.celery.plugins.module_utils.files import replace_file
 
 DOCUMENTATION = r"""
 name: pki_certificate
@@ -99,7 +100,7 @@ def make(host: str, given: dict[str, Any], *, check: bool) -> list[str]:
     if why and not check:
         authority = pki.certificate(authority_pem)
         key = pki.signing_key(Path(given["authority_key"]).read_bytes(), given["passphrase"], authority)
-        pki.write(path, pki.sign(form, public_key, authority, key))
+        replace_file(path, pki.sign(form, public_key, authority, key), mode=0o644)
     return why
 
 

@@ -49,6 +49,7 @@ from ansible_collections.fleet.celery.plugins.module_utils.app_release_source im
     run,
 )
 from ansible_collections.fleet.celery.plugins.module_utils.app_release_tree import TRUST, explained, inherited
+from ansible_collections.fleet.celery.plugins.module_utils.files import replace_file
 from ansible_collections.fleet.celery.plugins.module_utils.index_gate import open_gate, without_proxies
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.specifiers import SpecifierSet
@@ -420,7 +421,8 @@ class Builder:
             contents = {file.path.name: file.path.read_bytes() for file in files}
             contents["requirements.txt"] = lines.encode()
             contents["release.json"] = (json.dumps(about, indent=2, sort_keys=True) + "\n").encode()
-        _write(archive, _tar(contents))
+        archive.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(archive, _tar(contents))
         return True
 
     def _app(self, work: Path) -> Distribution:
@@ -461,7 +463,8 @@ class Builder:
             lines, python = self._dependencies(Path(directory))
         text = render(lines)
         if save:
-            _write(cached, f"{RESOLVED_FOR}{python}\n{text}".encode() if python else text.encode())
+            cached.parent.mkdir(parents=True, exist_ok=True)
+            replace_file(cached, f"{RESOLVED_FOR}{python}\n{text}" if python else text)
         return text
 
     def _dependencies(self, work: Path) -> tuple[list[Locked], str]:
@@ -634,13 +637,3 @@ def _tar(contents: Mapping[str, bytes]) -> bytes:
             info.size, info.mode = len(data), 0o644
             archive.addfile(info, io.BytesIO(data))
     return buffer.getvalue()
-
-
-def _write(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all, so that an interrupted run leaves nothing that looks finished."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as stream:
-        stream.write(data)
-        stream.flush()
-        os.fsync(stream.fileno())
-    Path(stream.name).replace(path)

@@ -24,6 +24,7 @@ import tarfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ansible_collections.fleet.celery.plugins.module_utils.files import replace_file, replace_link
 from ansible_collections.fleet.celery.plugins.module_utils.fleet_kept import everyones
 from ansible_collections.fleet.celery.plugins.module_utils.index_gate import open_gate, without_proxies
 
@@ -254,7 +255,8 @@ class ReleaseTree:
             seal(path)
             os.sync()  # what the marker vouches for must be on the disk before it is
             python = str(installer.python.resolve())
-            _write(path / MARKER, json.dumps({**about, "python": python}, indent=2) + "\n")
+            marker = json.dumps({**about, "python": python}, indent=2) + "\n"
+            replace_file(path / MARKER, marker, mode=0o644)
         except BaseException:
             self.remove(release)
             raise
@@ -274,12 +276,12 @@ class ReleaseTree:
             )
         before = self.linked("current")
         if before and before != release:
-            self._link("previous", before)
-        self._link("current", release)
+            replace_link(self.root / "previous", f"releases/{before}")
+        replace_link(self.root / "current", f"releases/{release}")
 
     def begin_rollback(self, release: str) -> None:
         """Note that a rollback to a release has begun: halfway, `previous` leads elsewhere on each host."""
-        self._link("rollback", release)
+        replace_link(self.root / "rollback", f"releases/{release}")
 
     def end_rollback(self) -> bool:
         """Note that it has ended, and return whether one had begun."""
@@ -335,13 +337,6 @@ class ReleaseTree:
                         new = path / ".twin"
                         os.link(twins / name, new)
                         new.replace(Path(directory) / name)
-
-    def _link(self, name: str, release: str) -> None:
-        """Make a link to a release, atomically: whoever follows it finds the old release or the new one."""
-        new = self.root / f".{name}.new"
-        new.unlink(missing_ok=True)
-        new.symlink_to(f"releases/{release}")
-        new.replace(self.root / name)
 
     def _used(self, releases: list[str]) -> set[str]:
         """Return those of the releases that a running process has files of in its memory."""
@@ -427,13 +422,3 @@ def _unpack(archive: Path, target: Path) -> dict[str, Any]:
         marker = tar.extractfile(MARKER)
         about: dict[str, Any] = json.loads(marker.read()) if marker else {}
     return about
-
-
-def _write(path: Path, text: str) -> None:
-    """Write a small file whole or not at all."""
-    new = path.with_name(f".{path.name}.new")
-    with new.open("w", encoding="utf-8") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    new.replace(path)

@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote, unquote
 
+from ansible_collections.fleet.celery.plugins.module_utils.files import copy
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -56,7 +58,7 @@ class Kept:
         self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.directory.mkdir(mode=0o700, exist_ok=True)
         if os.path.lexists(path):
-            _copy(path, self.directory / _name(WAS, path))
+            copy(path, self.directory / _name(WAS, path))
         else:
             (self.directory / _name(WAS_NOT, path)).touch(mode=0o600)
 
@@ -64,7 +66,7 @@ class Kept:
         """Put all back as it was. What was interrupted can be done again."""
         for path, entry in self._found(WAS).items():
             path.parent.mkdir(parents=True, exist_ok=True)
-            _copy(entry, path)
+            copy(entry, path)
         for path in self._found(WAS_NOT):
             path.unlink(missing_ok=True)
             if path.parent.suffix == ".d" and path.parent.is_dir() and not any(path.parent.iterdir()):
@@ -129,22 +131,3 @@ def _name(kind: str, path: Path) -> str:
 def _path(entry: Path) -> Path:
     """Return the path of an entry."""
     return Path(unquote(entry.name.removeprefix(WAS).removeprefix(WAS_NOT)))
-
-
-def _copy(source: Path, target: Path) -> None:
-    """Copy a file or a link with its owner and mode, in one step: nobody sees it half written, or wider."""
-    new = target.with_name(f".{target.name}.kept")
-    new.unlink(missing_ok=True)
-    status = source.lstat()
-    if source.is_symlink():
-        new.symlink_to(source.readlink())
-    else:
-        # Nobody else may read it, not even while it is written.
-        handle = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with source.open("rb") as given, os.fdopen(handle, "wb") as copy:
-            shutil.copyfileobj(given, copy)
-            copy.flush()
-            os.fchown(copy.fileno(), status.st_uid, status.st_gid)
-            os.fchmod(copy.fileno(), status.st_mode & 0o7777)
-            os.fsync(copy.fileno())
-    new.replace(target)

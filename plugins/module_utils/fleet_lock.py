@@ -7,10 +7,11 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import tempfile
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from ansible_collections.fleet.celery.plugins.module_utils.files import replace_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -46,13 +47,7 @@ def take(who: dict[str, Any], instead_of: str = "", lock: Path = LOCK) -> dict[s
         found = holder(lock)
         if found and found["id"] not in {who["id"], instead_of or who["id"]}:
             return found
-        handle, name = tempfile.mkstemp(dir=lock.parent, prefix=".lock.")
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                json.dump(who, file)
-            Path(name).replace(lock)
-        finally:
-            Path(name).unlink(missing_ok=True)
+        replace_file(lock, json.dumps(who))
     return who
 
 

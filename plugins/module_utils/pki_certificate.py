@@ -8,10 +8,7 @@ A host gives nothing to its certificate but a public key. All else is the contro
 from __future__ import annotations
 
 import datetime
-import os
-import tempfile
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from ansible_collections.fleet.celery.plugins.module_utils.pki_names import address, covered, entry, normal
@@ -265,18 +262,3 @@ def beyond_limits(names: Iterable[str], limits: Iterable[str]) -> list[str]:
     """Return the names and addresses that an authority with these constraints does not permit."""
     allowed = set(limits)
     return [name for name in sorted(set(names)) if not covered(entry(name), allowed)]
-
-
-def write(path: Path, content: str) -> None:
-    """Put a certificate in place in one step; all may read it."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w") as file:
-            file.write(content)
-            file.flush()
-            os.fchmod(handle, 0o644)
-            os.fsync(handle)
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise

@@ -123,6 +123,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.fleet.celery.plugins.module_utils.files import replace_file
 from ansible_collections.fleet.celery.plugins.module_utils.fleet_kept import Kept
 from ansible_collections.fleet.celery.plugins.module_utils.kernel_values import set_values
 
@@ -225,7 +226,7 @@ def write_file(item: dict[str, Any], *, check: bool, kept: Kept | None = None) -
     if not check:
         if kept and item.get("keep", True):
             kept.keep(path)
-        replace(path, after, access)
+        replace_file(path, after, mode=access.mode, uid=access.uid, gid=access.gid)
     texts = (before.decode(errors="replace"), item["content"])
     if item["secret"]:
         texts = ("(secret)\n", "(secret)\n" if before == after else "(another secret)\n")
@@ -257,22 +258,6 @@ def _has(item: dict[str, Any]) -> bool:
     """Return whether a file has its content already."""
     path = Path(item["path"])
     return path.is_file() and path.read_bytes() == item["content"].encode()
-
-
-def replace(path: Path, content: bytes, access: Access) -> None:
-    """Put a file in place in one step; it has its final owner and mode before it has its name."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # mode 0600
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fchown(handle, access.uid or 0, access.gid or 0)
-            os.fchmod(handle, access.mode)
-            os.fsync(handle)
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
 
 
 def purge(globs: Iterable[str], keep: set[str], kept_directories: set[str], *, check: bool) -> list[str]:

@@ -139,6 +139,7 @@ from ansible_collections.fleet.celery.plugins.module_utils.debian_packages impor
     news,
     upstream,
 )
+from ansible_collections.fleet.celery.plugins.module_utils.files import replace_file
 from ansible_collections.fleet.celery.plugins.module_utils.fleet_keys import DEAD, PRIORITIES, UNACKED, leases
 from ansible_collections.fleet.celery.plugins.module_utils.redis_snapshot import SnapshotError
 from ansible_collections.fleet.celery.plugins.module_utils.redis_tls import (
@@ -289,9 +290,7 @@ class Upgrade:
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Keep the record, in one step."""
-        new = self.file.with_suffix(".new")
-        new.write_text(json.dumps(record))
-        new.replace(self.file)
+        replace_file(self.file, json.dumps(record))
 
 
 def unfit(info: Mapping[str, Any], memory_percent: int) -> Iterator[str]:
