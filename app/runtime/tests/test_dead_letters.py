@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 
 pytestmark = pytest.mark.server
+RETENTION = store.Retention(limit=3, age=14 * 86400)
 
 
 @pytest.fixture(scope="module")
@@ -62,13 +63,9 @@ def no_letters(redis_server: Broker) -> None:
 
 
 @pytest.fixture
-def worker(broker: Broker, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """Yield a client of Redis's for the functions of a node, and the node's settings."""
-    for name, value in {**mortuary(broker).component("worker"), "FLEET_DEAD_LETTER_LIMIT": "3"}.items():
-        monkeypatch.setenv(name, value)
-    store.settings.cache_clear()
-    yield broker.client("worker")
-    store.settings.cache_clear()
+def worker(broker: Broker) -> Any:
+    """Return a client of Redis with the rights of a node."""
+    return broker.client("worker")
 
 
 @QUEUES
@@ -339,7 +336,9 @@ def test_what_is_put_back_runs_again(
 def test_letters_are_bounded_by_count(worker: Any, broker: Broker) -> None:
     """The oldest go first."""
     for number in range(5):
-        assert store.dead_letter_raw(worker, f"item {number}", End(Reason.MALFORMED), node="n")
+        assert store.dead_letter_raw(
+            worker, f"item {number}", End(Reason.MALFORMED), node="n", retention=RETENTION
+        )
     assert sorted(letter["raw"] for letter in letters(broker).values()) == ["item 2", "item 3", "item 4"]
 
 
@@ -348,7 +347,7 @@ def test_letters_are_bounded_by_age(worker: Any, broker: Broker) -> None:
     admin = broker.client("admin")
     admin.zadd("fleet:dead", {"old": time.time() - 15 * 86400, "new": time.time() - 13 * 86400})
     admin.hset("fleet:dead:letters", mapping={"old": "{}", "new": "{}"})
-    assert store.dead_letter_raw(worker, "item", End(Reason.MALFORMED), node="n")
+    assert store.dead_letter_raw(worker, "item", End(Reason.MALFORMED), node="n", retention=RETENTION)
     assert len(letters(broker)) == 2
     assert "old" not in letters(broker)
     for key in ("fleet:dead", "fleet:dead:letters"):
@@ -365,9 +364,9 @@ def test_what_was_given_back_meanwhile_is_not_dead(web: Any, broker: Broker) -> 
         message = channel.basic_get(UNCONSUMED)
         assert channel.unacked_key in places(broker, message.delivery_tag)
         broker.client("admin").delete(channel.unacked_key, channel.unacked_index_key)
-        assert not store.dead_letter(message, End(Reason.FAILED), node="n")
+        assert not store.dead_letter(message, End(Reason.FAILED), node="n", retention=RETENTION)
         assert letters(broker) == {}
-        assert store.dead_letter(message, End(Reason.FAILED), node="n", held=False)
+        assert store.dead_letter(message, End(Reason.FAILED), node="n", retention=RETENTION, held=False)
         channel.qos._delivered.clear()  # or kombu gives it back as it closes
     assert list(letters(broker)) == [message.headers["id"]]
 
@@ -379,8 +378,8 @@ def test_a_record_that_is_no_message_is_moved(worker: Any, broker: Broker) -> No
     admin.hset("unacked:dead", "tag-1", "garbage")
     admin.zadd("unacked_index:dead", {"tag-1": 1700000000})
     end = End(Reason.UNDECODABLE, "why")
-    assert store.dead_letter_raw(worker, "garbage", end, node="n", held=held)
-    assert not store.dead_letter_raw(worker, "garbage", end, node="n", held=held)
+    assert store.dead_letter_raw(worker, "garbage", end, node="n", retention=RETENTION, held=held)
+    assert not store.dead_letter_raw(worker, "garbage", end, node="n", retention=RETENTION, held=held)
     assert not admin.exists("unacked:dead", "unacked_index:dead")
     (letter,) = letters(broker).values()
     assert (letter["raw"], letter["received"], letter["record"]) == ("garbage", 1700000000, None)

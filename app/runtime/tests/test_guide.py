@@ -114,7 +114,7 @@ def test_broadcast(wide: Broker, connect: Callable[[Broker], Any], pool: str) ->
     flags = ("--queues=default,news", f"--pool={pool}", *FLAGS)
     with together({name: fleet.worker(name, *flags) for name in ("one", "two")}):
         wait_until(lambda: subscriptions(admin) == 4)
-        proved = fleet.run("ops", "fleet", "prove", "one@test", "default", "news", f"--timeout={PATIENCE}")
+        proved = fleet.run("ops", "fleet", "ready", "one@test", "default", "news", f"--timeout={PATIENCE}")
         assert "one@test consumes default, news, has run a task" in proved.stdout, proved.stderr
         probed = fleet.run("ops", "fleet", "probe", "--queue=news", f"--timeout={PATIENCE}")
         assert probed.returncode == 0, probed.stdout + probed.stderr
@@ -136,7 +136,7 @@ def test_a_queue_for_each_node(wide: Broker, connect: Callable[[Broker], Any], p
     app = connect(wide)
     flags = ("--queues=default", f"--pool={pool}", *FLAGS)
     with together({name: fleet.worker(name, *flags) for name in ("one", "two")}):
-        proved = fleet.run("ops", "fleet", "prove", "one@test", "default", f"--timeout={PATIENCE}")
+        proved = fleet.run("ops", "fleet", "ready", "one@test", "default", f"--timeout={PATIENCE}")
         assert "one@test consumes default, has run a task" in proved.stdout, proved.stderr
         for name in ("one", "two"):
             sent = app.send_task("guide.where", queue=worker_direct(f"{name}@test"))

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from fleet_runtime.broker import keys
-from fleet_runtime.recovery.requeue import restore_unacked
+from fleet_runtime.recovery.requeue import UnackedRestorer
 from fleet_runtime.transport import tuning
 from fleet_runtime.transport.channel import Channel
 from fleet_runtime.transport.transports import Transport
@@ -65,7 +65,7 @@ class Node:
         self.channel = self.connection.default_channel
         for queue in QUEUES:
             Queue(queue, Exchange(queue), queue)(self.channel).declare()
-        restore_unacked(self.channel, self.name, "model", 100, if_dead=False)
+        UnackedRestorer(self.channel, self.name, 100, if_dead=False).run()
         self.channel.basic_qos(0, self.room, False)
         Consumer(
             self.channel, [Queue(q) for q in QUEUES], on_message=self.got.append, auto_declare=False

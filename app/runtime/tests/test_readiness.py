@@ -1,14 +1,18 @@
 # SPDX-License-Identifier: MIT
-"""A node proves that it works before it takes a task of others; `fleet prove` says whether it has."""
+"""A node proves that it works before it takes a task of others; `fleet ready` says whether it has."""
 
 from __future__ import annotations
 
 import json
 import time
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from click.testing import CliRunner, _NamedTextIOWrapper
 from fleet_runtime.broker import keys
+from fleet_runtime.cli.fleet import fleet
+from fleet_runtime.inspect import readiness
 from fleet_runtime.recovery.requeue import forget
 from fleet_runtime.worker.readiness import CHECK_INTERVAL_S
 
@@ -42,7 +46,7 @@ def test_a_node_that_works(sick: Fleet, broker: Broker, web: Any, pool: str) -> 
         node.wait_for("Task sick.wait")
         printed = node.lines("")
         assert printed.index(line) < printed.index(node.lines("Task sick.wait")[0])
-        done = sick.run("ops", "fleet", "prove", "one@test", "default", "email")
+        done = sick.run("ops", "fleet", "ready", "one@test", "default", "email")
         assert done.returncode == 0, done.stderr
         assert "consumes default, email, has run a task of release 3fa9c1d2e4b5" in done.stdout
         assert proofs(broker) == []
@@ -64,7 +68,7 @@ def test_a_node_that_does_not(sick: Fleet, broker: Broker, web: Any, broken: str
     web.send_task("sick.wait", (0,), queue="default", ignore_result=True)
     waiting, dead = redis.llen("default"), redis.zcard(keys.DEAD)
     with sick.worker("one", "--queues=default", "--pool=prefork", *FLAGS, BREAK=broken):
-        done = sick.run("ops", "fleet", "prove", "one@test", "default", "--timeout=4")
+        done = sick.run("ops", "fleet", "ready", "one@test", "default", "--timeout=4")
         assert done.returncode == 1
         assert said in done.stderr
         assert redis.llen("default") == waiting
@@ -148,7 +152,7 @@ def test_a_node_that_was_cut_off_before_it_has(sick: Fleet, broker: Broker) -> N
 
 def test_a_node_that_is_not_there(sick: Fleet) -> None:
     """Nor one that consumes something else."""
-    done = sick.run("ops", "fleet", "prove", "two@test", "default", "--timeout=1")
+    done = sick.run("ops", "fleet", "ready", "two@test", "default", "--timeout=1")
     assert (done.returncode, done.stderr.strip()) == (1, "Error: two@test does not answer.")
 
 
@@ -161,7 +165,7 @@ def test_a_node_that_has_no_room_works_too(sick: Fleet, web: Any, pool: str) -> 
     flags = FLAGS if pool == "prefork" else FLAGS[1:]
     with sick.worker("one", "--queues=default", f"--pool={pool}", *flags, FLEET_LEASE="6") as node:
         node.wait_for("Task sick.wait", count=room)
-        done = sick.run("ops", "fleet", "prove", "one@test", "default", "--timeout=5")
+        done = sick.run("ops", "fleet", "ready", "one@test", "default", "--timeout=5")
         assert done.returncode == 0, done.stderr
         assert ("is busy" in done.stdout) == (pool == "solo")
         told = sick.run("ops", "fleet", "consumed", "one@test", "two@test", "--timeout=2")
@@ -191,3 +195,17 @@ def test_hosts_that_are_drained_are_shown(sick: Fleet, broker: Broker) -> None:
     said = [sick.run("ops", "fleet", "drained", "worker1", "--no").stdout for _ in range(2)]
     assert said == ["worker1 is not drained.\n", "worker1 is not drained already.\n"]
     wait_until(lambda: not broker.client("admin").exists(keys.DRAINED))
+
+
+def test_old_name_of_ready_is_hidden_and_says_the_new_one_on_a_terminal(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Programs still use it, and their output has no other line."""
+    monkeypatch.setattr(readiness, "require", lambda app, node, queues, timeout: f"{node} is ready.")
+    obj = SimpleNamespace(app=None)
+    assert "prove" not in CliRunner().invoke(fleet, ["--help"]).output
+    result = CliRunner().invoke(fleet, ["prove", "one@test"], obj=obj)
+    assert (result.stdout, result.stderr) == ("one@test is ready.\n", "")
+    monkeypatch.setattr(_NamedTextIOWrapper, "isatty", lambda self: True)
+    assert "is now `fleet ready`" in CliRunner().invoke(fleet, ["prove", "one@test"], obj=obj).stderr
+    assert CliRunner().invoke(fleet, ["ready", "one@test"], obj=obj).stderr == ""

@@ -25,7 +25,7 @@ from fleet_runtime.errors import FleetError
 from fleet_runtime.recovery import inflight, preconditions, requeue
 from fleet_runtime.recovery.lease import LeaseHeartbeat
 from fleet_runtime.recovery.requeue import UnackedRestorer
-from fleet_runtime.transport.channel import Channel
+from fleet_runtime.settings import FleetSettings
 from fleet_runtime.transport.qos import QoS
 from fleet_runtime.worker import bootsteps as recovery
 from kombu import Exchange, Queue
@@ -97,9 +97,10 @@ def hold(admin: Any) -> Callable[..., None]:
     return hold
 
 
-def give_back(channel: Any, **options: Any) -> int:
-    """Give back what the dead node held."""
-    return requeue.restore_unacked(channel, DEAD, "finder@test", **{"step": 100, **options})
+def give_back(channel: Any, step: int = 100, **options: Any) -> int:
+    """Requeue what the dead node held."""
+    settings = FleetSettings.from_environment().model_copy(update={"give_back_step": step})
+    return requeue.restore_unacked(channel, DEAD, "finder@test", settings, **options)
 
 
 def test_two_who_give_back_at_once_move_each_message_once(
@@ -253,16 +254,22 @@ def test_what_could_not_be_settled_is_settled_later(
     assert admin.llen("default") == int(requeue)
 
 
-def test_many_leases_do_not_slow_a_pulse(
-    node: Celery, channel: Any, admin: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It costs the same whatever the size of the fleet, in time and in commands. The transport learns it."""
-    monkeypatch.setattr(Channel, "nodes", 0)
+def test_channel_of_the_consumer_gets_the_number_of_nodes() -> None:
+    """It backs off by that number; without a connection there is no channel."""
+    step: Any = recovery.Recovery.__new__(recovery.Recovery)
+    step._heartbeat, channel = SimpleNamespace(nodes=7), SimpleNamespace()
+    step._set_node_count(channel)
+    assert channel.nodes == 7
+    step._set_node_count(None)
+
+
+def test_many_leases_do_not_slow_a_tick(node: Celery, channel: Any, admin: Any) -> None:
+    """It costs the same whatever the size of the fleet, in time and in commands."""
     now = admin.time()[0]
     admin.zadd(keys.LEASES, {f"node-{number}@test": now + 600 for number in range(500)})
     heartbeat = LeaseHeartbeat(node, "one@test", node.fleet_settings, dict, lambda client: None)
     heartbeat.tick(channel)
-    assert Channel.nodes == admin.zcard(keys.LEASES) > 500
+    assert heartbeat.nodes == admin.zcard(keys.LEASES) > 500
     with counted() as sent:
         heartbeat.tick(channel)
     assert 0 < sent["commands"] / heartbeat._interval_s < 2

@@ -67,7 +67,7 @@ def test_a_node_consumes_the_queues_that_are_not_refused(
         assert word in line
     assert not node.lines("Connection to broker lost")
     fleet = shop(redis_server)
-    proved = fleet.run("ops", "fleet", "prove", name, "--timeout=1")
+    proved = fleet.run("ops", "fleet", "ready", name, "--timeout=1")
     assert proved.returncode != 0
     assert f"{name} cannot consume what Redis refuses: email (LLEN: WRONGTYPE" in proved.stderr
     assert f"; {UNKNOWN} (" in proved.stderr
@@ -97,7 +97,7 @@ def test_a_broadcast_queue_is_refused_by_its_name(redis_server: Broker, sender: 
         (line,) = node.lines("(a queue of the exchange announcements, whose messages go to every node)")
         assert "no permissions" in line
         assert not node.lines("Connection to broker lost")
-        proved = fleet.run("ops", "fleet", "prove", "loud@test", "heavy", "announcements", "--timeout=1")
+        proved = fleet.run("ops", "fleet", "ready", "loud@test", "heavy", "announcements", "--timeout=1")
         assert "loud@test cannot consume what Redis refuses: announcements (" in proved.stderr
 
 

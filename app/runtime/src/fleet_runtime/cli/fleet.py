@@ -7,7 +7,9 @@ Celery imports this module for every command that it runs, so imports that take 
 from __future__ import annotations
 
 import json
+import sys
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -161,15 +163,23 @@ def status(ctx: click.Context, as_json: bool) -> None:
 @click.argument("queues", nargs=-1)
 @click.option("--timeout", default=10.0, show_default=True, help="Seconds to wait.")
 @click.pass_context
-def prove(ctx: click.Context, node: str, queues: tuple[str, ...], timeout: float) -> None:
+def ready(ctx: click.Context, node: str, queues: tuple[str, ...], timeout: float) -> None:
     """Wait until NODE answers, consumes these QUEUES and no other (by default any), and runs tasks.
 
     Exits with 1 and the problem if it does not within the time.
     """
     from fleet_runtime.inspect import readiness
 
+    if ctx.info_name == OLD_READY and sys.stderr.isatty():
+        click.echo(f"`fleet {OLD_READY}` is now `fleet ready`; the old name will be removed.", err=True)
     with sentences():
         click.echo(readiness.require(ctx.obj.app, node, queues, timeout))
+
+
+# Programs use the old name: those of the roles, also with the release before, after a rollback.
+OLD_READY = "prove"
+fleet.add_command(copy(ready), OLD_READY)
+fleet.commands[OLD_READY].hidden = True
 
 
 @fleet.command()

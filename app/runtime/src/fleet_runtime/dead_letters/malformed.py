@@ -35,7 +35,8 @@ def dead_letter_malformed(
     try:
         with channel.conn_or_acquire() as client:
             end = End.of(Reason.MALFORMED, error)
-            store.dead_letter_raw(client, item, end, node=node, queue=queue, held=ref)
+            retention = channel.dead_letter_retention  # the consumer sets it
+            store.dead_letter_raw(client, item, end, node=node, retention=retention, queue=queue, held=ref)
     except Exception:
         fate = "stays with this node" if ref else "is lost"
         shown = f"{len(item)} bytes" if redact.are_hidden() else repr(item)

@@ -13,8 +13,7 @@ import json
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
-from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from kombu.exceptions import OperationalError
 from kombu.utils.json import dumps
@@ -25,7 +24,6 @@ from fleet_runtime.broker.unacked import UnackedRef
 from fleet_runtime.compat import kombu_channel
 from fleet_runtime.dead_letters.model import COUNTED_REASONS, DeadLetter
 from fleet_runtime.errors import FleetError
-from fleet_runtime.settings import FleetSettings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -33,11 +31,24 @@ if TYPE_CHECKING:
     from celery import Celery
 
     from fleet_runtime.dead_letters.model import End, Filter
+    from fleet_runtime.settings import FleetSettings
 
 # Seconds that a crash count is kept: as long as a message can be unacknowledged by default.
 CRASH_COUNT_TTL_S = 7 * 86400
 # Dead letters that are read with one command.
 PAGE_SIZE = 200
+
+
+class Retention(NamedTuple):
+    """How many dead letters are kept, and for how many seconds."""
+
+    limit: int
+    age: int
+
+    @classmethod
+    def of(cls, settings: FleetSettings) -> Self:
+        """Return the retention that the settings have."""
+        return cls(settings.dead_letter_limit, int(settings.dead_letter_age))
 
 
 class DeadLetterStore:
@@ -113,7 +124,13 @@ def open_store(app: Celery) -> Iterator[DeadLetterStore]:
 
 
 def dead_letter(
-    message: Any, end: End, *, node: str, started: float | None = None, held: bool = True
+    message: Any,
+    end: End,
+    *,
+    node: str,
+    retention: Retention,
+    started: float | None = None,
+    held: bool = True,
 ) -> bool:
     """Move a message from the unacknowledged messages of a node to the dead letters.
 
@@ -121,6 +138,7 @@ def dead_letter(
         message: A message of kombu.
         end: How the task ended.
         node: Name of the node.
+        retention: How many dead letters are kept, and for how long.
         started: When the task began to run, in seconds since 1970.
         held: Whether the message must still be unacknowledged. If it is not, another node has requeued it,
             and there is no dead letter. False for a task that was acknowledged before it ran.
@@ -147,7 +165,7 @@ def dead_letter(
     channel = message.channel
     unacked = UnackedRef(channel.unacked_key, channel.unacked_index_key, message.delivery_tag)
     with channel.conn_or_acquire() as client:
-        return _store(client, letter, unacked, record, needed=held)
+        return _store(client, letter, unacked, record, retention, needed=held)
 
 
 def dead_letter_raw(
@@ -156,6 +174,7 @@ def dead_letter_raw(
     end: End,
     *,
     node: str,
+    retention: Retention,
     queue: str | None = None,
     held: UnackedRef | None = None,
 ) -> bool:
@@ -166,6 +185,7 @@ def dead_letter_raw(
         raw: The item.
         end: Why it becomes a dead letter.
         node: Name of the node that found it.
+        retention: How many dead letters are kept, and for how long.
         queue: The queue that it was fetched from, if it was in one.
         held: Where it is recorded as unacknowledged, if it is.
 
@@ -180,7 +200,7 @@ def dead_letter_raw(
         **_raw(raw),
         **asdict(end),
     }
-    return _store(client, letter, held, record="null", needed=True)
+    return _store(client, letter, held, "null", retention, needed=True)
 
 
 def count_crashes(message: Any, *, more: bool, record: str = "") -> int:
@@ -198,19 +218,18 @@ def count_crashes(message: Any, *, more: bool, record: str = "") -> int:
         return int(functions.run(client, scripts.COUNT_CRASH, names, arguments))
 
 
-@cache
-def settings() -> FleetSettings:
-    """Return the settings of this process, parsed once: each failure of a task needs them."""
-    return FleetSettings.from_environment()
-
-
 def _store(
-    client: Any, letter: dict[str, Any], held: UnackedRef | None, record: str, *, needed: bool
+    client: Any,
+    letter: dict[str, Any],
+    held: UnackedRef | None,
+    record: str,
+    retention: Retention,
+    *,
+    needed: bool,
 ) -> bool:
     """Run the script `dead_letter`."""
-    limit, age = settings().dead_letter_limit, int(settings().dead_letter_age)
     names: list[str] = [keys.DEAD, keys.DEAD_LETTERS]
-    arguments: list[Any] = [letter["id"], json.dumps(letter, default=repr), limit, age]
+    arguments: list[Any] = [letter["id"], json.dumps(letter, default=repr), *retention]
     if held:
         names += [keys.losses(held.tag), held.unacked, held.unacked_index]
         arguments += [held.tag, record, int(needed), 0 if letter["reason"] in COUNTED_REASONS else 1]

@@ -229,7 +229,7 @@ class InFlight:
         """Return the unacknowledged requests that run, or that will run in any case.
 
         When the connection is lost, a prefork pool takes back what no child process has begun. Other pools
-        run all requests that they were given.
+        run all requests that they have.
         """
         requests = set(self.active())
         if self._pool_runs_all():
@@ -240,7 +240,7 @@ class InFlight:
         return list(requests)
 
     def _pool_runs_all(self) -> bool:
-        """Return whether the pool, which has started by now, runs all requests that it was given."""
+        """Return whether the pool, which has started by now, runs all requests that it has."""
         return getattr(self._consumer.pool.flush, "__func__", None) is BasePool.flush
 
     def _run_pending(self) -> None:

@@ -19,7 +19,6 @@ from kombu.utils.encoding import bytes_to_str
 from fleet_runtime.broker import functions, keys, scripts
 from fleet_runtime.recovery.connections import connect, declare_exchanges
 from fleet_runtime.recovery.requeue import forget, restore_unacked
-from fleet_runtime.transport.channel import Channel
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -87,6 +86,7 @@ class LeaseHeartbeat:
         node: Name of the node.
         expirations: How often the lease has ended while the node was alive.
         recovered: How many messages of dead nodes this node has requeued.
+        nodes: How many nodes have a lease.
     """
 
     def __init__(
@@ -109,7 +109,7 @@ class LeaseHeartbeat:
             on_tick: Called with a channel after each renewal.
         """
         self.node = node
-        self.expirations = self.recovered = 0
+        self.expirations = self.recovered = self.nodes = 0
         self._app = app
         self._settings = settings
         self._facts = facts
@@ -154,7 +154,7 @@ class LeaseHeartbeat:
         facts = {**self._facts(), "lapses": self.expirations, "recovered": self.recovered}
         with self._lock, channel.conn_or_acquire() as client:
             renewal = renew(client, self.node, self._settings.lease, json.dumps(facts))
-            Channel.nodes = renewal.nodes
+            self.nodes = renewal.nodes
             if self._needs_grace(renewal.left):
                 self._grace_until = time.monotonic() + self._settings.grace
             if self._has_renewed and (renewal.left is None or renewal.left < 0):
@@ -175,7 +175,7 @@ class LeaseHeartbeat:
         """Requeue what dead nodes held, for half an interval at most; return whether all is requeued."""
         until = time.monotonic() + self._interval_s / 2
         for node in nodes:
-            moved = restore_unacked(channel, node, self.node, self._settings.give_back_step, until=until)
+            moved = restore_unacked(channel, node, self.node, self._settings, until=until)
             self.recovered += moved
             with channel.conn_or_acquire() as client:
                 forgotten = forget(client, node, if_dead=True)

@@ -166,14 +166,14 @@ class UnackedRestorer:
         return moved
 
 
-def restore_unacked(channel: Any, node: str, finder: str, step: int, **options: Any) -> int:
+def restore_unacked(channel: Any, node: str, finder: str, settings: FleetSettings, **options: Any) -> int:
     """Requeue the unacknowledged messages of a node; a message that has no queue becomes a dead letter.
 
     Args:
         channel: A channel that knows the exchanges of the app.
         node: The node that holds the messages.
         finder: The node that requeues them.
-        step: Messages that one call of the script moves.
+        settings: Have the number of messages of one step, and the retention of dead letters.
         options: Other attributes of `UnackedRestorer`.
 
     Returns:
@@ -193,11 +193,13 @@ def restore_unacked(channel: Any, node: str, finder: str, step: int, **options: 
         try:
             with channel.conn_or_acquire() as client:
                 end = End.of(Reason.UNDECODABLE, error)
-                store.dead_letter_raw(client, record, end, node=finder, held=held)
+                retention = store.Retention.of(settings)
+                store.dead_letter_raw(client, record, end, node=finder, retention=retention, held=held)
         except ResponseError as refusal:
             logger.error("It cannot be moved there, and stays where it is: %s", refusal)
 
-    return UnackedRestorer(channel, node, step, on_unroutable=dead_letter, **options).run()
+    options = {"on_unroutable": dead_letter, **options}
+    return UnackedRestorer(channel, node, settings.give_back_step, **options).run()
 
 
 def main() -> None:

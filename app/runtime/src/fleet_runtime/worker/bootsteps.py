@@ -106,10 +106,13 @@ class Recovery(bootsteps.StartStopStep):
         else:
             self._heartbeat.tick(channel)
         keep = self._in_flight.adopt(channel) | self._context.postponed.keys()
+        self._set_node_count(channel)
         declare_exchanges(consumer.app, channel)
         # A node that has only reconnected has not crashed: its prefetched messages are not marked.
-        step, died = self._settings.give_back_step, not self._is_reconnect
-        moved = restore_unacked(channel, self.node, self.node, step, keep=keep, if_dead=False, died=died)
+        died = not self._is_reconnect
+        moved = restore_unacked(
+            channel, self.node, self.node, self._settings, keep=keep, if_dead=False, died=died
+        )
         if moved:
             logger.warning("Requeued what this node held before it %s: %d messages.",
                            "was cut off" if self._is_reconnect else "started", moved)  # fmt: skip
@@ -170,7 +173,8 @@ class Recovery(bootsteps.StartStopStep):
 
     def _on_tick(self, channel: Any) -> None:
         """Retry dead letters and acknowledgements that Redis refused, on a connection that is not lost."""
-        retry_postponed(channel, self._context.postponed)
+        self._set_node_count(getattr(self._consumer.task_consumer, "channel", None))
+        retry_postponed(channel, self._context)
         if self._in_flight.unsettled and self._consumer.connection:
             self._consumer.call_soon(self._in_flight.settle)
 
@@ -186,6 +190,11 @@ class Recovery(bootsteps.StartStopStep):
             "Tasks that go on here and were requeued, too: %s. Tasks that had not begun here, and were "
             "requeued: %d.", self._settings.lease, ", ".join(twice) or "none", len(lost)
         )  # fmt: skip
+
+    def _set_node_count(self, channel: Any) -> None:
+        """Tell a channel of the consumer how many nodes there are, by which it backs off."""
+        if channel is not None:
+            channel.nodes = self._heartbeat.nodes
 
     def _holds(self, client: Any, request: Any) -> bool:
         """Return whether this node still holds the message of a request."""

@@ -20,14 +20,14 @@ class SelfTest:
     Attributes:
         passed_at: When it passed, in seconds since 1970; None if it has not.
         skipped: Whether it was skipped, because Redis was full.
-        asked: When the last attempt began, by the monotonic clock.
+        started: When the last attempt began, by the monotonic clock.
         error: Why the last attempt failed; empty if it did not.
         failed: Whether an attempt has failed, or took too long.
     """
 
     passed_at: float | None = None
     skipped: bool = False
-    asked: float = 0.0
+    started: float = 0.0
     error: str = ""
     failed: bool = False
 

@@ -243,7 +243,7 @@ class ReadinessGate(bootsteps.StartStopStep):
     def _begin_test(self) -> None:
         """Send a self-test. If Redis is full, skip it: nodes have to make room first."""
         test = self._self_test
-        test.asked, test.error = time.monotonic(), ""
+        test.started, test.error = time.monotonic(), ""
         try:
             self._empty_queue()
             self._send()
@@ -291,7 +291,7 @@ class ReadinessGate(bootsteps.StartStopStep):
     def _report(self) -> None:
         """Log that the self-test has not passed, and send another one unless one is under way."""
         test = self._self_test
-        waited = time.monotonic() - test.asked
+        waited = time.monotonic() - test.started
         test.failed = test.failed or waited > TIME_LIMIT_S
         logger.log(
             logging.ERROR if test.failed else logging.WARNING,

@@ -285,7 +285,7 @@ def dead_letter(what: str, candidate: DeadLetterCandidate, context: WorkerContex
         Whether the message is a dead letter, so that Celery may drop it.
     """
     try:
-        _dead_letter(candidate)
+        _dead_letter(candidate, context)
     except Exception:
         logger.critical("%s cannot be moved to the dead letters. This node keeps it, and tries again.",
                         what, exc_info=True)  # fmt: skip
@@ -296,22 +296,24 @@ def dead_letter(what: str, candidate: DeadLetterCandidate, context: WorkerContex
     return True
 
 
-def retry_postponed(channel: Any, postponed: dict[str, DeadLetterCandidate]) -> None:
-    """Move messages to the dead letters that could not be moved there before, and take them from the dict."""
+def retry_postponed(channel: Any, context: WorkerContext) -> None:
+    """Move messages to the dead letters that could not be moved there before."""
+    postponed = context.postponed
     for tag, candidate in tuple(postponed.items()):
         candidate.message.channel = channel
         try:
-            _dead_letter(candidate)
+            _dead_letter(candidate, context)
         except Exception as error:
             logger.warning("Messages that wait for the dead letters: %d. %s", len(postponed), error)
             continue
         del postponed[tag]
 
 
-def _dead_letter(candidate: DeadLetterCandidate) -> None:
+def _dead_letter(candidate: DeadLetterCandidate, context: WorkerContext) -> None:
     """Store a candidate as a dead letter."""
     message, end, node, started, held = candidate
-    store.dead_letter(message, end, node=node, started=started, held=held)
+    retention = store.Retention.of(context.settings)
+    store.dead_letter(message, end, node=node, retention=retention, started=started, held=held)
 
 
 @cache

@@ -68,7 +68,7 @@ class Watchdog(bootsteps.Step):
         self.worker, self.seconds = parent, seconds
         self.systemd = Systemd(address, seconds)
         self.started = time.monotonic()
-        self.asked = 0.0
+        self.last_request = 0.0
         self.last_turn: float | None = None
         self.broker_seen_away: float | None = None
         self.stopping_since: float | None = None
@@ -86,17 +86,17 @@ class Watchdog(bootsteps.Step):
         """Ask the loop to turn, and notify systemd in its place where it has a reason not to."""
         while True:
             is_starting = self.last_turn is None
-            if self.last_turn is None or self.last_turn < self.asked:
+            if self.last_turn is None or self.last_turn < self.last_request:
                 self._check()
             consumer = getattr(self.worker, "consumer", None)
             if consumer:
-                self.asked = time.monotonic()
-                consumer.call_soon(self._turn, self.asked)
+                self.last_request = time.monotonic()
+                consumer.call_soon(self._turn, self.last_request)
             time.sleep(START_INTERVAL_S if is_starting else self.seconds / 4)
 
-    def _turn(self, asked: float) -> None:
+    def _turn(self, requested_at: float) -> None:
         """Notify systemd that the loop turns. The loop calls this; only the last of several calls counts."""
-        if asked < self.asked:
+        if requested_at < self.last_request:
             return
         channel = getattr(self.worker.consumer.task_consumer, "channel", None)
         was_stalled, self.is_stalled = self.is_stalled, fetches_nothing(channel, self.seconds)
