@@ -18,7 +18,7 @@ from fleet_runtime.logging import redact
 from kombu.utils.uuid import uuid
 
 from fleet_testing.commands import APPS, FLAGS, PATIENCE, Fleet, wait_until
-from fleet_testing.graves import caught, letters, put
+from fleet_testing.dead_letters import caught, letters, put
 
 if TYPE_CHECKING:
     from pathlib import Path

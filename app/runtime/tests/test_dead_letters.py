@@ -18,14 +18,14 @@ from fleet_runtime.dead_letters.model import DeadLetter, End, Filter, Reason
 
 from fleet_testing.broker import Broker
 from fleet_testing.commands import FLAGS, PATIENCE, Daemon, Fleet, together, wait_until
-from fleet_testing.graves import (
+from fleet_testing.dead_letters import (
     POOLS,
     QUEUES,
     UNCONSUMED,
     caught,
+    failing,
     letter_of,
     letters,
-    mortuary,
     places,
     put,
 )
@@ -42,7 +42,7 @@ RETENTION = store.Retention(limit=3, age=14 * 86400)
 @pytest.fixture(scope="module")
 def fleet(redis_server: Broker) -> Fleet:
     """Return the app, with a limit that a test can reach, and with expired tasks kept."""
-    return mortuary(redis_server, FLEET_DEAD_LETTER_LIMIT="20", FLEET_DEAD_LETTER_EXPIRED="true")
+    return failing(redis_server, FLEET_DEAD_LETTER_LIMIT="20", FLEET_DEAD_LETTER_EXPIRED="true")
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +78,7 @@ def worker(broker: Broker) -> Any:
         ("fail_early", "failed", "ValueError: broken"),
         ("fail_by_own_request", "failed", "ValueError: broken"),
         ("reject", "rejected", "Reject: ('unwanted', False)"),
-        ("nobody_knows", "unregistered", "There is no task 'mortuary.nobody_knows' in this app."),
+        ("nobody_knows", "unregistered", "There is no task 'failing.nobody_knows' in this app."),
     ],
 )
 def test_what_fails_leaves_one_letter(
@@ -86,17 +86,17 @@ def test_what_fails_leaves_one_letter(
 ) -> None:
     """With all that is known, and the message as it was."""
     began = time.time()
-    sent = web.send_task(f"mortuary.{task}", queue=queue, headers={"tenant": "a\"b'c"})
+    sent = web.send_task(f"failing.{task}", queue=queue, headers={"tenant": "a\"b'c"})
     letter = letter_of(broker, sent.id)
     message, exchange, routing_key = letter.pop("record")
-    assert message["headers"]["task"] == f"mortuary.{task}"
+    assert message["headers"]["task"] == f"failing.{task}"
     assert message["headers"]["tenant"] == "a\"b'c"
     assert json.loads(base64.b64decode(message["body"]))[0] == []
     assert (exchange, routing_key) == ("", queue)
     assert ("broken" in letter["traceback"] or "bröken" in letter["traceback"]) == (reason == "failed")
     assert {name: letter[name] for name in ("id", "task", "queue", "reason", "error", "node")} == {
         "id": sent.id,
-        "task": f"mortuary.{task}",
+        "task": f"failing.{task}",
         "queue": queue,
         "reason": reason,
         "error": error,
@@ -113,7 +113,7 @@ def test_what_is_retried_leaves_a_letter_in_the_end(
     broker: Broker, web: Any, queue: str, tmp_path: Path
 ) -> None:
     """One, when no retry is left."""
-    sent = web.send_task("mortuary.fail_again", (str(tmp_path / "runs"),), queue=queue)
+    sent = web.send_task("failing.fail_again", (str(tmp_path / "runs"),), queue=queue)
     letter = letter_of(broker, sent.id)
     assert (letter["reason"], letter["retries"]) == ("failed", 2)
     assert (tmp_path / "runs").read_text() == "run\n" * 3
@@ -122,19 +122,19 @@ def test_what_is_retried_leaves_a_letter_in_the_end(
 @pytest.mark.usefixtures("nodes")
 def test_what_will_be_retried_leaves_none(broker: Broker, web: Any, tmp_path: Path) -> None:
     """Neither does what succeeds in the end, nor an expired or a revoked one that is not asked for."""
-    sent = web.send_task("mortuary.fail_until", (str(tmp_path / "mark"),), queue="default")
+    sent = web.send_task("failing.fail_until", (str(tmp_path / "mark"),), queue="default")
     letter = letter_of(broker, sent.id)
     assert letter["retries"] == 1
     broker.client("admin").delete("fleet:dead", "fleet:dead:letters")
     (tmp_path / "mark").touch()
-    assert web.send_task("mortuary.fail_until", (str(tmp_path / "mark"),), queue="default").get(PATIENCE) == 0
+    assert web.send_task("failing.fail_until", (str(tmp_path / "mark"),), queue="default").get(PATIENCE) == 0
     assert letters(broker) == {}
 
 
 @pytest.mark.usefixtures("nodes")
 def test_what_exceeds_its_time_limit_leaves_one_letter(broker: Broker, web: Any) -> None:
     """Celery tells a request twice of it, and in a process only."""
-    sent = web.send_task("mortuary.hang", queue="default")
+    sent = web.send_task("failing.hang", queue="default")
     letter = letter_of(broker, sent.id)
     assert (letter["reason"], letter["error"]) == ("timeout", "TimeLimitExceeded: TimeLimitExceeded(1,)")
     died = letter["died"]
@@ -147,16 +147,16 @@ def test_what_exceeds_its_time_limit_leaves_one_letter(broker: Broker, web: Any)
 def test_what_has_expired_leaves_a_letter_if_asked(broker: Broker, web: Any, queue: str) -> None:
     """Here it is asked; a probe is worth none."""
     web.send_task("fleet.probe", queue=queue, expires=-1)
-    sent = web.send_task("mortuary.fail", queue=queue, expires=datetime.now(UTC) - timedelta(1))
+    sent = web.send_task("failing.fail", queue=queue, expires=datetime.now(UTC) - timedelta(1))
     assert letter_of(broker, sent.id)["reason"] == "expired"
 
 
 def test_what_has_expired_leaves_none_by_default(broker: Broker, web: Any) -> None:
     """Nor does what is revoked."""
-    with mortuary(broker).worker("plain", "--queues=email", "--pool=solo", *FLAGS) as node:
-        web.send_task("mortuary.fail", queue="email", expires=-1)
+    with failing(broker).worker("plain", "--queues=email", "--pool=solo", *FLAGS) as node:
+        web.send_task("failing.fail", queue="email", expires=-1)
         node.wait_for("Discarding revoked task")
-        wait_until(lambda: not places(broker, "mortuary.fail"))
+        wait_until(lambda: not places(broker, "failing.fail"))
     assert letters(broker) == {}
 
 
@@ -166,7 +166,7 @@ def test_a_body_that_cannot_be_decoded_leaves_a_letter(broker: Broker, web: Any,
     """A serializer that is not accepted, a body that is not what it says, or not compressed so."""
     parts = {"content-type": "application/x-python-serialize", "body": "bm8=", "compression": "gzip"}
     for name, value in parts.items():
-        message = caught(web, broker, "mortuary.fail")
+        message = caught(web, broker, "failing.fail")
         place = message["headers"] if name == "compression" else message
         place[name] = value
         sent = put(broker, queue, message)
@@ -186,7 +186,7 @@ def test_whoever_waits_for_a_message_that_cannot_be_read_is_told(
 ) -> None:
     """The result is a failure that says so; unless nobody wants one, or the task is not known by its id."""
     for wanted in (False, True):
-        message = caught(web, broker, "mortuary.fail", ignore_result=not wanted)
+        message = caught(web, broker, "failing.fail", ignore_result=not wanted)
         name = message["headers"]["id"]
         message[part] = message["headers"] | {"task": 5} if part == "headers" else value
         letter_of(broker, put(broker, queue, message))
@@ -204,7 +204,7 @@ def test_what_is_no_message_stops_nobody(
     broker: Broker, web: Any, nodes: dict[str, Daemon], queue: str, tmp_path: Path
 ) -> None:
     """Each leaves a letter, and a task behind it runs."""
-    good = caught(web, broker, "mortuary.fail")
+    good = caught(web, broker, "failing.fail")
     items: list[bytes | str] = [
         b"not json",
         b"\xff\xfe\x00",
@@ -221,7 +221,7 @@ def test_what_is_no_message_stops_nobody(
     ]
     for item in items:
         broker.client("admin").lpush(queue, item)
-    assert web.send_task("mortuary.note", (str(tmp_path / "runs"),), queue=queue).get(PATIENCE) == 1
+    assert web.send_task("failing.note", (str(tmp_path / "runs"),), queue=queue).get(PATIENCE) == 1
     found = letters(broker).values()
     assert {letter["reason"] for letter in found} == {"malformed"}
     assert {letter.get("raw") for letter in found} == {
@@ -239,7 +239,7 @@ def test_a_message_of_no_task_stops_nobody(
     """With headers or a body of the wrong kind: each leaves a letter, and a task behind it runs."""
     kinds: list[dict[str, Any]] = [
         {"headers": {"task": 7}},
-        {"headers": {"task": ["mortuary.fail"]}},
+        {"headers": {"task": ["failing.fail"]}},
         {"headers": {"id": None}},
         {"headers": {"id": 7}},
         {"headers": {"timelimit": [1]}},
@@ -249,19 +249,19 @@ def test_a_message_of_no_task_stops_nobody(
         {"headers": {"retries": "often"}},
         {"body": 7},
         {"body": [1]},
-        {"body": {"task": "mortuary.fail"}},
+        {"body": {"task": "failing.fail"}},
         {"body": [[], {}, 7]},
     ]
     for kind in kinds:
-        message = caught(web, broker, "mortuary.fail")
+        message = caught(web, broker, "failing.fail")
         message["headers"].update(kind.get("headers", {}))
         if "body" in kind:
             message["body"] = base64.b64encode(json.dumps(kind["body"]).encode()).decode()
         put(broker, queue, message)
-    strange = caught(web, broker, "mortuary.fail")
+    strange = caught(web, broker, "failing.fail")
     put(broker, queue, {**strange, "headers": {"id": "strange"}})
-    assert web.send_task("mortuary.note", (str(tmp_path / "runs"),), queue=queue).get(PATIENCE) == 1
-    wait_until(lambda: not places(broker, "mortuary.fail"))
+    assert web.send_task("failing.note", (str(tmp_path / "runs"),), queue=queue).get(PATIENCE) == 1
+    wait_until(lambda: not places(broker, "failing.fail"))
     found = letters(broker)
     assert len(found) == len(kinds) + 1
     assert {letter["reason"] for letter in found.values()} == {"invalid"}
@@ -273,16 +273,16 @@ def test_a_message_of_no_task_stops_nobody(
 @pytest.mark.usefixtures("nodes")
 def test_errbacks_and_chords_are_as_without(broker: Broker, web: Any, queue: str, tmp_path: Path) -> None:
     """An errback is called, and the end of a chord fails."""
-    path = tmp_path / "mourned"
-    errback = web.signature("mortuary.mourn", (str(path),), queue=queue)
-    sent = web.send_task("mortuary.fail", queue=queue, link_error=errback)
+    path = tmp_path / "reported"
+    errback = web.signature("failing.report", (str(path),), queue=queue)
+    sent = web.send_task("failing.fail", queue=queue, link_error=errback)
     with pytest.raises(ValueError, match="bröken"):
         sent.get(PATIENCE)
     wait_until(path.exists)
     assert path.read_text() == f"{sent.id} ValueError: bröken"
     letter_of(broker, sent.id)
-    header = [web.signature(name, queue=queue) for name in ("mortuary.fail", "mortuary.fail")]
-    body = web.signature("mortuary.note", (str(tmp_path / "body"),), immutable=True, queue=queue)
+    header = [web.signature(name, queue=queue) for name in ("failing.fail", "failing.fail")]
+    body = web.signature("failing.note", (str(tmp_path / "body"),), immutable=True, queue=queue)
     error = chord(header, app=web)(body).get(PATIENCE, propagate=False)
     assert isinstance(error, ChordError)
     assert "bröken" in str(error)
@@ -293,10 +293,10 @@ def test_a_letter_that_cannot_be_written_waits(broker: Broker, web: Any) -> None
     """A Redis that is full refuses it: the node keeps the message, takes others, and tries again."""
     admin = broker.client("admin")
     before = set(letters(broker))
-    with mortuary(broker, FLEET_LEASE="6").worker("full", "--queues=email", "--pool=solo", *FLAGS) as node:
+    with failing(broker, FLEET_LEASE="6").worker("full", "--queues=email", "--pool=solo", *FLAGS) as node:
         refused = []
         for _ in range(3):  # more than it may reserve
-            sent = web.send_task("mortuary.fail_quietly", queue="email", countdown=2)
+            sent = web.send_task("failing.fail_quietly", queue="email", countdown=2)
             refused.append(sent.id)
             node.wait_for(f"{sent.id}] received")
             admin.config_set("maxmemory", "1")
@@ -317,7 +317,7 @@ def test_what_is_put_back_runs_again(
 ) -> None:
     """Under its id, and as if for the first time."""
     mark = tmp_path / "mark"
-    sent = web.send_task("mortuary.fail_until", (str(mark),), queue=queue, priority=9)
+    sent = web.send_task("failing.fail_until", (str(mark),), queue=queue, priority=9)
     assert letter_of(broker, sent.id)["retries"] == 1
     mark.touch()
     before = state(broker)
@@ -325,7 +325,7 @@ def test_what_is_put_back_runs_again(
     assert json.loads(tried.stdout) == {"count": 1, "ids": [sent.id], "dry_run": True}
     assert state(broker) == before
     done = fleet.run("ops", "dead-letter", "requeue", "--id", sent.id)
-    assert done.stdout == f"{sent.id} mortuary.fail_until\n1 dead letters requeued.\n", done.stderr
+    assert done.stdout == f"{sent.id} failing.fail_until\n1 dead letters requeued.\n", done.stderr
     wait_until(lambda: web.AsyncResult(sent.id).state == "SUCCESS")
     assert web.AsyncResult(sent.id).get(PATIENCE) == 0
     assert letters(broker) == {}
@@ -357,7 +357,7 @@ def test_letters_are_bounded_by_age(worker: Any, broker: Broker) -> None:
 @pytest.mark.usefixtures("worker")
 def test_what_was_given_back_meanwhile_is_not_dead(web: Any, broker: Broker) -> None:
     """Then it is in its queue; a letter besides would double it."""
-    web.send_task("mortuary.fail", queue=UNCONSUMED)
+    web.send_task("failing.fail", queue=UNCONSUMED)
     web.conf.broker_transport_options["ack_emulation"] = True
     with web.connection_for_read(broker.url("admin")) as connection:
         channel = connection.default_channel
@@ -480,7 +480,7 @@ def test_what_cannot_be_is_told(tmp_path: Path, words: list[str], error: str) ->
     """In a sentence; a broker that is away, too."""
     broker = Broker(tmp_path)
     broker.stop()
-    result = mortuary(broker).run("ops", "dead-letter", *words)
+    result = failing(broker).run("ops", "dead-letter", *words)
     assert result.returncode != 0
     assert error in result.stderr
     assert "Traceback" not in result.stderr

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from fleet_testing.commands import wait_until
-from fleet_testing.graves import mortuary
+from fleet_testing.dead_letters import failing
 from fleet_testing.params import FIRST_OF_POOLS
 
 if TYPE_CHECKING:
@@ -32,8 +32,8 @@ def test_nodes_empty_the_queues_of_a_full_redis(
     admin, web, runs = broker.client("admin"), connect(broker), tmp_path / "runs"
     admin.flushall()
     for _ in range(TASKS):
-        web.send_task("mortuary.note", (str(runs),), queue="heavy", ignore_result=True)
-    fleet = mortuary(broker, FLEET_LEASE=str(LEASE))
+        web.send_task("failing.note", (str(runs),), queue="heavy", ignore_result=True)
+    fleet = failing(broker, FLEET_LEASE=str(LEASE))
     admin.config_set("maxmemory", 1)
     with fleet.worker(f"full-{pool}", f"--pool={pool}", *FLAGS) as node:
         try:
@@ -45,7 +45,7 @@ def test_nodes_empty_the_queues_of_a_full_redis(
             wait_until(lambda: not admin.exists(f"unacked:full-{pool}@test"))
         finally:
             admin.config_set("maxmemory", 0)
-        assert web.send_task("mortuary.note", (str(runs),), queue="default").get(40) == TASKS + 1
+        assert web.send_task("failing.note", (str(runs),), queue="default").get(40) == TASKS + 1
         assert not node.lines("Traceback"), "\n".join(node.lines(""))
 
 

@@ -17,7 +17,7 @@ from fleet_runtime.worker import revoked
 from redis.exceptions import NoPermissionError
 
 from fleet_testing.commands import FLAGS, PATIENCE, wait_until
-from fleet_testing.graves import places
+from fleet_testing.dead_letters import places
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -12,7 +12,7 @@ from kombu.utils.uuid import uuid
 from ends import FAILS, LOST
 from fleet_testing import items
 from fleet_testing.commands import APPS, FLAGS, PATIENCE, Daemon, Fleet, together, wait_until
-from fleet_testing.graves import UNCONSUMED, letter_of, letters, places
+from fleet_testing.dead_letters import UNCONSUMED, letter_of, letters, places
 from fleet_testing.params import TRANSPORTS
 
 if TYPE_CHECKING:

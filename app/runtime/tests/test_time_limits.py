@@ -12,7 +12,7 @@ from fleet_runtime.prefork.pool import FastAsynPool
 from fleet_runtime.prefork.time_limits import StockAsynPool, requested
 
 from fleet_testing.commands import FLAGS, PATIENCE, wait_until
-from fleet_testing.graves import letters, mortuary
+from fleet_testing.dead_letters import failing, letters
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -109,7 +109,7 @@ def _named(limits: tuple[float | None, float | None]) -> dict[str, float]:
 @pytest.fixture(scope="module", params=["true", "false"])
 def node(request: Any, redis_server: Broker) -> Iterator[None]:
     """Run a node by the runtime's transport and pool, and one by Celery's own."""
-    fleet = mortuary(redis_server, FLEET_ATOMIC_FETCH=request.param)
+    fleet = failing(redis_server, FLEET_ATOMIC_FETCH=request.param)
     with fleet.worker("limits", "--queues=default", *FLAGS):
         yield
 
@@ -122,7 +122,7 @@ def test_a_hard_limit_alone_raises_nothing_in_the_task(
     """It is not retried, whatever it is retried for. Only SIGTERM comes, upon which `finally` has 0.1 s."""
     broker.client("admin").delete("fleet:dead", "fleet:dead:letters")
     name = "hang_on" if not options else "hang_by_message"
-    sent = [web.send_task(f"mortuary.{name}", (str(tmp_path / "notes"),), queue="default", **options)
+    sent = [web.send_task(f"failing.{name}", (str(tmp_path / "notes"),), queue="default", **options)
             for _ in range(4)]  # fmt: skip
     for one in sent:
         with pytest.raises(TimeLimitExceeded):
@@ -142,7 +142,7 @@ def test_a_hard_limit_alone_raises_nothing_in_the_task(
 def test_a_soft_limit_below_the_hard_one_is_raised(web: Any, tmp_path: Path) -> None:
     """Once, before the task is killed."""
     sent = web.send_task(
-        "mortuary.hang_by_message", (str(tmp_path / "notes"),), {"retried": False}, queue="default",
+        "failing.hang_by_message", (str(tmp_path / "notes"),), {"retried": False}, queue="default",
         soft_time_limit=0.5, time_limit=30,
     )  # fmt: skip
     with pytest.raises(SoftTimeLimitExceeded):

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: MIT
-"""What the runtime reads from, and writes into, the headers of messages."""
+"""Headers and properties that the runtime adds to messages."""

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: MIT
-"""What a worker node does besides Celery's own: consumer, request, readiness, watchdog, events, results."""
+"""The parts of a node: boot steps, consumer, requests, readiness, watchdog, events, results."""

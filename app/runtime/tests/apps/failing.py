@@ -14,7 +14,7 @@ from celery import Celery, Task
 from celery.exceptions import Reject
 from celery.worker.request import Request
 
-app = Celery("mortuary", broker="redis://localhost:1/7", backend="redis://localhost:1/7")
+app = Celery("failing", broker="redis://localhost:1/7", backend="redis://localhost:1/7")
 app.conf.task_default_queue = "default"
 
 
@@ -50,7 +50,7 @@ def fail_quietly() -> None:
     raise ValueError("broken")
 
 
-@app.task(Request="mortuary:OwnRequest")
+@app.task(Request="failing:OwnRequest")
 def fail_by_own_request() -> None:
     """Fail, and be asked for by a class of the app's."""
     raise ValueError("broken")
@@ -140,6 +140,6 @@ def kill_when_done(path: str) -> None:
 
 
 @app.task
-def mourn(request: Any, error: BaseException, traceback: str, path: str) -> None:
+def report(request: Any, error: BaseException, traceback: str, path: str) -> None:
     """Note that another task failed, as its errback."""
     Path(path).write_text(f"{request.id} {type(error).__name__}: {error}", encoding="utf-8")

@@ -19,9 +19,9 @@ UNCONSUMED = "heavy"
 QUEUES = pytest.mark.parametrize("queue", POOLS)
 
 
-def mortuary(broker: Broker, **environment: str) -> Fleet:
+def failing(broker: Broker, **environment: str) -> Fleet:
     """Return an app whose tasks fail, on a broker."""
-    return Fleet(broker, "mortuary:app", PYTHONPATH=APPS, **environment)
+    return Fleet(broker, "failing:app", PYTHONPATH=APPS, **environment)
 
 
 def letters(broker: Broker) -> dict[str, Any]:
