@@ -1,9 +1,6 @@
 # SPDX-License-Identifier: MIT
 """The app that is measured: its tasks do nothing."""
 
-# celery ships no types
-# mypy: disable-error-code="untyped-decorator"
-
 from __future__ import annotations
 
 import os

@@ -5,8 +5,6 @@ What a worker has fetched is in a set of its own until it is acknowledged, which
 worker held that says nothing for 60 s goes back (dramatiq/brokers/redis/dispatch.lua, heartbeat_timeout).
 """
 
-# mypy: disable-error-code="untyped-decorator"
-
 from __future__ import annotations
 
 import os

@@ -5,8 +5,6 @@ See huey/storage.py, RedisStorage.dequeue. It is here because users choose it; i
 work. Two processes run tasks; the scheduler, which is a third one, is its default.
 """
 
-# mypy: disable-error-code="untyped-decorator"
-
 from __future__ import annotations
 
 import os

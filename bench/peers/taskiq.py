@@ -6,8 +6,6 @@ by another worker (taskiq_redis/redis_broker.py, idle_timeout). Its list broker,
 forgets.
 """
 
-# mypy: disable-error-code="untyped-decorator"
-
 from __future__ import annotations
 
 import asyncio

@@ -1,9 +1,6 @@
 # SPDX-License-Identifier: MIT
 """Many tasks are sent at once, and who sends them knows which."""
 
-# celery ships no types
-# mypy: disable-error-code="untyped-decorator"
-
 from __future__ import annotations
 
 import json

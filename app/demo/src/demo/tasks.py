@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: MIT
 """A task for each queue, and the one that the schedule runs."""
 
-# Celery ships no types.
-# mypy: disable-error-code="untyped-decorator"
 from __future__ import annotations
 
 import hashlib

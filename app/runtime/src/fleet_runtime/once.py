@@ -91,7 +91,7 @@ class Run:
     is_lost: bool = field(default=False, compare=False)
 
 
-class once:  # noqa: N801 - reads as a function
+class Once:
     """Run a block once for a key. The module's docstring has examples and limits."""
 
     def __init__(
@@ -194,6 +194,9 @@ class once:  # noqa: N801 - reads as a function
                 raise BusyError(f"{key} is held by another run, for more than {self.wait:g} s.")
             time.sleep(pause)
             pause = min(2 * pause, LAST_POLL_S)
+
+
+once = Once  # reads as a function
 
 
 class _Store:

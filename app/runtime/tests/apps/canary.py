@@ -1,9 +1,6 @@
 # SPDX-License-Identifier: MIT
 """An app that writes down all that is in each log record, as a handler of its own for JSON may."""
 
-# celery ships no types
-# mypy: disable-error-code="untyped-decorator"
-
 import logging
 import os
 import time

@@ -1,9 +1,6 @@
 # SPDX-License-Identifier: MIT
 """An app whose tasks say things in every way that there is."""
 
-# Celery ships no types.
-# mypy: disable-error-code="untyped-decorator"
-
 import logging
 import os
 from pathlib import Path

@@ -1,9 +1,6 @@
 # SPDX-License-Identifier: MIT
 """An app that ends its node by an error in the node's loop, once a file is there."""
 
-# Celery ships no types.
-# mypy: disable-error-code="untyped-decorator"
-
 import os
 from pathlib import Path
 from typing import Any

@@ -1,9 +1,6 @@
 # SPDX-License-Identifier: MIT
 """An app whose tasks end in every way in which Python code can end."""
 
-# Celery ships no types.
-# mypy: disable-error-code="untyped-decorator"
-
 import sys
 from collections.abc import Callable
 from pathlib import Path

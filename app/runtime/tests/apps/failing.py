@@ -1,9 +1,6 @@
 # SPDX-License-Identifier: MIT
 """An app whose tasks fail in every way there is."""
 
-# Celery ships no types.
-# mypy: disable-error-code="untyped-decorator"
-
 import os
 import signal
 import time

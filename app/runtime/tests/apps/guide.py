@@ -1,9 +1,6 @@
 # SPDX-License-Identifier: MIT
 """An app that uses what Celery's user guide has beyond the ordinary."""
 
-# Celery ships no types.
-# mypy: disable-error-code="untyped-decorator"
-
 import os
 from typing import Any
 

@@ -1,9 +1,6 @@
 # SPDX-License-Identifier: MIT
 """An app whose nodes can be made to hang in each of the ways that they may."""
 
-# Celery ships no types.
-# mypy: disable-error-code="untyped-decorator"
-
 import os
 import signal
 import time

@@ -1,9 +1,6 @@
 # SPDX-License-Identifier: MIT
 """An app whose imports take memory, as those of data libraries do."""
 
-# Celery ships no types.
-# mypy: disable-error-code="untyped-decorator"
-
 import gc
 import re
 from pathlib import Path

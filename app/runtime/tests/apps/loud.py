@@ -1,9 +1,6 @@
 # SPDX-License-Identifier: MIT
 """An app with a queue whose messages every node gets, beside those of the inventory."""
 
-# Celery ships no types.
-# mypy: disable-error-code="untyped-decorator"
-
 from celery import Celery
 from kombu import Queue
 from kombu.common import Broadcast

@@ -1,9 +1,6 @@
 # SPDX-License-Identifier: MIT
 """An app that sets up logging in the way that OWN says."""
 
-# celery ships no types
-# mypy: disable-error-code="untyped-decorator"
-
 import logging
 import logging.config
 import logging.handlers

@@ -1,9 +1,6 @@
 # SPDX-License-Identifier: MIT
 """An app whose tasks retry often."""
 
-# Celery ships no types.
-# mypy: disable-error-code="untyped-decorator"
-
 from typing import Any
 
 from celery import Celery

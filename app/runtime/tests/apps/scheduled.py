@@ -1,9 +1,6 @@
 # SPDX-License-Identifier: MIT
 """An app with a schedule in a time zone of its own."""
 
-# Celery ships no types.
-# mypy: disable-error-code="untyped-decorator"
-
 from celery import Celery
 from celery.schedules import crontab
 

@@ -1,9 +1,6 @@
 # SPDX-License-Identifier: MIT
 """An app that knows nothing of the fleet: it names a broker of its own, which does not exist."""
 
-# Celery ships no types.
-# mypy: disable-error-code="untyped-decorator"
-
 import os
 import signal
 import time

@@ -1,9 +1,6 @@
 # SPDX-License-Identifier: MIT
 """An app whose nodes look well: what they do, BREAK says."""
 
-# celery ships no types
-# mypy: disable-error-code="untyped-decorator"
-
 import os
 import time
 from pathlib import Path

@@ -1,9 +1,6 @@
 # SPDX-License-Identifier: MIT
 """An app with tasks whose bodies must not run twice."""
 
-# Celery ships no types.
-# mypy: disable-error-code="untyped-decorator"
-
 import os
 import signal
 import time

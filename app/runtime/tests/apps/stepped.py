@@ -1,9 +1,6 @@
 # SPDX-License-Identifier: MIT
 """An app whose messages have ten priorities, where kombu has four."""
 
-# celery ships no types
-# mypy: disable-error-code="untyped-decorator"
-
 from celery import Celery
 
 app = Celery("stepped")

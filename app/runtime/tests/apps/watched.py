@@ -1,9 +1,6 @@
 # SPDX-License-Identifier: MIT
 """An app that counts every task that its signals tell of, and whatever is traced, as monitors do."""
 
-# celery ships no types
-# mypy: disable-error-code="untyped-decorator"
-
 import os
 from functools import wraps
 from pathlib import Path

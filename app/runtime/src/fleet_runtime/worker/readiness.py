@@ -6,8 +6,6 @@ node begins with a queue of its own, and sends a self-test to it. The node consu
 passed. A node that has only reconnected to its broker goes on at once.
 """
 
-# Celery ships no types.
-# mypy: disable-error-code="untyped-decorator"
 from __future__ import annotations
 
 import logging
