@@ -6,7 +6,9 @@ from __future__ import annotations
 import base64
 import json
 import time
+from contextlib import nullcontext
 from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -14,6 +16,7 @@ from celery import chord
 from celery.exceptions import ChordError, InvalidTaskError
 from fleet_runtime.broker.unacked import UnackedRef
 from fleet_runtime.dead_letters import store
+from fleet_runtime.dead_letters.malformed import RETENTION_OPTION, dead_letter_malformed
 from fleet_runtime.dead_letters.model import DeadLetter, End, Filter, Reason
 
 from fleet_testing.broker import Broker
@@ -340,6 +343,18 @@ def test_letters_are_bounded_by_count(worker: Any, broker: Broker) -> None:
             worker, f"item {number}", End(Reason.MALFORMED), node="n", retention=RETENTION
         )
     assert sorted(letter["raw"] for letter in letters(broker).values()) == ["item 2", "item 3", "item 4"]
+
+
+def test_malformed_items_are_bounded_by_the_retention_of_the_node(worker: Any, broker: Broker) -> None:
+    """Each channel of a node's app has it, also one that a task has opened."""
+    options = {RETENTION_OPTION: [2, 86400]}
+    channel = SimpleNamespace(
+        connection=SimpleNamespace(client=SimpleNamespace(transport_options=options)),
+        conn_or_acquire=lambda: nullcontext(worker),
+    )
+    for number in range(4):
+        dead_letter_malformed(channel, b"item %d" % number, "default", None, ValueError("no JSON"))
+    assert sorted(letter["raw"] for letter in letters(broker).values()) == ["item 2", "item 3"]
 
 
 def test_letters_are_bounded_by_age(worker: Any, broker: Broker) -> None:

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+# Transport option with the retention of dead letters, so that each channel of a node's app has it.
+RETENTION_OPTION = "dead_letter_retention"
+
 
 def dead_letter_malformed(
     channel: Any, item: bytes, queue: str, ref: UnackedRef | None, error: Exception
@@ -35,7 +38,7 @@ def dead_letter_malformed(
     try:
         with channel.conn_or_acquire() as client:
             end = End.of(Reason.MALFORMED, error)
-            retention = channel.dead_letter_retention  # the consumer sets it
+            retention = store.Retention(*channel.connection.client.transport_options[RETENTION_OPTION])
             store.dead_letter_raw(client, item, end, node=node, retention=retention, queue=queue, held=ref)
     except Exception:
         fate = "stays with this node" if ref else "is lost"

@@ -23,6 +23,8 @@ from kombu.transport.redis import PRIORITY_STEPS
 
 from fleet_runtime.bootstrap.startup_checks import is_graph
 from fleet_runtime.broker import keys
+from fleet_runtime.dead_letters.malformed import RETENTION_OPTION
+from fleet_runtime.dead_letters.store import Retention
 from fleet_runtime.errors import FleetError
 from fleet_runtime.inspect.queues import consumed
 from fleet_runtime.recovery import history, inflight
@@ -63,6 +65,7 @@ class NodeSetup(bootsteps.Step):
             return
         options = worker.app.conf.broker_transport_options
         options.update(own_keys(node))
+        options[RETENTION_OPTION] = Retention.of(worker.fleet.settings)
         if issubclass(worker.pool_cls, solo.TaskPool):
             # It runs each message as it is delivered: others fetched with it would wait, unacknowledged.
             options[FETCH_LIMIT_OPTION] = 1

@@ -24,7 +24,6 @@ from redis.exceptions import ResponseError
 from fleet_runtime.broker import functions
 from fleet_runtime.compat.surface import may_replace
 from fleet_runtime.dead_letters.model import End, Reason
-from fleet_runtime.dead_letters.store import Retention
 from fleet_runtime.inspect.queues import consumed
 from fleet_runtime.logging.celery_logging import MessageContext
 from fleet_runtime.transport import broadcast
@@ -84,7 +83,6 @@ class FleetConsumer(Consumer):
         """Connect. Queues that Redis refuses are not consumed."""
         connection = super().connect()
         channel = connection.default_channel
-        channel.dead_letter_retention = Retention.of(WorkerContext.of(self).settings)
         if isinstance(channel, Channel):
             channel.skips_refused = True
             channel.on_refused = partial(self.call_soon, self._announce_if_connected)
