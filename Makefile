@@ -71,7 +71,7 @@ bench: ## Measure what nodes and other task queues cost, and what kills lose (.c
 
 # --- upkeep ---
 
-functions: ## Write the scripts of the runtime and its libraries as functions of Redis, for the role redis
+functions: ## Write the scripts of the runtime and its libraries as functions of Redis, and its names of keys
 	@lab/bootstrap tools
 	@.venv/bin/python tools/redis_functions.py
 

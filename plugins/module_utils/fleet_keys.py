@@ -1,26 +1,18 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Names that the nodes have in Redis, for modules that run on its host, where the app is not installed.
+"""Names that kombu has in Redis, and the leases of nodes, for modules that run on its host, without the app.
 
-They are the runtime's (fleet_runtime.broker.keys) and kombu's; tests/unit/test_fleet_keys.py compares them.
+tests/unit/test_fleet_keys.py compares the names with kombu's. Those of the fleet are in runtime_keys.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ansible_collections.fleet.celery.plugins.module_utils.runtime_keys import LEASES
+
 if TYPE_CHECKING:
     from typing import Any
-
-# Of the fleet: when each node's lease ends, what nodes say of themselves, which hosts are drained, and what
-# failed for good.
-LEASES, NODES, DRAINED, DEAD = "fleet:leases", "fleet:nodes", "fleet:drained", "fleet:dead"
-# Which nodes the inventory wants, its field with the queues that none is to consume, and when nodes started.
-WANTED, IDLE_QUEUES, HISTORY = "fleet:wanted", "idle queues", "fleet:history"
-BEAT = "beat"  # the field of WANTED with the scheduler of the Beat that is wanted
-
-# Of each node, with a colon and its name behind: what it holds, and the task by which it proves itself.
-UNACKED, UNACKED_INDEX, UNACKED_MUTEX, PROOFS = "unacked", "unacked_index", "unacked_mutex", "fleet:proof"
 
 # The ends of a queue's lists, one for each priority that Celery has on Redis.
 PRIORITIES = ("", *(f"\x06\x16{priority}" for priority in range(1, 10)))

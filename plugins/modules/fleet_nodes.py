@@ -76,21 +76,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ansible.module_utils.basic import AnsibleModule, missing_required_lib
+from ansible_collections.fleet.celery.plugins.module_utils import runtime_keys as keys
 from ansible_collections.fleet.celery.plugins.module_utils.fleet_keys import (
-    BEAT,
     BINDINGS,
-    DRAINED,
-    HISTORY,
-    IDLE_QUEUES,
-    LEASES,
-    NODES,
     PIDBOX,
-    PROOFS,
     SEPARATOR,
-    UNACKED,
-    UNACKED_INDEX,
-    UNACKED_MUTEX,
-    WANTED,
     leases,
     living,
 )
@@ -106,25 +96,6 @@ if TYPE_CHECKING:
     from typing import Any
 
 PAUSE = 1.0  # seconds between two looks
-
-# Forgets a node that is dead and holds nothing; returns whether it did.
-# KEYS: leases, nodes, unacked, unacked_index, unacked_mutex, the queues of proofs and of remote control,
-# bindings
-# ARGV: node, binding
-FORGET = """
-local time = redis.call('TIME')
-local ends = redis.call('ZSCORE', KEYS[1], ARGV[1])
-if ends and tonumber(ends) > time[1] + time[2] / 1000000 or redis.call('HLEN', KEYS[3]) > 0 then
-  return 0
-end
-redis.call('ZREM', KEYS[1], ARGV[1])
-redis.call('HDEL', KEYS[2], ARGV[1])
-redis.call('DEL', KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7])
-for at = 8, #KEYS do
-  redis.call('SREM', KEYS[at], ARGV[2])
-end
-return 1
-"""
 
 
 class NodesError(Exception):
@@ -147,14 +118,14 @@ class Nodes:
         """Return every node of the hosts that Redis has something of."""
         bound = {member.rpartition(SEPARATOR)[2] for key in BINDINGS for member in self.client.smembers(key)}
         controlled = {queue.removesuffix(f".{PIDBOX}") for queue in bound if queue.endswith(f".{PIDBOX}")}
-        held = {key.partition(":")[2] for key in self.client.scan_iter(f"{UNACKED}:*", count=1000)}
-        told = {name for key in (NODES, WANTED, HISTORY) for name in self.client.hkeys(key)}
+        held = {key.partition(":")[2] for key in self.client.scan_iter(f"{keys.UNACKED}:*", count=1000)}
+        told = {name for key in (keys.NODES, keys.WANTED, keys.HISTORY) for name in self.client.hkeys(key)}
         named = {*leases(self.client), *told, *controlled, *held}
         return sorted(node for node in named if self.are_ours(node))
 
     def consumers(self) -> dict[str, set[str]]:
         """Return the nodes that live and consume it, for each queue."""
-        facts = {node: json.loads(text) for node, text in self.client.hgetall(NODES).items()}
+        facts = {node: json.loads(text) for node, text in self.client.hgetall(keys.NODES).items()}
         found: dict[str, set[str]] = {}
         for node in living(self.client):
             for queue in facts.get(node, {}).get("queues", ()):
@@ -167,13 +138,18 @@ class Nodes:
 
     def forget(self, node: str) -> bool:
         """Forget a node; return whether it was dead and held nothing."""
-        queue = f"{node}.{PIDBOX}"
-        own = [f"{key}:{node}" for key in (UNACKED, UNACKED_INDEX, UNACKED_MUTEX, PROOFS)]
-        names = [LEASES, NODES, *own, queue, *BINDINGS]
-        forgotten = bool(self.client.eval(FORGET, len(names), *names, node, SEPARATOR.join(["", "", queue])))
+        own = [keys.unacked(node), keys.unacked_index(node), keys.unacked_mutex(node), keys.proofs(node)]
+        names = [keys.LEASES, keys.NODES, *own]
+        forgotten = bool(self.client.eval(keys.FORGET_NODE, len(names), *names, node, "1"))
         if forgotten:
-            self.client.hdel(WANTED, node)
-            self.client.hdel(HISTORY, node)
+            queue = f"{node}.{PIDBOX}"
+            with self.client.pipeline() as pipeline:
+                pipeline.delete(queue)
+                for key in BINDINGS:
+                    pipeline.srem(key, SEPARATOR.join(["", "", queue]))
+                pipeline.hdel(keys.WANTED, node)
+                pipeline.hdel(keys.HISTORY, node)
+                pipeline.execute()
         return forgotten
 
     def forget_all(self, wait: float, sleep: Callable[[float], None] = time.sleep) -> list[str]:
@@ -196,16 +172,16 @@ class Nodes:
 
     def drained(self) -> list[str]:
         """Return which of the hosts Redis knows as drained."""
-        return sorted(self.hosts.intersection(self.client.hkeys(DRAINED)))
+        return sorted(self.hosts.intersection(self.client.hkeys(keys.DRAINED)))
 
     def forget_drained(self) -> bool:
         """Forget that hosts are drained; return whether any was."""
         hosts = self.drained()
-        return bool(hosts and self.client.hdel(DRAINED, *hosts))
+        return bool(hosts and self.client.hdel(keys.DRAINED, *hosts))
 
     def explain(self, nodes: Iterable[str], wait: float) -> str:
         """Return why nodes cannot be forgotten."""
-        held = {node: self.client.hlen(f"{UNACKED}:{node}") for node in nodes}
+        held = {node: self.client.hlen(keys.unacked(node)) for node in nodes}
         told = ", ".join(f"{node} holds {number} messages" for node, number in held.items())
         others = [node for node in living(self.client) if not self.are_ours(node)]
         why = (
@@ -218,26 +194,26 @@ class Nodes:
 
 def want(client: Any, params: Mapping[str, Any], *, check: bool) -> dict[str, Any]:
     """Tell Redis which nodes, and which Beat, the inventory wants, and return the module's result."""
-    before = client.hgetall(WANTED)
-    wanted = {IDLE_QUEUES: json.dumps(sorted(params["idle_queues"]))}
+    before = client.hgetall(keys.WANTED)
+    wanted = {keys.IDLE_QUEUES: json.dumps(sorted(params["idle_queues"]))}
     wanted |= {node: text for node, text in before.items() if node.partition("@")[2] in params["hosts"]}
     for node, queues in params["nodes"].items():
         known = json.loads(before.get(node, "{}"))
         since = known.get("since", round(time.time(), 1))
         wanted[node] = json.dumps({"queues": sorted(queues), "since": since})
     if scheduler := params["beat"]:
-        known = json.loads(before.get(BEAT, "{}"))
+        known = json.loads(before.get(keys.BEAT, "{}"))
         if known.get("scheduler") != scheduler:
             known = {"scheduler": scheduler, "since": round(time.time(), 1)}
-        wanted[BEAT] = json.dumps(known)
+        wanted[keys.BEAT] = json.dumps(known)
     surplus = before.keys() - wanted.keys()
     changed = bool(surplus) or wanted != before
     if changed and not check:
         with client.pipeline() as pipeline:
-            pipeline.hset(WANTED, mapping=wanted)
+            pipeline.hset(keys.WANTED, mapping=wanted)
             for name in surplus:
-                pipeline.hdel(WANTED, name)
-                pipeline.hdel(HISTORY, name)
+                pipeline.hdel(keys.WANTED, name)
+                pipeline.hdel(keys.HISTORY, name)
             pipeline.execute()
     return {"changed": changed, "nodes": sorted(params["nodes"])}
 

@@ -75,13 +75,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ansible.module_utils.basic import AnsibleModule, missing_required_lib
+from ansible_collections.fleet.celery.plugins.module_utils import runtime_keys as keys
 from ansible_collections.fleet.celery.plugins.module_utils.fleet_keys import (
     BINDING,
-    LEASES,
-    NODES,
     PRIORITIES,
     SEPARATOR,
-    UNACKED,
     living,
 )
 from ansible_collections.fleet.celery.plugins.module_utils.redis_desired import parse_acl
@@ -115,7 +113,7 @@ def queues_of(acl: str) -> set[str]:
 def consumers_of(client: Any, queues: Iterable[str]) -> dict[str, list[str]]:
     """Return the living nodes that consume each queue, or may: those that have not proved themselves yet."""
     nodes = living(client)
-    facts = {node: json.loads(text) for node, text in client.hgetall(NODES).items() if node in nodes}
+    facts = {node: json.loads(text) for node, text in client.hgetall(keys.NODES).items() if node in nodes}
     found = {
         queue: sorted(
             node
@@ -129,8 +127,8 @@ def consumers_of(client: Any, queues: Iterable[str]) -> dict[str, list[str]]:
 
 def messages_of(client: Any, queues: Iterable[str]) -> dict[str, int]:
     """Return how many messages wait in each queue, or are held by a node that took them from it."""
-    named = {*client.zrange(LEASES, 0, -1), *client.hkeys(NODES)}
-    places = [place(text) for node in named for text in client.hvals(f"{UNACKED}:{node}")]
+    named = {*client.zrange(keys.LEASES, 0, -1), *client.hkeys(keys.NODES)}
+    places = [place(text) for node in named for text in client.hvals(keys.unacked(node))]
     found = {
         queue: sum(client.llen(queue + step) for step in PRIORITIES) + places.count(queue) for queue in queues
     }

@@ -132,6 +132,7 @@ from typing import TYPE_CHECKING
 
 from ansible.module_utils.basic import AnsibleModule, missing_required_lib
 from ansible_collections.fleet.celery.plugins.module_utils import redis_snapshot
+from ansible_collections.fleet.celery.plugins.module_utils import runtime_keys as keys
 from ansible_collections.fleet.celery.plugins.module_utils.debian_packages import (
     VersionError,
     decide,
@@ -140,7 +141,7 @@ from ansible_collections.fleet.celery.plugins.module_utils.debian_packages impor
     upstream,
 )
 from ansible_collections.fleet.celery.plugins.module_utils.files import replace_file
-from ansible_collections.fleet.celery.plugins.module_utils.fleet_keys import DEAD, PRIORITIES, UNACKED, leases
+from ansible_collections.fleet.celery.plugins.module_utils.fleet_keys import PRIORITIES, leases
 from ansible_collections.fleet.celery.plugins.module_utils.redis_snapshot import SnapshotError
 from ansible_collections.fleet.celery.plugins.module_utils.redis_tls import (
     StrangeServerError,
@@ -266,14 +267,14 @@ class Upgrade:
         nodes = leases(client)
         pipeline = client.pipeline(transaction=False)
         pipeline.dbsize()
-        pipeline.zcard(DEAD)
+        pipeline.zcard(keys.DEAD)
         for queue in self.params["queues"]:
             for step in PRIORITIES:
                 pipeline.llen(f"{queue}{step}")
         for node in nodes:
-            pipeline.hlen(f"{UNACKED}:{node}")
-        keys, dead, *messages = pipeline.execute()
-        return {"keys": keys, "messages": sum(messages), "dead letters": dead}
+            pipeline.hlen(keys.unacked(node))
+        size, dead, *messages = pipeline.execute()
+        return {"keys": size, "messages": sum(messages), "dead letters": dead}
 
     def small_disks(self) -> Iterator[str]:
         """Find a disk without room for what the upgrade writes."""

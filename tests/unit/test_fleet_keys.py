@@ -3,22 +3,18 @@
 
 from __future__ import annotations
 
-import pytest
-from ansible_collections.fleet.celery.plugins.module_utils import fleet_keys
-from fleet_runtime.broker import keys
+from ansible_collections.fleet.celery.plugins.module_utils import fleet_keys, runtime_keys
+from fleet_runtime.broker import keys, scripts
 from kombu.transport.redis import PRIORITY_STEPS, Channel
 
-
-@pytest.mark.parametrize(
-    "name", ["LEASES", "NODES", "DRAINED", "DEAD", "WANTED", "IDLE_QUEUES", "HISTORY", "BEAT"]
-)
-def test_a_key_of_the_fleet(name: str) -> None:
-    assert getattr(fleet_keys, name) == getattr(keys, name)
+from tools import redis_functions
 
 
-@pytest.mark.parametrize("name", ["UNACKED", "UNACKED_INDEX", "UNACKED_MUTEX", "PROOFS"])
-def test_a_key_of_a_node(name: str) -> None:
-    assert f"{getattr(fleet_keys, name)}:one@w1" == getattr(keys, name.lower())("one@w1")
+def test_the_fleets_own_are_those_of_the_runtime() -> None:
+    """They are generated."""
+    assert redis_functions.KEYS.read_text() == redis_functions.names_of_keys(), "run `make functions`"
+    assert runtime_keys.unacked("one@w1") == keys.unacked("one@w1")
+    assert runtime_keys.FORGET_NODE == scripts.FORGET_NODE
 
 
 def test_the_lists_of_a_queue() -> None:

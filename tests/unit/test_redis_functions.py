@@ -75,9 +75,8 @@ def names(client: redis.Redis) -> set[str]:
 
 def test_the_files_are_up_to_date() -> None:
     """Else a process of the fleet would call what Redis does not have."""
-    assert {path.name: path.read_text() for path in FOLDER.glob("*.lua")} == redis_functions.files(), (
-        "run `make functions`"
-    )
+    there = [*FOLDER.glob("*.lua"), redis_functions.KEYS]
+    assert {path: path.read_text() for path in there} == redis_functions.files(), "run `make functions`"
 
 
 def test_whose_scripts_there_are() -> None:
