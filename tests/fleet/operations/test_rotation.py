@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -125,13 +126,39 @@ def test_an_environment_that_was_not_released_stays_so(fleet: Fleet, plays: Play
     host.sh("fleet-celery fleet status")
 
 
-def test_check_mode_replaces_nothing(fleet: Fleet, plays: Plays) -> None:
+@pytest.mark.parametrize(
+    ("variables", "names", "restarted"),
+    [
+        (
+            {},
+            {
+                "redis_admin",
+                "redis_health",
+                "redis_ops",
+                "redis_worker",
+                "redis_beat",
+                "redis_flower",
+                "flower",
+                "pki_ca",
+            },
+            "the nodes of the workers, Beat, Flower",
+        ),
+        ({"fleet_rotate": "beat"}, {"redis_beat"}, "Beat"),
+    ],
+    ids=["all", "beat"],
+)
+def test_check_mode_replaces_nothing(
+    fleet: Fleet, plays: Plays, variables: dict[str, str], names: set[str], restarted: str
+) -> None:
     """It says what would be replaced and restarted, and both the vault file and the fleet stay."""
     before = fleet.starts()
     vault = vault_file(plays).read_bytes()
-    run = plays.run("--check", playbook=SECRETS, fleet_rotate="beat").expect_success()
-    assert "Replaced now: redis_beat" in run.output
-    assert "Restarted, batch by batch: Beat" in run.output
+    run = plays.run("--check", playbook=SECRETS, **variables).expect_success()
+    said = " ".join(run.output.split())
+    replaced_now = re.search(r"Replaced now: ([\w, ]+)", said)
+    assert replaced_now is not None
+    assert set(replaced_now[1].strip().split(", ")) == names
+    assert f"Restarted, batch by batch: {restarted}" in said
     assert vault_file(plays).read_bytes() == vault
     assert fleet.restarted(before) == set()
     assert fleet.is_whole()
