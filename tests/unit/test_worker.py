@@ -11,12 +11,14 @@ from typing import Any
 
 import pytest
 import yaml
+from ansible.parsing.dataloader import DataLoader
+from ansible.template import Templar, trust_as_template
 from ansible_collections.fleet.celery.plugins.filter import celery_worker as filters
 from ansible_collections.fleet.celery.plugins.filter.fleet import node_names
 from ansible_collections.fleet.celery.plugins.filter.fleet import nodes as fleet_nodes
 from celery.bin.worker import worker as celery_worker_command
 
-from tests.unit.rendering import PROJECT, Role
+from tests.unit.rendering import PROJECT, Role, trusted
 
 URL = "rediss://worker:p%25w@broker:6379/0?ssl_cert_reqs=required"
 # What an operator who uses every option of every type of pool would write.
@@ -709,3 +711,38 @@ def test_a_file_of_json_is_where_logrotate_looks() -> None:
     ]
     assert rules.count("    rotate 9\n") == rules.count("    su celery-") == len(POOLS)
     assert "    su celery-io celery\n    create 0640 celery-io celery\n" in rules
+
+
+@pytest.mark.parametrize(
+    ("leaving", "orphaned"),
+    [
+        (["w1"], ["a"]),
+        (["w2"], []),
+        (["named"], []),  # as its nodes have it
+        (["w1", "w2"], ["a", "b"]),
+        (["w3"], ["c"]),
+        ([], []),
+    ],
+)
+def test_a_queue_loses_its_last_consumer(leaving: list[str], orphaned: list[str]) -> None:
+    """A pool without nodes consumes nothing, on a host that stays and on one that leaves."""
+    variables = {
+        "w1": {"celery_worker_pools": {"p": {"queues": ["a", "b"]}}},
+        "w2": {
+            "celery_worker_host_name": "named",
+            "celery_worker_pools": {"p": {"queues": ["b"]}, "off": {"queues": ["a", "d"], "nodes": 0}},
+        },
+        "w3": {"celery_worker_pools": {"p": {"queues": ["c"]}}},
+    }
+    assert filters.orphans(variables, variables, leaving) == orphaned
+    decommission = yaml.safe_load(Path("playbooks/vars/decommission.yml").read_text())
+    templar = Templar(
+        DataLoader(),
+        variables={
+            **trusted(decommission),
+            "hostvars": variables,
+            "groups": {"workers": list(variables), "redis": ["r1"]},
+            "ansible_play_hosts_all": leaving,
+        },
+    )
+    assert templar.template(trust_as_template("{{ __decommission_orphans }}")) == orphaned
