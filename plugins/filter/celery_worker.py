@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
+from ansible_collections.fleet.celery.plugins.module_utils import rules
 from ansible_collections.fleet.celery.plugins.module_utils.paths import COMMAND
 
 if TYPE_CHECKING:
@@ -76,8 +77,6 @@ OWNED = re.compile(
 
 POOL_NAME = re.compile(r"[a-z][a-z0-9_]{0,30}\Z")
 HOST_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}\Z")
-# Nothing that the command line (comma), Celery (% is expanded) or Redis's ACL (a glob) could misread.
-QUEUE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:-]{0,99}\Z")
 WORD = re.compile(r"[A-Za-z0-9_.,:=/@+-]+\Z")
 SIZE = re.compile(r"([1-9][0-9]*)([KMGT])\Z")
 FORMS = {
@@ -523,7 +522,7 @@ def pool_problems(name: str, options: Options, cpus: int | None) -> Iterator[str
     if not options["queues"]:
         yield "queues is empty."
     for queue in options["queues"]:
-        if not QUEUE_NAME.match(queue):
+        if rules.queue(queue):
             yield f"the queue {queue!r} must be letters, digits and _ . : -, at most 100."
     if len(set(options["queues"])) != len(options["queues"]):
         yield "a queue is named twice."

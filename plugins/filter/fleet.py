@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote, urlencode
 
 from ansible_collections.fleet.celery.plugins.module_utils.paths import paths
+from ansible_collections.fleet.celery.plugins.module_utils.rules import fault
 from ansible_collections.fleet.celery.plugins.module_utils.systemd_env import env_file
 
 if TYPE_CHECKING:
@@ -232,7 +233,7 @@ def _status_row(found: Mapping[str, Any]) -> dict[str, Any]:
 
 FILTERS = (
     redis_url, redis_passwords, without_password, env_file, nodes, node_names, queues, sandbox, addresses,
-    missing_packages, paths, table, status_rows,
+    fault, missing_packages, paths, table, status_rows,
 )  # fmt: skip
 
 

@@ -19,14 +19,13 @@ from typing import TYPE_CHECKING, Any
 
 from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
 from ansible.module_utils.parsing.convert_bool import boolean
-from ansible_collections.fleet.celery.plugins.module_utils import pki_names, playbook_variables
+from ansible_collections.fleet.celery.plugins.module_utils import pki_names, playbook_variables, rules
 from ansible_collections.fleet.celery.plugins.module_utils.index_gate import Place
 from ansible_collections.fleet.celery.plugins.module_utils.systemd_env import env_fault
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
-SHORTEST_SECRET = 16  # characters; playbooks/secrets.yml makes 40
 PLACEHOLDER = re.compile(r"change.?me|^password|^secret|example|placeholder|^(.)\1*$", re.IGNORECASE)
 SECRET = re.compile(r"password|passphrase|secret|token|broker_url", re.IGNORECASE)
 # Sizes of memory, and what each may be besides.
@@ -345,13 +344,10 @@ def weaknesses(variable: str, secret: Any, remedy: str) -> Iterator[Finding]:
         yield Finding(variable, "There is no such password.", remedy)
     elif not isinstance(secret, str):
         yield Finding(variable, "It is no text.", "Put it in quotes.")
-    elif any(character in secret for character in "\r\n\0"):
-        yield Finding(
-            variable, "It has a line break, which no file of a host could carry.", "Choose another."
-        )
-    elif len(secret) < SHORTEST_SECRET or PLACEHOLDER.search(secret):
-        reason = f"It is too weak: {len(secret)} characters, or a word that stands for a password."
-        yield Finding(variable, reason, f"Remove it. {remedy} {SHORTEST_SECRET} characters are the least.")
+    elif fault := rules.secret(secret):
+        yield Finding(variable, fault.reason, f"{fault.remedy} {remedy}")
+    elif PLACEHOLDER.search(secret):
+        yield Finding(variable, "It is too weak: a word that stands for a password.", f"Remove it. {remedy}")
 
 
 def pools(inventory: Inventory, host: str) -> Iterator[Finding]:
@@ -392,8 +388,8 @@ def ports(inventory: Inventory, host: str) -> Iterator[Finding]:
         port = inventory.hosts[host].get(name, inventory.specs.get(group, {}).get(name, {}).get("default"))
         if host not in inventory.members(group) or not isinstance(port, int):
             continue
-        if not 1 <= port <= 65535:
-            yield Finding(name, f"{port} is no port.", "Choose one from 1 to 65535.")
+        if fault := rules.port(port):
+            yield Finding(name, *fault)
         if port in used:
             yield Finding(
                 name, f"{port} is {used[port]}, too, and both are on this host.", "Choose another port."
@@ -466,11 +462,10 @@ def certificates(inventory: Inventory, host: str) -> Iterator[Finding]:
     """Find paths of the operator's own certificates that lead nowhere."""
     names = ("pki_provided_ca_file", "pki_provided_cert_file", "pki_provided_key_file")
     paths = {name: str(inventory.hosts[host].get(name) or "") for name in names}
+    incomplete = rules.all_or_none(list(paths.values()))
     for name, path in paths.items() if any(paths.values()) else ():
-        if not path:
-            yield Finding(
-                name, "It is empty, but others of pki_provided_* are set.", "Set all three, or none."
-            )
+        if incomplete and not path:
+            yield Finding(name, *incomplete)
         elif not Path(path).is_file():
             yield Finding(
                 name, f"There is no file {path} on the controller.", "Write the path of a PEM file."
@@ -532,14 +527,13 @@ def numbers(inventory: Inventory, host: str) -> Iterator[Finding]:
     """Find numbers that cannot hold together."""
     of = inventory.hosts[host]
     database = of.get("fleet_redis_db")
-    if isinstance(database, int) and not 0 <= database <= 15:
-        yield Finding("fleet_redis_db", f"{database} is no database of Redis.", "Choose one from 0 to 15.")
+    if isinstance(database, int) and (fault := rules.database(database)):
+        yield Finding("fleet_redis_db", *fault)
     days, renew = (
         of.get(name, inventory.specs["pki"][name]["default"]) for name in ("pki_days", "pki_renew_days")
     )
-    if isinstance(days, int) and isinstance(renew, int) and renew >= days:
-        reason = f"{renew} days before the end of a certificate of {days} days is before it begins."
-        yield Finding("pki_renew_days", reason, "Make it less than pki_days.")
+    if isinstance(days, int) and isinstance(renew, int) and (fault := rules.renewal([renew, days])):
+        yield Finding("pki_renew_days", *fault)
     for name, also_allowed in SIZES.items():
         memory = of.get(name)
         if isinstance(memory, str) and memory != also_allowed and not MEMORY.match(memory):

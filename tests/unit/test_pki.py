@@ -217,9 +217,9 @@ def refusals(given: Role, file: str) -> list[str]:
     [
         ({"pki_provided_ca_file": "/ca.crt"}, "set all three, or none"),
         ({"pki_ca_dir": "relative"}, "pki_ca_dir: set the absolute path"),
-        ({"pki_ca_passphrase": ""}, "pki_ca_passphrase: set at least 16"),
-        ({"pki_ca_passphrase": "short"}, "pki_ca_passphrase: set at least 16"),
-        ({"pki_days": 30}, "pki_renew_days (30) must be less than pki_days (30)"),
+        ({"pki_ca_passphrase": ""}, "pki_ca_passphrase: It is too weak: 0 characters."),
+        ({"pki_ca_passphrase": "short"}, "Set one of at least 16 characters."),
+        ({"pki_days": 30}, "pki_renew_days: 30 days before the end of"),
         ({"pki_days": 4000}, "no more than pki_ca_days"),
     ],
 )

@@ -726,7 +726,7 @@ def test_a_file_of_json_is_where_logrotate_looks() -> None:
 )
 def test_a_queue_loses_its_last_consumer(leaving: list[str], orphaned: list[str]) -> None:
     """A pool without nodes consumes nothing, on a host that stays and on one that leaves."""
-    variables = {
+    variables: dict[str, dict[str, Any]] = {
         "w1": {"celery_worker_pools": {"p": {"queues": ["a", "b"]}}},
         "w2": {
             "celery_worker_host_name": "named",
