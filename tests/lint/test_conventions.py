@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 import yaml
+from ansible_collections.fleet.celery.plugins.module_utils.paths import APP_ENV, COMMAND
+from ansible_collections.fleet.celery.plugins.module_utils.paths import ROOT as ROOT_DIR
 
 ROOT = Path(__file__).resolve().parents[2]
 ROLES = sorted(path for path in ROOT.glob("roles/*/"))
@@ -135,3 +137,15 @@ def test_packages_are_installed_as_the_locks_of_apt_allow() -> None:
         assert options["install_recommends"] is False, named(path, task)
         if path.name == "install.yml":
             assert "when" in task, f"{named(path, task)}: install only what is missing"
+
+
+def test_shared_paths_have_one_home() -> None:
+    """Who makes a path and who uses it would differ one day."""
+    files = [*ROLE_TEXTS, *TASK_FILES, *ROOT.glob("playbooks/**/*.yml"), *ROOT.glob("plugins/*/*.py")]
+    offending = [
+        str(path.relative_to(ROOT))
+        for path in files
+        if path.name != "paths.py"
+        and any(shared in path.read_text() for shared in (f'"{ROOT_DIR}"', APP_ENV, COMMAND))
+    ]
+    assert offending == []
