@@ -183,6 +183,7 @@ def test_drop_pending_returns_the_tags_without_a_reply(
 ) -> None:
     """Those of a command that was answered are acknowledged."""
     pipe.send(PendingCommand(("A",), tags=("a", "b")))
+    assert not pipe.has_pending_fetch
     pipe.send(PendingCommand(("B",), tags=("c",), is_fetch=True))
     assert pipe.has_pending_fetch
     fake.replies.append(1)

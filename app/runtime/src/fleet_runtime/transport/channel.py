@@ -14,10 +14,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from contextlib import contextmanager
-from functools import cached_property
 from math import inf
-from queue import Empty
 from time import monotonic
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -29,19 +26,19 @@ from redis.exceptions import NoPermissionError, ResponseError
 from fleet_runtime.broker import functions, scripts
 from fleet_runtime.broker.oom import is_full
 from fleet_runtime.broker.unacked import UnackedRef
-from fleet_runtime.transport import decode, fetch, prefetch, refused, tuning
+from fleet_runtime.transport import decode, fetch, prefetch, tuning
 from fleet_runtime.transport.ack_buffer import AckBuffer
 from fleet_runtime.transport.backoff import Backoff
+from fleet_runtime.transport.base_channel import BaseChannel
 from fleet_runtime.transport.connection import TRACK_NEXT, PendingCommand, PipelinedConnection
 from fleet_runtime.transport.eta import EtaRuns
 from fleet_runtime.transport.prefetch import PrefetchBuffer, RateEstimator
-from fleet_runtime.transport.pubsub import NotYet
 from fleet_runtime.transport.qos import QoS, acknowledge
-from fleet_runtime.transport.refused import RefusedQueues, is_refusal
+from fleet_runtime.transport.refused import is_refusal
 from fleet_runtime.transport.subscription import Subscription
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
 
     from fleet_runtime.transport.fetch import FetchedMessage
 
@@ -52,19 +49,15 @@ FETCH_LIMIT_OPTION = "fetch_limit"
 FETCH_AND_ACK_SHA = functions.sha(scripts.FETCH_AND_ACK)
 
 
-class Channel(stock.Channel):
-    """kombu's channel, which fetches messages by a script.
+class Channel(BaseChannel):
+    """A channel that fetches messages by a script.
 
     Attributes:
         fetcher: The connection that fetches; None before the first fetch.
         queues: The queues that it fetches from.
         asked_at: When it last asked for messages, by the monotonic clock. The watchdog reads it.
-        listened_at: When it was last polled for broadcast messages, by the monotonic clock.
         fetch_limit: Most messages that one command fetches.
         nodes: How many nodes Redis may notify of a message. Whoever knows sets it; the default is many.
-        skips_refused: Whether a queue that Redis refuses is left out, and the others are consumed. False for
-            senders, which are to get the error.
-        on_refused: Is called when the queues that are left out have changed.
         eta_count: How many messages were delivered whose tasks wait for their ETA. Their handler counts them.
         on_malformed: Handles an item that is no message.
     """
@@ -80,9 +73,6 @@ class Channel(stock.Channel):
         self.fetcher: PipelinedConnection | None = None
         self.queues: list[str] = []
         self.asked_at: float | None = None
-        self.listened_at: float | None = None
-        self.skips_refused = False
-        self.on_refused: Callable[[], object] = lambda: None
         self.eta_count = 0
         self._acks = AckBuffer()
         self._backoff = Backoff()
@@ -90,29 +80,11 @@ class Channel(stock.Channel):
         self._lists = fetch.QueueLists()
         self._prefetched = PrefetchBuffer()
         self._rate = RateEstimator()
-        self._refused = RefusedQueues(self)
         self._tracking = Subscription()
         self._lost_fetch = False  # whether the connection was lost with messages under way
-        self._pooled_client: Any = None
         super().__init__(*args, **kwargs)
 
     # --- connections ---
-
-    @cached_property
-    def client(self) -> Any:
-        """A client of the channel's pool. kombu's waits for messages, and so has a connection of its own."""
-        return self._create_client()
-
-    @contextmanager
-    def conn_or_acquire(self, client: Any = None) -> Iterator[Any]:
-        """Yield a client of the channel's pool.
-
-        kombu makes one for each call, which takes longer than the call (kombu 5.7, redis-py 8.1).
-        """
-        pooled = self._pooled_client
-        if client is None and (pooled is None or pooled.connection_pool is not self._pool):
-            pooled = self._pooled_client = self._create_client()
-        yield client or pooled
 
     def _connparams(self, asynchronous: bool = False) -> dict[str, Any]:
         """Return the parameters of connections. Those that a poller watches get push messages (RESP 3)."""
@@ -142,11 +114,6 @@ class Channel(stock.Channel):
             self._try(self._wait_for_replies, self.flush, self._unprefetch)
         super().close()
 
-    def wake(self) -> None:
-        """Let the poller look again, unless the channel is closed."""
-        if self.connection is not None:
-            self.connection.cycle.wake()
-
     def handle_lost_fetch(self) -> None:
         """Note that the loss of messages under way was reported to the node."""
         self._lost_fetch = False
@@ -157,9 +124,6 @@ class Channel(stock.Channel):
         """Consume a queue. Messages that are not to be acknowledged are not recorded."""
         keys = [self._q_for_pri(queue, priority) for priority in self.priority_steps]
         self._lists.add(queue, keys, no_ack=no_ack)
-        known = queue in self._fanout_queues or queue in self.refused
-        if self.skips_refused and not known and (reason := self.refusal(queue)):
-            self._refused.add(queue, reason)
         consumer = super().basic_consume(queue, no_ack, *args, **kwargs)
         self._resubscribe()
         return consumer
@@ -195,35 +159,10 @@ class Channel(stock.Channel):
         self.queues = self.active_queues
         self._tracking.reset()
 
-    @property
-    def active_queues(self) -> list[str]:
-        """The queues that are consumed, without those that Redis refuses."""
-        queues: list[str] = super().active_queues
-        return [queue for queue in queues if queue not in self.refused] if self.refused else queues
-
-    # --- queues that Redis refuses ---
-
-    @property
-    def refused(self) -> dict[str, str]:
-        """The queues that are left out, each with the reason."""
-        return self._refused.reasons
-
-    def refusal(self, queue: str) -> str:
-        """Return which command Redis refuses, and why, if this node may not consume a queue; else ""."""
-        keys = [self._q_for_pri(queue, priority) for priority in self.priority_steps]
-        with self.conn_or_acquire() as client:
-            return refused.consume_refusal(client, queue, keys, self.unacked_key, self.unacked_index_key)
-
-    def fanout_refusal(self, exchange: str, routing_key: str) -> str:
-        """Return why this node may not subscribe to an exchange of the type fanout; "" if it may."""
-        with self.conn_or_acquire() as client:
-            return refused.subscribe_refusal(client, self._get_publish_topics(exchange, routing_key))
-
     def on_queues_changed(self) -> None:
         """Fetch from other queues than before: some are refused, or no more."""
-        self._update_queue_cycle()
         self._resubscribe()
-        self.on_refused()
+        super().on_queues_changed()
 
     def _is_stale_error(self, error: ResponseError, queues: Sequence[str], generation: int) -> bool:
         """Return whether a command failed for queues that are left out now: the connection is good."""
@@ -582,79 +521,3 @@ class Channel(stock.Channel):
             self._prefetched.keep_longer(monotonic())
             return
         self._prefetched.clear()
-
-    # --- broadcast messages ---
-
-    def _receive(self) -> bool:
-        """Deliver broadcast messages, for as long as one turn of the loop may take.
-
-        kombu goes on while there are more, so that a flood of them keeps a node from all else.
-        """
-        client, until = self.subclient, monotonic() + tuning.FANOUT_TURN_S
-        while True:
-            try:
-                self._receive_one(client)
-            except NotYet:
-                break
-            except Empty:
-                pass
-            if client.connection is None or not client.connection.can_read(timeout=0):
-                break
-            if monotonic() > until:
-                self.connection.cycle.receive_later(self)
-                break
-        return True
-
-    def _receive_one(self, c: Any) -> Any:
-        """Deliver one broadcast message; leave out the queues whose subscription Redis refuses."""
-        try:
-            return super()._receive_one(c)
-        except NoPermissionError as error:
-            if not self.skips_refused:
-                raise
-            for queue in tuple(self.active_fanout_queues):
-                if reason := self.fanout_refusal(*self._fanout_queues[queue]):
-                    self._refused.add(queue, reason)
-            if not self.refused:
-                raise
-            logger.debug("A subscription was refused: %s", error)
-            self._in_listen = None  # so that the others are subscribed to again
-            return None
-
-    # --- a Redis at its memory limit ---
-
-    def _queue_bind(self, *args: Any) -> None:
-        """Bind a queue to its exchange; at the memory limit it is taken to be bound by an earlier start."""
-        try:
-            super()._queue_bind(*args)
-        except ResponseError as error:
-            if self.skips_refused and is_refusal(error):
-                self._refused.add(args[-1], f"SADD: {error}")
-                return
-            if not is_full(error):
-                raise
-            logger.warning("Redis is full, and the queue %s is taken to be bound: %s", args[-1], error)
-
-    def _size(self, queue: str) -> int:
-        """Return how many messages a queue has. kombu's transaction is refused at the memory limit."""
-        with self.conn_or_acquire() as client, client.pipeline(transaction=False) as pipe:
-            for priority in self.priority_steps:
-                pipe.llen(self._q_for_pri(queue, priority))
-            replies = pipe.execute(raise_on_error=False)
-        for error in replies:
-            if isinstance(error, ResponseError) and self.skips_refused and is_refusal(error):
-                return 0  # whether it can be consumed is asked when it is to be consumed
-            if isinstance(error, Exception):
-                raise error
-        return sum(replies)
-
-    def maybe_refresh_binding_expiry(self) -> None:
-        """Keep queues that expire alive, unless Redis is full or lacks the function.
-
-        kombu would log a traceback each second, and tries again in any case.
-        """
-        try:
-            super().maybe_refresh_binding_expiry()
-        except (ResponseError, functions.FunctionMissingError) as error:
-            if not (is_full(error) or functions.is_missing(error)):
-                raise

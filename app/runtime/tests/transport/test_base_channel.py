@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: MIT
+"""What a channel does about refusals, and a Redis that refuses writes, with kombu's part not there."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from fleet_runtime.broker.functions import FunctionMissingError
+from fleet_runtime.transport.base_channel import BaseChannel
+from kombu.transport import redis as stock
+from redis.exceptions import NoPermissionError, OutOfMemoryError, ResponseError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+NO_RIGHT, FULL = NoPermissionError("no permission"), OutOfMemoryError("OOM command not allowed")
+OTHER = ResponseError("ERR syntax")
+
+
+class FakePipeline:
+    """Answers with a list."""
+
+    def __init__(self, replies: list[Any]) -> None:
+        """Take the replies."""
+        self.replies, self.keys = replies, list[str]()
+
+    def __enter__(self) -> FakePipeline:
+        """Return itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close."""
+
+    def llen(self, key: str) -> None:
+        """Note a command."""
+        self.keys.append(key)
+
+    def execute(self, *, raise_on_error: bool) -> list[Any]:
+        """Return the replies."""
+        assert not raise_on_error
+        return self.replies
+
+
+@pytest.fixture
+def channel(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Return a channel that consumes two queues and is not connected."""
+    monkeypatch.setattr(stock.Channel, "__init__", lambda channel: None)
+    channel: Any = BaseChannel()
+    channel._active_queues, channel._fanout_queues, channel.active_fanout_queues = ["a", "b"], {}, set()
+    channel._update_queue_cycle = lambda: None
+    channel.connection = None
+    channel.closed = True
+    return channel
+
+
+def failing(error: Exception) -> Any:
+    """Return a method that raises an error."""
+
+    def fail(*_: Any) -> None:
+        raise error
+
+    return fail
+
+
+def test_active_queues_leaves_refused_queues_out(channel: Any) -> None:
+    """Nobody is told twice for one queue."""
+    told: list[int] = []
+    channel.on_refused = lambda: told.append(1)
+    assert channel.active_queues == ["a", "b"]
+    channel._refused.add("a", "LLEN: no permission")
+    assert channel.active_queues == ["b"]
+    assert told == [1]
+
+
+@pytest.mark.parametrize("skips", [True, False])
+def test_queue_bind_leaves_a_refused_queue_out(
+    channel: Any, monkeypatch: pytest.MonkeyPatch, skips: bool
+) -> None:
+    """A sender gets the error in its place."""
+    monkeypatch.setattr(stock.Channel, "_queue_bind", failing(NO_RIGHT))
+    channel.skips_refused = skips
+    if skips:
+        channel._queue_bind("exchange", "key", "", "a")
+        assert channel.refused == {"a": "SADD: no permission"}
+    else:
+        with pytest.raises(NoPermissionError):
+            channel._queue_bind("exchange", "key", "", "a")
+
+
+def test_queue_bind_goes_on_at_the_memory_limit(
+    channel: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An earlier start has bound the queue; any other error is raised."""
+    monkeypatch.setattr(stock.Channel, "_queue_bind", failing(FULL))
+    channel._queue_bind("exchange", "key", "", "a")
+    assert "the queue a is taken to be bound" in caplog.text
+    monkeypatch.setattr(stock.Channel, "_queue_bind", failing(OTHER))
+    with pytest.raises(ResponseError, match="syntax"):
+        channel._queue_bind("exchange", "key", "", "a")
+
+
+@pytest.mark.parametrize(
+    ("replies", "skips", "expected"),
+    [
+        ([1, 2], False, 3),
+        ([1, NO_RIGHT], True, 0),
+        ([1, NO_RIGHT], False, NO_RIGHT),
+        ([1, OTHER], True, OTHER),
+    ],
+)
+def test_size_counts_the_messages_of_all_priorities(
+    channel: Any, replies: list[Any], skips: bool, expected: Any
+) -> None:
+    """A queue that will be left out counts as empty."""
+    pipeline = FakePipeline(replies)
+
+    class Client:
+        """Has one pipeline."""
+
+        def pipeline(self, *, transaction: bool) -> FakePipeline:
+            """Return it."""
+            assert not transaction, "a Redis at its memory limit refuses it"
+            return pipeline
+
+    @contextmanager
+    def conn_or_acquire() -> Iterator[Client]:
+        yield Client()
+
+    channel.conn_or_acquire, channel.priority_steps, channel.skips_refused = conn_or_acquire, [0, 3], skips
+    if isinstance(expected, Exception):
+        with pytest.raises(type(expected)):
+            channel._size("a")
+    else:
+        assert channel._size("a") == expected
+    assert pipeline.keys == ["a", "a\x06\x163"]
+
+
+@pytest.mark.parametrize("error", [FULL, ResponseError("MISCONF"), FunctionMissingError("missing")])
+def test_maybe_refresh_binding_expiry_bears_what_goes_away(
+    channel: Any, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """Kombu tries again in a second."""
+    monkeypatch.setattr(stock.Channel, "maybe_refresh_binding_expiry", failing(error))
+    channel.maybe_refresh_binding_expiry()
+
+
+def test_maybe_refresh_binding_expiry_raises_other_errors(
+    channel: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Kombu logs them."""
+    monkeypatch.setattr(stock.Channel, "maybe_refresh_binding_expiry", failing(OTHER))
+    with pytest.raises(ResponseError, match="syntax"):
+        channel.maybe_refresh_binding_expiry()
+
+
+def test_wake_of_a_closed_channel_does_nothing(channel: Any) -> None:
+    """Its connection is gone."""
+    channel.wake()
