@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: MIT
 """Calls scripts as functions of Redis, which the administrator of the fleet has loaded.
 
-Whoever may load a script can stop Redis by it, so on the fleet nobody may but the administrator. Each script
-of the runtime, of kombu, Celery, RedBeat and redis-py is a function there, which is named by the script's
-SHA-1: nodes of two releases find each what they know. Functions are in the append-only file, and on replicas;
-loaded scripts are not. A function gives its caller no right: Redis checks each command in it.
+A client that may load scripts can stop Redis by one, so on the fleet only the administrator may. Each script
+of the runtime, kombu, Celery, RedBeat and redis-py is a function there. Its name has the SHA-1 of the script,
+so nodes of two releases find each its own. Unlike loaded scripts, functions are in the append-only file and
+on replicas. A function gives its caller no rights: Redis checks each command in it.
 
-A Redis that has no such function gets the script itself, if its access rules allow that, as with plain Redis.
-If they do not, it is as good as away: it was started or promoted just now, and its host loads the functions.
-Whoever waits for a Redis that is away waits for them, for as long.
+Where Redis has no such function, the client loads the script, if the access rules allow that (plain Redis).
+If they do not, Redis counts as away: it was started or promoted just now, and its host is about to load the
+functions. A client that waits for a Redis that is away waits for the functions, too, and for as long.
 """
 
 from __future__ import annotations
@@ -30,21 +30,21 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
 PREFIX = "fleet_"
-# A second function beside each, which does nothing but be there.
+#: Suffix of a second function beside each, which does nothing: a call of it tells whether both are there.
 PRESENT = "_present"
 
-# Seconds between two calls of a function that is missing.
-PAUSE = 1.0
+#: Pause between two calls of a function that is missing.
+RETRY_INTERVAL_S = 1.0
 
-# How redis-py calls a script.
+#: How redis-py calls a script.
 _original: Callable[..., Any] = core.Script.__call__
 
-# Whether Redis has the function, of the scripts that were asked for so far.
+#: SHA-1 of a script -> whether Redis has its function, for those that were asked for so far.
 _present: dict[str, bool] = {}
 
 
 class FunctionMissingError(NoConnectionError):
-    """Redis does not have a function, and may have it soon: it counts as a Redis that is away."""
+    """Redis does not have a function yet. Callers treat it like a Redis that is away."""
 
 
 def sha(script: str) -> str:
@@ -53,17 +53,17 @@ def sha(script: str) -> str:
 
 
 def command(digest: str, client: Any) -> tuple[str, str]:
-    """Return how to call a script: the command, and the name that it takes.
+    """Return the command that calls a script, and the name that the command takes.
 
     Args:
-        digest: The script's SHA-1.
-        client: Of Redis, to ask it the first time whether it has the function.
+        digest: The SHA-1 of the script.
+        client: A client of redis-py. It is used once a process and script, to look for the function.
     """
     return ("FCALL", PREFIX + digest) if is_present(digest, client) else ("EVALSHA", digest)
 
 
 def is_present(digest: str, client: Any) -> bool:
-    """Return whether Redis has the function of a script; it is asked once by each process."""
+    """Return whether Redis has the function of a script. A process asks once for each script."""
     if digest not in _present:
         try:
             client.fcall(PREFIX + digest + PRESENT, 0)
@@ -75,7 +75,7 @@ def is_present(digest: str, client: Any) -> bool:
 
 
 def is_missing(error: Exception) -> bool:
-    """Return whether an error says that Redis has a function no more, or a script, or lets nobody run one."""
+    """Return whether an error says that a function or a script is gone, or that scripts are forbidden."""
     text = str(error)
     no_right = isinstance(error, NoPermissionError) and "'evalsha'" in text
     named = isinstance(error, (NoScriptError, FunctionMissingError))
@@ -83,15 +83,15 @@ def is_missing(error: Exception) -> bool:
 
 
 def forget(digest: str) -> None:
-    """Ask Redis again, the next time, whether it has the function of a script."""
+    """Forget whether Redis has the function of a script: it is asked again the next time."""
     _present.pop(digest, None)
 
 
 def require(client: Any, scripts: Iterable[str]) -> None:
-    """Make sure that scripts can be called: each is a function of Redis, or may be loaded.
+    """Make sure that scripts can be called: each is a function of Redis, or can be loaded.
 
     Raises:
-        FleetError: One can not.
+        FleetError: One of them can not.
     """
     for script in scripts:
         digest = sha(script)
@@ -104,7 +104,7 @@ def require(client: Any, scripts: Iterable[str]) -> None:
 
 
 def missing(digest: str, error: Exception) -> FunctionMissingError:
-    """Return the error for a script that is not there, and that may not be loaded."""
+    """Return the error for a script that is not there and that this client may not load."""
     return FunctionMissingError(
         f"Redis does not have the function {PREFIX}{digest}, and clients may load no script. On the fleet "
         f"playbooks/redis.yml loads it. Redis said: {error}"
@@ -112,16 +112,16 @@ def missing(digest: str, error: Exception) -> FunctionMissingError:
 
 
 def run(client: Any, script: str, keys: Sequence[Any], args: Iterable[Any]) -> Any:
-    """Run a script of the runtime, and return what it returns.
+    """Run a script of the runtime, and return its result.
 
     Raises:
-        FunctionMissingError: Redis does not have it, however often the client asks a Redis that is away.
+        FunctionMissingError: Redis does not have it, after as many retries as the client makes.
     """
     return _call(client.register_script(script), keys, args)
 
 
 def adopt() -> None:
-    """Let each script of redis-py, whosever it is, be called as a function where Redis has it."""
+    """Patch redis-py, so that every script of any library is called as a function where Redis has it."""
 
     @wraps(_original)
     def call(script: Any, keys: Any = None, args: Any = None, client: Any = None) -> Any:
@@ -133,8 +133,8 @@ def adopt() -> None:
 def _call(script: Any, keys: Sequence[Any], args: Iterable[Any], client: Any = None) -> Any:
     """Call a script as a function; where Redis has none, as redis-py does.
 
-    A pipeline only notes what it is to send. Another client asks again while the function is missing, as
-    often as it would ask a Redis that is away.
+    A pipeline only queues the command. Any other client tries again while the function is missing, as often
+    as its own settings make it try a Redis that is away.
     """
     target = script.registered_client if client is None else client
     if isinstance(target, Pipeline):
@@ -146,7 +146,7 @@ def _call(script: Any, keys: Sequence[Any], args: Iterable[Any], client: Any = N
         try:
             return attempt()
         except FunctionMissingError:
-            time.sleep(PAUSE)
+            time.sleep(RETRY_INTERVAL_S)
     return attempt()
 
 
@@ -158,7 +158,7 @@ def _call_once(script: Any, keys: Sequence[Any], args: list[Any], target: Any, a
         keys: Its keys.
         args: Its arguments.
         target: A client, or a pipeline.
-        asked: A client, to ask whether Redis has the function.
+        asked: A client that can look for the function, which a pipeline cannot.
     """
     if is_present(script.sha, asked):
         try:
@@ -170,7 +170,7 @@ def _call_once(script: Any, keys: Sequence[Any], args: list[Any], target: Any, a
     try:
         return _original(script, keys, args, target)
     except NoPermissionError as error:
-        # Perhaps it has been loaded since this process asked, and the right to load it taken away.
+        # The function may have been loaded, and the right to load scripts revoked, since this process asked.
         forget(script.sha)
         if not is_present(script.sha, asked):
             forget(script.sha)

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""What goes on when Redis has no room: nodes take what is there, and keep their leases, so that it gets some.
+"""Behaviour at the memory limit of Redis.
 
-A Redis at its memory limit refuses each command that may need memory. That is all commands by which a message
-is moved, and a fleet that moves none would never make room.
+There, Redis refuses every command that may need memory, which includes each command that moves a message. A
+fleet that moves no messages would never free memory. So the scripts that fetch, acknowledge and requeue
+messages, and those that renew leases, run even then (broker/scripts, `allow-oom`).
 """
 
 from __future__ import annotations
@@ -11,5 +12,5 @@ from redis.exceptions import OutOfMemoryError, ResponseError
 
 
 def is_full(error: ResponseError) -> bool:
-    """Return whether Redis refuses for want of memory, or of a disk that it can write to (MISCONF)."""
+    """Return whether Redis refuses a write: it is at its memory limit, or cannot write its disk (MISCONF)."""
     return isinstance(error, OutOfMemoryError) or str(error).startswith("MISCONF")
