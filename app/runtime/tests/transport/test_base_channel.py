@@ -4,10 +4,13 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
+from queue import Empty
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from fleet_runtime.broker.functions import FunctionMissingError
+from fleet_runtime.transport import tuning
 from fleet_runtime.transport.base_channel import BaseChannel
 from kombu.transport import redis as stock
 from redis.exceptions import NoPermissionError, OutOfMemoryError, ResponseError
@@ -158,3 +161,130 @@ def test_maybe_refresh_binding_expiry_raises_other_errors(
 def test_wake_of_a_closed_channel_does_nothing(channel: Any) -> None:
     """Its connection is gone."""
     channel.wake()
+
+
+@pytest.mark.parametrize(
+    ("skips", "queue", "asked"), [(True, "c", 1), (False, "c", 0), (True, "a", 0), (True, "bcast", 0)]
+)
+def test_basic_consume_asks_whether_redis_refuses_the_queue(
+    channel: Any, monkeypatch: pytest.MonkeyPatch, skips: bool, queue: str, asked: int
+) -> None:
+    """Unless it is left out already, or has no list. It is consumed in any case, and tried again later."""
+    consumed: list[Any] = []
+    questions: list[str] = []
+
+    def refusal(queue: str) -> str:
+        questions.append(queue)
+        return "LLEN: no permission"
+
+    monkeypatch.setattr(stock.Channel, "basic_consume", lambda channel, *words: consumed.append(words))
+    channel._refused.add("a", "LLEN: no permission")
+    channel._fanout_queues["bcast"] = ("news", "")
+    channel.refusal, channel.skips_refused = refusal, skips
+    channel.basic_consume(queue, "more")
+    assert consumed == [(queue, "more")]
+    assert len(questions) == asked
+    assert list(channel.refused) == ["a", *(["c"] if asked else [])]
+
+
+def test_conn_or_acquire_makes_one_client_a_pool(channel: Any) -> None:
+    """And another one for another pool; a client that is given is passed on."""
+    made: list[Any] = []
+
+    def create_client() -> Any:
+        made.append(SimpleNamespace(connection_pool=channel._pool))
+        return made[-1]
+
+    channel._create_client, channel._pool = create_client, "a pool"
+    with channel.conn_or_acquire() as one, channel.conn_or_acquire() as same:
+        assert one is same
+    with channel.conn_or_acquire("given") as given:
+        assert given == "given"
+    channel._pool = "another pool"
+    with channel.conn_or_acquire() as other:
+        assert other is not one
+    assert len(made) == 2
+
+
+class FakeListener:
+    """The client of broadcast messages."""
+
+    def __init__(self, count: int) -> None:
+        """Have messages."""
+        self.count = count
+        self.connection: Any = self
+
+    def can_read(self, timeout: float) -> bool:
+        """Return whether there are messages."""
+        return self.count > 0
+
+
+@pytest.fixture
+def listening(channel: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Return a channel with three broadcast messages."""
+    client = FakeListener(3)
+    channel.received, channel.later = [], []
+
+    def receive_one(channel: Any, client: Any) -> None:
+        client.count -= 1
+        channel.received.append(client.count)
+        raise Empty  # as kombu does after an item that is no message
+
+    monkeypatch.setattr(stock.Channel, "_receive_one", receive_one)
+    channel.subclient = client
+    channel.connection = SimpleNamespace(cycle=SimpleNamespace(receive_later=channel.later.append))
+    return channel
+
+
+def test_receive_delivers_what_is_there(listening: Any) -> None:
+    """All of it, in one turn."""
+    assert listening._receive() is True
+    assert listening.received == [2, 1, 0]
+    assert listening.later == []
+
+
+def test_receive_leaves_a_flood_to_the_next_turn(listening: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A node has other things to do."""
+    monkeypatch.setattr(tuning, "FANOUT_TURN_S", -1.0)
+    assert listening._receive() is True
+    assert listening.received == [2]
+    assert listening.later == [listening]
+
+
+def test_receive_ends_when_the_connection_is_gone(listening: Any) -> None:
+    """A message may have closed it."""
+    listening.subclient.connection = None
+    assert listening._receive() is True
+    assert listening.received == [2]
+
+
+@pytest.mark.parametrize("skips", [True, False])
+def test_receive_one_leaves_out_the_subscription_that_is_refused(
+    channel: Any, monkeypatch: pytest.MonkeyPatch, skips: bool
+) -> None:
+    """And subscribes to the others again."""
+    monkeypatch.setattr(stock.Channel, "_receive_one", failing(NO_RIGHT))
+    channel._fanout_queues = {"bcast.1": ("news", ""), "bcast.2": ("alarms", "")}
+    channel.active_fanout_queues = {"bcast.1", "bcast.2"}
+    channel.fanout_refusal = lambda exchange, _: "PSUBSCRIBE: no" if exchange == "news" else ""
+    channel.skips_refused, channel._in_listen = skips, "a connection"
+    if skips:
+        assert channel._receive_one(None) is None
+        assert list(channel.refused) == ["bcast.1"]
+        assert channel._in_listen is None
+        assert channel.active_fanout_queues == {"bcast.2"}
+    else:
+        with pytest.raises(NoPermissionError):
+            channel._receive_one(None)
+
+
+def test_receive_one_raises_a_refusal_of_something_else(
+    channel: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would come again and again."""
+    monkeypatch.setattr(stock.Channel, "_receive_one", failing(NO_RIGHT))
+    channel._fanout_queues, channel.active_fanout_queues = {"bcast.1": ("news", "")}, {"bcast.1"}
+    channel.fanout_refusal = lambda *_: ""
+    channel.skips_refused = True
+    with pytest.raises(NoPermissionError):
+        channel._receive_one(None)

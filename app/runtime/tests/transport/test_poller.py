@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import select
+from queue import Empty
 from types import SimpleNamespace
 from typing import Any
 
@@ -214,3 +215,155 @@ def test_forget_stops_watching_a_closed_connection(poller: Any, loop: FakeLoop) 
     poller.forget(channel)
     assert removed == [7]
     assert 7 in poller._fd_to_chan
+
+
+class FakeFetcher(PipelinedConnection):
+    """A connection whose replies deliver messages, or lose it."""
+
+    def __init__(self, poller: Any, *, delivers: bool = False, error: Exception | None = None) -> None:
+        """Say what a read does."""
+        super().__init__(SimpleNamespace(connection=None), int)
+        self.poller, self.delivers, self.error = poller, delivers, error
+        self.graces: list[float] = []
+
+    def read(self, timeout: float = 0) -> None:
+        """Read replies."""
+        if self.error:
+            raise self.error
+        self.poller.delivered = self.delivers
+
+    def read_pending(self, timeout: float) -> None:
+        """Read the reply to the fetch that a notification led to."""
+        self.graces.append(timeout)
+        self.poller.delivered = True
+
+
+def readable(poller: Any, fetcher: FakeFetcher, *, is_notified: bool = False) -> FakeChannel:
+    """Return a channel whose connection is watched as file 5."""
+    channel = FakeChannel(fetcher=fetcher, is_notified=is_notified)
+    poller._fd_to_chan[5] = (channel, fetcher)
+    return channel
+
+
+def test_on_readable_returns_after_a_delivery(poller: Any) -> None:
+    """Kombu's drain_events ends then."""
+    channel = readable(poller, FakeFetcher(poller, delivers=True), is_notified=True)
+    assert poller.on_readable(5) is True
+    assert channel.calls == []
+
+
+def test_on_readable_without_a_message_raises_empty(poller: Any) -> None:
+    """An acknowledgement was confirmed, for example. What was delivered before does not count."""
+    poller.delivered = True
+    channel = readable(poller, FakeFetcher(poller))
+    with pytest.raises(Empty):
+        poller.on_readable(5)
+    assert channel.calls == []
+
+
+def test_on_readable_fetches_at_once_after_a_notification(poller: Any) -> None:
+    """And waits a little for the message, in the same turn of the loop."""
+    fetcher = FakeFetcher(poller)
+    channel = readable(poller, fetcher, is_notified=True)
+    assert poller.on_readable(5) is True
+    assert channel.calls == ["on_poll_start"]
+    assert fetcher.graces == [tuning.NOTIFY_GRACE_S]
+
+
+def test_on_readable_reports_a_lost_connection_once(poller: Any) -> None:
+    """By this error, and not by the next poll as well."""
+    channel = readable(poller, FakeFetcher(poller, error=RedisConnectionError("reset")))
+    with pytest.raises(RedisConnectionError, match="reset"):
+        poller.on_readable(5)
+    assert channel.calls == ["handle_lost_fetch"]
+
+
+def test_other_connections_are_read_by_kombu(poller: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of broadcast messages."""
+    monkeypatch.setattr(stock.MultiChannelPoller, "on_readable", lambda poller, fileno: ("kombu", fileno))
+    poller._fd_to_chan[6] = (FakeChannel(), "LISTEN")
+    assert poller.on_readable(6) == ("kombu", 6)
+
+
+def test_handle_event_reads_on_an_error_event_too(poller: Any) -> None:
+    """The read finds what is wrong. The poller polls no more meanwhile."""
+    poller.polls = True
+    readable(poller, FakeFetcher(poller, delivers=True))
+    assert poller.handle_event(5, stock.ERR) == (True, poller)
+    assert not poller.polls
+
+
+def test_a_new_poller_does_not_poll() -> None:
+    """A thread that acknowledges before the first poll has to send by itself."""
+    assert not Poller().polls
+
+
+def test_subscriptions_are_checked_as_often_as_a_channel_says(
+    poller: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The most frequent one decides; 0 is never."""
+    checks: list[float] = []
+    now = [1000.0]
+    monkeypatch.setattr(poller, "maybe_check_subclient_health", lambda: checks.append(now[0]))
+    monkeypatch.setattr("fleet_runtime.transport.poller.monotonic", lambda: now[0])
+    poller._channels = {FakeChannel(health_check_interval=0)}
+    poller._check_subscriptions()
+    poller._channels |= {FakeChannel(health_check_interval=60), FakeChannel(health_check_interval=10)}
+    for at in (1001.0, 1005.0, 1011.0, 1012.0):
+        now[0] = at
+        poller._check_subscriptions()
+    assert [check for check in checks if check > 1000] == [1001.0, 1012.0]
+
+
+@pytest.mark.parametrize(
+    ("sock", "in_listen", "watched", "expected"),
+    [(True, True, True, 0), (False, True, True, 1), (True, False, True, 1), (True, True, False, 1)],
+)
+def test_register_listen_subscribes_once(
+    poller: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    sock: bool,
+    in_listen: bool,
+    watched: bool,
+    expected: int,
+) -> None:
+    """As long as the connection lives, has subscribed and is watched."""
+    registered: list[Any] = []
+    monkeypatch.setattr(
+        stock.MultiChannelPoller, "_register_LISTEN", lambda poller, channel: registered.append(channel)
+    )
+    client = SimpleNamespace(connection=SimpleNamespace(_sock=object() if sock else None))
+    channel = FakeChannel(_in_listen=in_listen)
+    vars(channel)["subclient"] = _Hashed(client)
+    if watched:
+        poller._chan_to_sock[channel, vars(channel)["subclient"], "LISTEN"] = "socket"
+    poller._register_LISTEN(channel)
+    assert len(registered) == expected
+    assert vars(channel)["listened_at"] > 0
+
+
+class _Hashed:
+    """A client, which is a key of a dictionary."""
+
+    def __init__(self, client: Any) -> None:
+        """Take what it has."""
+        vars(self).update(vars(client))
+
+
+@pytest.mark.parametrize(
+    ("in_listen", "can_read", "expected"), [(True, True, 1), (True, False, 0), (False, True, 0)]
+)
+def test_receive_rest_delivers_what_is_left(
+    poller: Any, in_listen: bool, can_read: bool, expected: int
+) -> None:
+    """Unless it was delivered meanwhile, or the subscription is gone."""
+    received: list[int] = []
+    connection = SimpleNamespace(can_read=lambda timeout: can_read)
+    channel = FakeChannel(
+        connection="a transport",
+        _in_listen=in_listen,
+        subclient=SimpleNamespace(connection=connection),
+        _receive=lambda: received.append(1),
+    )
+    poller._receive_rest(channel)
+    assert len(received) == expected
