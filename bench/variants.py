@@ -151,10 +151,10 @@ TUTORIAL = Celery(
     task="noop",
 )
 RUNTIME = Celery("the fleet")
-KOMBU = Celery("the fleet, kombu's transport", variables={"FLEET_ATOMIC_FETCH": "false"})
+STANDARD = Celery("the fleet, level standard", variables={"FLEET_LEVEL": "standard"})
 # What the role runs by default where the inventory has a Flower; RUNTIME is what it runs where there is none.
 EVENTS = replace(RUNTIME, name="the fleet, task events", arguments=(*QUIET, "--task-events"))
-COMPARED = (STOCK, DEFAULTS, TUTORIAL, RUNTIME, EVENTS, KOMBU)
+COMPARED = (STOCK, DEFAULTS, TUTORIAL, RUNTIME, EVENTS, STANDARD)
 IDLE = (STOCK, DEFAULTS, RUNTIME, EVENTS)
 
 # The same two on the fleet's own Redis. Its access rules do not know the keys that kombu's nodes share.

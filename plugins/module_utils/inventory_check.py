@@ -369,6 +369,32 @@ def environments(inventory: Inventory, host: str) -> Iterator[Finding]:
                 yield Finding(f"{name}.{variable}", f"{fault[0].upper()}{fault[1:]}.", remedy)
 
 
+def level(inventory: Inventory, host: str) -> Iterator[Finding]:
+    """Find settings of the runtime that contradict the level of the app's processes."""
+    of = inventory.hosts[host]
+    settings = dict_of(of.get("celery_app_settings"))
+    is_full = of.get("celery_app_level", "full") == "full"
+    if "level" in settings:
+        yield Finding(
+            "celery_app_settings.level",
+            "The level has a variable of its own.",
+            "Remove it, and set celery_app_level.",
+        )
+    if is_full and is_off(settings.get("atomic_fetch")):
+        yield Finding(
+            "celery_app_settings.atomic_fetch",
+            "It is false, and at the level full no message is lost because nodes fetch atomically.",
+            "Remove it; or, if messages may be lost when a node dies, set celery_app_level: standard.",
+        )
+    for name in () if is_full else ("atomic_fetch", "fast_pool"):
+        if is_on(settings.get(name)):
+            yield Finding(
+                f"celery_app_settings.{name}",
+                "It is true, and the level standard has Celery's own transport and pool.",
+                "Remove it, or set celery_app_level: full.",
+            )
+
+
 def index_hosts(inventory: Inventory, host: str) -> Iterator[Finding]:
     """Find hosts of the package index that are none."""
     listed = inventory.hosts[host].get("celery_app_index_hosts")
@@ -591,6 +617,11 @@ def is_on(value: Any) -> bool:
     return bool(boolean(value, strict=False))
 
 
+def is_off(value: Any) -> bool:
+    """Return whether a value is false, in YAML or as text; a missing one is not."""
+    return value is not None and boolean(value, strict=False) is False and value != ""
+
+
 # --- the fleet ---
 
 
@@ -639,7 +670,7 @@ def consumers(inventory: Inventory) -> Iterator[Finding]:
 
 
 HOST_CHECKS = (
-    unreadable, unknown, hidden, missing_or_wrong, secrets, pools, environments, index_hosts, ports,
+    unreadable, unknown, hidden, missing_or_wrong, secrets, pools, environments, level, index_hosts, ports,
     addresses, reach, certificates, certified, permitted, numbers,
 )  # fmt: skip
 FLEET_CHECKS = (renamed, trust, topology, consumers)

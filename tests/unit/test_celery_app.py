@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 from ansible_collections.fleet.celery.plugins.filter.celery_app import choice
 
+from tests.unit.rendering import Role
+
 WORKER: dict[str, Any] = {
     "current": "c3",
     "previous": "b2",
@@ -82,3 +84,12 @@ def test_what_cannot_be_chosen(two: dict[str, Any], wanted: str, said: str) -> N
 def test_a_fleet_that_had_no_other_release() -> None:
     fresh = {"current": "a1", "previous": "", "rollback": "", "releases": ["a1"]}
     assert "No host had a release before this one." in choice({"one": fresh}, "")["problem"]
+
+
+@pytest.mark.parametrize(("level", "line"), [("standard", "FLEET_LEVEL=standard"), ("full", "")])
+def test_the_level_is_in_the_environment(level: str, line: str) -> None:
+    """But for the default: an older release knows no levels, and its check refuses an unknown variable."""
+    given = {"celery_app_import": "shop:app", "celery_app_settings": {"lease": 60}, "celery_app_level": level}
+    text = Role("celery_app", **given).evaluate("__celery_app_variables | fleet.celery.fleet_env_file")
+    lines = [found for found in text.replace('"', "").splitlines() if "LEVEL" in found]
+    assert lines == ([line] if line else [])

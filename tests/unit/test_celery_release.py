@@ -29,7 +29,7 @@ class Module(SimpleNamespace):
 @pytest.mark.parametrize(
     ("status", "stdout", "fault", "warned"),
     [
-        (0, "The app is fit to run.\n", "", []),
+        (0, "The app is fit to run at the level full.\n", "", []),
         (
             0,
             "own words\nThis does not hold: this.\nThis costs much: that.\nThe app is fit to run.\n",

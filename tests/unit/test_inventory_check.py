@@ -283,7 +283,45 @@ BROKEN: dict[str, tuple[Callable[[Any, Any], None], str]] = {
         set_all(celery_app_settings={"visibility_timeout": 60}),
         "celery_app_settings.visibility_timeout: It is 60 s",
     ),
+    "a message may be lost at the level full": (
+        set_all(celery_app_settings={"atomic_fetch": False}),
+        "celery_app_settings.atomic_fetch: It is false, and at the level full no message is lost",
+    ),
+    "the same, as text": (
+        set_on("worker1", celery_app_settings={"atomic_fetch": "no"}, celery_app_level="full"),
+        "celery_app_settings.atomic_fetch: It is false, and at the level full no message is lost",
+    ),
+    "no message is lost at the level standard": (
+        set_all(celery_app_settings={"atomic_fetch": True}, celery_app_level="standard"),
+        "celery_app_settings.atomic_fetch: It is true, and the level standard has Celery's own transport",
+    ),
+    "the runtime's pool at the level standard": (
+        set_all(celery_app_settings={"fast_pool": "true"}, celery_app_level="standard"),
+        "celery_app_settings.fast_pool: It is true, and the level standard has Celery's own transport",
+    ),
+    "the level as a setting": (
+        set_all(celery_app_settings={"level": "standard"}),
+        "celery_app_settings.level: The level has a variable of its own",
+    ),
+    "no such level": (
+        set_all(celery_app_level="fast"),
+        "celery_app_level: value of celery_app_level must be",
+    ),
 }
+
+
+@pytest.mark.parametrize(
+    ("level", "settings"),
+    [
+        ("full", {"atomic_fetch": True, "fast_pool": False}),
+        ("standard", {"atomic_fetch": False, "fast_pool": "false"}),
+        ("standard", {"lease": 60}),
+    ],
+)
+def test_settings_that_fit_the_level_are_accepted(level: str, settings: dict[str, Any]) -> None:
+    hosts, groups = a_fleet()
+    set_all(celery_app_level=level, celery_app_settings=settings)(hosts, groups)
+    assert look(hosts, groups) == {}
 
 
 @pytest.mark.parametrize(("change", "expected"), BROKEN.values(), ids=BROKEN.keys())

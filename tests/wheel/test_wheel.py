@@ -165,7 +165,7 @@ def test_without_extras_an_app_can_be_checked(core: Path, tmp_path: Path) -> Non
     variables |= {"CELERY_BROKER_URL": url, "CELERY_RESULT_BACKEND": url}
     command: Sequence[str] = ("celery", "-A", "fleet_runtime.app", "fleet")
     said = require(run(*command, "check", cwd=tmp_path, env=clean(core, **variables)))
-    assert "The app is fit to run." in said
+    assert "The app is fit to run at the level full." in said
     ended = run(*command, "status", cwd=tmp_path, env=clean(core, **variables))
     assert ended.returncode
     assert "install celery-fleet-runtime[rich]" in ended.stderr

@@ -62,7 +62,7 @@ def test_there_is_a_task_for_each_queue(task: str, queue: str) -> None:
 def test_it_is_fit_for_the_fleet(redis_server: Broker) -> None:
     """With the queues of the example inventories."""
     result = Fleet(redis_server, "demo.app:app").run("ops", "fleet", "check", "--queues", ",".join(QUEUES))
-    assert (result.returncode, result.stdout) == (0, "The app is fit to run.\n")
+    assert (result.returncode, result.stdout) == (0, "The app is fit to run at the level full.\n")
 
 
 def test_the_schedule_fires_once_a_tick(broker: Broker, tmp_path: Path) -> None:

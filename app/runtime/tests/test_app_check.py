@@ -182,11 +182,13 @@ def test_a_task_that_says_by_itself_what_costs_much_is_told() -> None:
 
 def test_the_command_tells_what_costs_much_and_is_content() -> None:
     """In words by which the module celery_release knows a warning."""
-    told = CliRunner().invoke(fleet, ["check"], obj=SimpleNamespace(app=shop(broker_pool_limit=0)))
+    app = shop(broker_pool_limit=0)
+    app.fleet_settings = SimpleNamespace(level="full", is_full=True)
+    told = CliRunner().invoke(fleet, ["check"], obj=SimpleNamespace(app=app))
     assert told.exit_code == 0
     first, last = told.stdout.splitlines()
     assert first.startswith("This costs much: With broker_pool_limit 0 the app opens a connection")
-    assert last == "The app is fit to run."
+    assert last == "The app is fit to run at the level full."
 
 
 def test_a_misspelt_variable_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:

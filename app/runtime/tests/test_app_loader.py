@@ -87,7 +87,7 @@ def test_what_is_wrong_is_one_sentence(
             "Error: The app's task modules cannot be imported: ValueError: no such currency.",
             "careless_tasks.py",
         ),
-        ("fine:app", "The app is fit to run.", ""),
+        ("fine:app", "The app is fit to run at the level full.", ""),
     ],
 )
 def test_the_command_line_says_it_like_that(modules: Path, name: str, last: str, traceback: str) -> None:

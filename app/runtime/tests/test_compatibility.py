@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 QUEUES = "--queues=default"
-KOMBU = {"FLEET_ATOMIC_FETCH": "false"}
+STANDARD = {"FLEET_LEVEL": "standard"}
 
 
 def stock(fleet: Fleet, name: str, *words: str) -> Daemon:
@@ -124,8 +124,8 @@ def test_what_is_urgent_runs_first(fleet: Fleet, web: Any, tmp_path: Path) -> No
     assert notes.read_text().split()[::2] == ["0", "0", "3", "3", "6", "6", "9", "9"]
 
 
-@pytest.mark.parametrize(("before", "after"), [({}, KOMBU), (KOMBU, {})])
-def test_a_node_changes_its_transport_with_messages_in_flight(
+@pytest.mark.parametrize(("before", "after"), [({}, STANDARD), (STANDARD, {})])
+def test_a_node_changes_its_level_with_messages_in_flight(
     fleet: Fleet, web: Any, tmp_path: Path, before: dict[str, str], after: dict[str, str]
 ) -> None:
     """It is killed, and what it held with the one runs with the other."""
@@ -146,14 +146,14 @@ def test_a_node_changes_its_transport_with_messages_in_flight(
     ]
 
 
-@pytest.mark.parametrize(("before", "after"), [({}, KOMBU), (KOMBU, {})])
-def test_a_fleet_changes_its_transport_node_by_node(
+@pytest.mark.parametrize(("before", "after"), [({}, STANDARD), (STANDARD, {})])
+def test_a_fleet_changes_its_level_node_by_node(
     fleet: Fleet, web: Any, tmp_path: Path, before: dict[str, str], after: dict[str, str]
 ) -> None:
     """While tasks are sent, as by a release: each runs, also one that waits for its time meanwhile.
 
-    And once, but that with kombu's transport a node has Celery's pool, too, which forgets as it stops what it
-    has just handed to a process.
+    And once, but that at the level standard a node has Celery's pool, which forgets as it stops what it has
+    just handed to a process.
     """
     notes, sent = tmp_path / "notes", list[str]()
 
@@ -174,7 +174,7 @@ def test_a_fleet_changes_its_transport_node_by_node(
             stack.enter_context(fleet.worker(name, QUEUES, *FLAGS, **after))
         wait_until(lambda: len(set(ends(notes))) >= len(sent))
         assert set(ends(notes)) == set(sent)
-        assert len(ends(notes)) == len(sent) or before == KOMBU
+        assert len(ends(notes)) == len(sent) or before == STANDARD
 
 
 def ends(notes: Path) -> list[str]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from celery import Celery
 from celery.app.defaults import _OLD_DEFAULTS, _TO_OLD_KEY, DEFAULTS, SETTING_KEYS
+from celery.backends.redis import RedisBackend
 from fleet_runtime.bootstrap import configure
 from fleet_runtime.errors import FleetError
 from fleet_runtime.transport import broadcast
@@ -107,14 +108,15 @@ def test_what_the_fleet_owns_prevails(configure_app: Callable[..., Any]) -> None
     assert connection.transport_cls == "fleet_runtime.worker.transports:NodeTransport"
 
 
-def test_kombus_transport_is_taken_where_the_own_one_is_switched_off(
+def test_the_level_standard_has_kombus_transport_and_celerys_backend(
     configure_app: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By FLEET_ATOMIC_FETCH."""
-    monkeypatch.setenv("FLEET_ATOMIC_FETCH", "false")
+    """By FLEET_LEVEL."""
+    monkeypatch.setenv("FLEET_LEVEL", "standard")
     app = Celery("shop", set_as_current=False)
     configure_app(app)
     assert type(app.connection_for_read().transport) is Transport
+    assert type(app.backend) is RedisBackend
 
 
 def test_a_namespace_is_no_way_around(configure_app: Callable[..., Any], settings_module: str) -> None:

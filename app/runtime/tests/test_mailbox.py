@@ -19,7 +19,6 @@ from fleet_runtime.transport.channel import Channel
 from fleet_runtime.worker import mailbox as listening
 
 from fleet_testing.commands import APPS, PATIENCE, Fleet, shop, wait_until
-from fleet_testing.params import TRANSPORTS
 
 if TYPE_CHECKING:
     from fleet_testing.broker import Broker
@@ -34,14 +33,13 @@ def sockets(pid: int) -> int:
 
 @pytest.mark.server
 @pytest.mark.parametrize("pool", ["gevent", pytest.param("threads", marks=pytest.mark.long)])
-@pytest.mark.parametrize("transport", TRANSPORTS)
 def test_a_node_whose_tasks_retry_keeps_few_connections_and_hears(
-    broker: Broker, web: Any, pool: str, transport: str
+    broker: Broker, web: Any, pool: str
 ) -> None:
     """No retry leaves a connection or a subscription, and the node answers `inspect` afterwards."""
     admin, fleet = broker.client("admin"), Fleet(broker, "retrying:app", PYTHONPATH=APPS)
     words = (f"--pool={pool}", f"--concurrency={SLOTS}", "--task-events", "--without-gossip")
-    with fleet.worker("retrying", *words, FLEET_LEASE="6", FLEET_ATOMIC_FETCH=transport) as node:
+    with fleet.worker("retrying", *words, FLEET_LEASE="6") as node:
         before = sockets(node.process.pid)
         sent = [web.send_task("retrying.again", (TIMES,), queue="default") for _ in range(TASKS)]
         assert [one.get(timeout=PATIENCE) for one in sent] == [TIMES] * TASKS

@@ -214,7 +214,7 @@ def test_the_command_says_it(configure_app: Callable[..., Any], monkeypatch: pyt
     quiet = CliRunner().invoke(commands, ["check"], obj=obj)
     assert quiet.exit_code == 0
     assert quiet.stdout.startswith("This does not hold: The fleet sets task_acks_late to True over the app's")
-    assert quiet.stdout.endswith("\nThe app is fit to run.\n")
+    assert quiet.stdout.endswith("\nThe app is fit to run at the level full.\n")
     monkeypatch.setenv("CHECK_BEAT_SCHEDULER", "redbeat")
     refused = CliRunner().invoke(commands, ["check"], obj=obj)
     assert (refused.exit_code, refused.stdout) == (1, "")
@@ -230,7 +230,9 @@ def test_the_command_says_it(configure_app: Callable[..., Any], monkeypatch: pyt
     monkeypatch.setenv("CHECK_REDIS", "{}")
     refused = CliRunner().invoke(commands, ["check"], obj=SimpleNamespace(app=direct))
     assert "Set redis_worker_direct: true in the inventory" in refused.stderr
-    assert {name: len(sentences) for name, sentences in json.loads(told.stdout).items()} == {
+    said = json.loads(told.stdout)
+    assert said.pop("level") == "full"
+    assert {name: len(sentences) for name, sentences in said.items()} == {
         "faults": 1, "renamed": 0, "overridden": 1, "costs": 0
     }  # fmt: skip
 

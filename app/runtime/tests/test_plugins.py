@@ -1,21 +1,17 @@
 # SPDX-License-Identifier: MIT
-"""The runtime's own transport and result backend are chosen where they are known to work, and only there."""
+"""The runtime's own transport, result backend and pool at the level full; a changed Celery is refused."""
 
 from __future__ import annotations
 
 import inspect
-from typing import Any
 
-import billiard
-import celery
-import kombu
 import pytest
 from celery import Celery
-from celery.backends import redis as stock_results
 from celery.concurrency import prefork
 from celery.concurrency.asynpool import AsynPool, ResultHandler
 from fleet_runtime.bootstrap import plugins
 from fleet_runtime.compat.surface import SURFACE, Feature, Name, resolve
+from fleet_runtime.errors import FleetError
 from fleet_runtime.prefork import pool
 from fleet_runtime.prefork.time_limits import StockAsynPool
 from fleet_runtime.transport import channel, poller, qos, transports
@@ -52,32 +48,18 @@ def test_the_next_of_several_urls_has_it_too() -> None:
     assert type(connection.transport) is NodeSentinelTransport
 
 
-def test_another_kind_of_broker_stays() -> None:
+def test_another_kind_of_broker_is_refused() -> None:
     """The runtime has no other transports."""
-    assert plugins.select_transport("memory://") == ("memory://", None)
-
-
-def test_another_kombu_keeps_its_transport(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    """And says so, in one line."""
-    monkeypatch.setattr(kombu, "__version__", "5.9.0")
-    assert plugins.select_transport(URL) == (URL, None)
-    (line,) = caplog.messages
-    assert line.startswith(plugins.KOMBU_STAYS)
-    assert "This is kombu 5.9.0" in line
+    with pytest.raises(FleetError, match=r"begins with memory, .* redis, rediss, sentinel only: .*standard"):
+        plugins.select_transport("memory://")
 
 
 @pytest.mark.parametrize("name", [name for name in SURFACE if name.feature is Feature.TRANSPORT], ids=str)
-def test_a_changed_kombu_keeps_its_transport(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, name: Name
-) -> None:
+def test_a_changed_kombu_is_refused(monkeypatch: pytest.MonkeyPatch, name: Name) -> None:
     """Another package may have patched a function on which the transport relies."""
     monkeypatch.setattr(resolve(name.owner), name.attribute, lambda changed: None)
-    assert plugins.select_transport(URL) == (URL, None)
-    (line,) = caplog.messages
-    assert line.startswith(plugins.KOMBU_STAYS)
-    assert str(name) in line
+    with pytest.raises(FleetError, match=rf"has replaced {name}, and the level full relies"):
+        plugins.select_transport(URL)
 
 
 @pytest.mark.parametrize(
@@ -119,14 +101,6 @@ def test_results_have_a_backend_of_their_own(url: str, stores: bool, backend: ty
     assert type(app.backend) is backend
 
 
-def test_another_celery_keeps_its_backend(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its insides are not known."""
-    app = Celery("shop", backend=URL, set_as_current=False)
-    monkeypatch.setattr(celery, "__version__", "5.9.0")
-    plugins.select_backend(app, stores=True)
-    assert type(app.backend) is stock_results.RedisBackend
-
-
 @pytest.fixture
 def _own_pool(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let Celery have its own pool, and forget after the test what it was given."""
@@ -143,30 +117,17 @@ def test_processes_are_run_by_a_pool_of_its_own() -> None:
 @pytest.mark.usefixtures("_own_pool")
 def test_celerys_pool_has_its_time_limits_mended() -> None:
     """Where the runtime's own is not wanted."""
-    plugins.select_pool(own=False)
+    plugins.select_pool(fast=False)
     assert prefork.TaskPool.Pool is StockAsynPool
 
 
 @pytest.mark.usefixtures("_own_pool")
-@pytest.mark.parametrize("package", [celery, billiard])
-def test_another_celery_or_billiard_keeps_its_pool(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, package: Any
-) -> None:
-    """And says so, in one line."""
-    monkeypatch.setattr(package, "__version__", "5.9.0")
-    plugins.select_pool()
-    assert prefork.TaskPool.Pool is AsynPool
-    (line,) = caplog.messages
-    assert line.startswith(plugins.POOL_STAYS)
-    assert f"This is {package.__name__} 5.9.0" in line
-
-
-@pytest.mark.usefixtures("_own_pool")
-def test_a_changed_pool_stays(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    """As by somebody who has mended something."""
+@pytest.mark.parametrize("fast", [True, False])
+def test_a_changed_pool_is_refused(monkeypatch: pytest.MonkeyPatch, *, fast: bool) -> None:
+    """As by a package that has corrected something."""
     monkeypatch.setattr(ResultHandler, "_make_process_result", lambda self, hub, more: None)
-    plugins.select_pool()
+    with pytest.raises(
+        FleetError, match=r"replaced celery.concurrency.asynpool:ResultHandler._make_process_r"
+    ):
+        plugins.select_pool(fast=fast)
     assert prefork.TaskPool.Pool is AsynPool
-    (line,) = caplog.messages
-    assert line.startswith(plugins.POOL_STAYS)
-    assert "ResultHandler._make_process_result" in line

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 @pytest.fixture(autouse=True)
 def _no_changes(configure_app: Callable[..., Any], web: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Give the process a node's settings, and leave Celery as it is."""
-    configure_app(web, FLEET_ATOMIC_FETCH="false")
+    configure_app(web, FLEET_LEVEL="standard")
     monkeypatch.setattr(memory, "patch_process_exit", lambda: None)
 
 

@@ -8,19 +8,22 @@ supported: docs/compatibility.md says how.
 from __future__ import annotations
 
 import ast
-import logging
 from collections import Counter
 from functools import wraps
 from importlib.metadata import version
 from typing import Any
 
+import billiard
 import celery
+import kombu
 import pytest
+import redis
 from celery.worker.pidbox import Pidbox
 from fleet_runtime.compat import surface
 from fleet_runtime.compat.surface import SURFACE, Feature, Kind, Name, find, may_replace, resolve
 from fleet_runtime.compat.versions import RELEASES
-from fleet_runtime.transport import channel
+from fleet_runtime.errors import FleetError
+from fleet_runtime.transport import broadcast, channel
 
 from fleet_testing import foreign
 from fleet_testing.foreign import File, Use
@@ -197,7 +200,7 @@ def on_message(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def ask() -> Any:
     """Ask whether it may be replaced."""
-    return may_replace("celery.worker.pidbox:Pidbox", "on_message", "This is lost.")
+    return may_replace("celery.worker.pidbox:Pidbox", "on_message")
 
 
 def test_what_is_as_verified_may_be_replaced(on_message: Any) -> None:
@@ -205,47 +208,82 @@ def test_what_is_as_verified_may_be_replaced(on_message: Any) -> None:
     assert ask() is on_message
 
 
-def test_what_is_replaced_stays(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, on_message: Any
-) -> None:
-    """A second patch on top would do everything twice; that is normal, and not logged."""
+def wrapped(function: Any) -> Any:
+    """Return a function as instrumentation wraps it, such as OpenTelemetry's."""
 
-    @wraps(on_message)
-    def patch(pidbox: Any, body: Any, message: Any) -> None:
-        """Do nothing."""
+    @wraps(function)
+    def wrapper(*args: Any, **options: Any) -> Any:
+        return function(*args, **options)
 
-    monkeypatch.setattr(Pidbox, "on_message", patch)
+    return wrapper
+
+
+def test_what_is_replaced_stays(monkeypatch: pytest.MonkeyPatch, on_message: Any) -> None:
+    """A second patch on top would do everything twice, also with a wrapper of another package between."""
+    broadcast.patch_control(may_replace)
+    assert Pidbox.on_message is not on_message
     assert ask() is None
-    assert not caplog.messages
-
-
-def test_another_version_is_left_alone(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, on_message: Any
-) -> None:
-    """The log says what that means."""
-    monkeypatch.setattr(celery, "__version__", "5.9.0")
+    monkeypatch.setattr(Pidbox, "on_message", wrapped(Pidbox.on_message))
     assert ask() is None
-    (line,) = caplog.messages
-    assert line.startswith("This is lost. This is celery 5.9.0")
 
 
-def test_what_another_package_has_changed_is_left_alone(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+def test_what_another_package_has_wrapped_is_patched(
+    monkeypatch: pytest.MonkeyPatch, on_message: Any
 ) -> None:
-    """The log says which function it is."""
+    """The level is not lowered by it, nor is a node refused."""
+    wrapper = wrapped(on_message)
+    monkeypatch.setattr(Pidbox, "on_message", wrapper)
+    assert ask() is wrapper
+    assert not [*surface.problems()]
+
+
+def test_what_another_package_has_replaced_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In one sentence, by the patch and by `fleet check`."""
     monkeypatch.setattr(Pidbox, "on_message", lambda pidbox, body: None)
-    with caplog.at_level(logging.WARNING):
-        assert ask() is None
-    (line,) = caplog.messages
-    assert line.startswith("This is lost. Somebody has changed")
+    with pytest.raises(FleetError) as refused:
+        ask()
+    said = str(refused.value)
+    assert said.startswith(
+        f"Another package (the module {__name__}) has replaced celery.worker.pidbox:Pidbox.on_message, and "
+        "the level full relies on that of celery 5.7.0: "
+    )
+    assert "celery_app_level: standard" in said
+    assert [*surface.problems()] == [said]
+
+
+def test_the_installed_packages_have_the_level_full() -> None:
+    """After all patches of this test session, too."""
+    assert not [*surface.problems()]
+
+
+@pytest.mark.parametrize("package", [celery, kombu, billiard, redis], ids=lambda package: package.__name__)
+def test_another_version_is_refused(monkeypatch: pytest.MonkeyPatch, package: Any) -> None:
+    """In one sentence: what there is, what is supported, and what to do."""
+    name, (supported,) = package.__name__, RELEASES[package.__name__]
+    monkeypatch.setattr(package, "__version__", "9.9.0")
+    assert [*surface.problems()] == [
+        f"This is {name} 9.9.0, and the level full supports {name} {supported} only: pin {name} {supported} "
+        "in the app's lock, or accept Celery's own transport, pool and result backend with celery_app_level: "
+        "standard (FLEET_LEVEL=standard)."
+    ]
+
+
+def test_other_versions_are_in_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody needs to run the check twice."""
+    monkeypatch.setattr(celery, "__version__", "5.6.2")
+    monkeypatch.setattr(kombu, "__version__", "5.6.0")
+    (sentence,) = surface.problems()
+    assert sentence.startswith(
+        "This is celery 5.6.2 and kombu 5.6.0, and the level full supports celery 5.7.0 "
+    )
 
 
 def test_only_what_is_declared_as_replaced_may_be() -> None:
     """A patch that nobody has written down is a mistake."""
     with pytest.raises(LookupError, match="not in the surface"):
-        may_replace("celery.worker.pidbox:Pidbox", "shutdown", "")
+        may_replace("celery.worker.pidbox:Pidbox", "shutdown")
     with pytest.raises(LookupError, match="must not be replaced"):
-        may_replace("kombu.transport.redis:Channel", "_lookup", "")
+        may_replace("kombu.transport.redis:Channel", "_lookup")
 
 
 @pytest.mark.parametrize("feature", Feature)
@@ -254,4 +292,4 @@ def test_a_feature_relies_on_functions_with_parameters(feature: Feature) -> None
     names = [name for name in SURFACE if name.feature is feature]
     assert names
     assert all(name.parameters for name in names)
-    assert surface.first_change(feature) is None
+    surface.require(feature)

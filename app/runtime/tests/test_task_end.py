@@ -13,7 +13,7 @@ from ends import FAILS, LOST
 from fleet_testing import items
 from fleet_testing.commands import APPS, FLAGS, PATIENCE, Daemon, Fleet, together, wait_until
 from fleet_testing.dead_letters import UNCONSUMED, letter_of, letters, places
-from fleet_testing.params import TRANSPORTS
+from fleet_testing.params import FAST_POOLS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -27,10 +27,10 @@ HERE = "here"
 EACH_POOL = pytest.mark.parametrize("queue", POOLS, ids=POOLS.values())
 
 
-@pytest.fixture(scope="module", params=TRANSPORTS)
+@pytest.fixture(scope="module", params=FAST_POOLS)
 def nodes(request: pytest.FixtureRequest, redis_server: Broker) -> Iterator[dict[str, Daemon]]:
     """Yield a node for each queue, each with another type of pool."""
-    fleet = Fleet(redis_server, "ends:app", PYTHONPATH=APPS, FLEET_ATOMIC_FETCH=request.param)
+    fleet = Fleet(redis_server, "ends:app", PYTHONPATH=APPS, FLEET_FAST_POOL=request.param)
     started = {
         queue: fleet.worker(f"ends-{pool}", f"--queues={queue}", f"--pool={pool}", *FLAGS)
         for queue, pool in POOLS.items()

@@ -106,10 +106,10 @@ def _named(limits: tuple[float | None, float | None]) -> dict[str, float]:
     return {name: limit for name, limit in zip(("soft", "hard"), limits, strict=True) if limit}
 
 
-@pytest.fixture(scope="module", params=["true", "false"])
+@pytest.fixture(scope="module", params=["true", "false"], ids=["fast", "stock"])
 def node(request: Any, redis_server: Broker) -> Iterator[None]:
-    """Run a node by the runtime's transport and pool, and one by Celery's own."""
-    fleet = failing(redis_server, FLEET_ATOMIC_FETCH=request.param)
+    """Run a node with the runtime's pool, and one with Celery's."""
+    fleet = failing(redis_server, FLEET_FAST_POOL=request.param)
     with fleet.worker("limits", "--queues=default", *FLAGS):
         yield
 

@@ -68,6 +68,12 @@ class FleetSettings(BaseSettings):
         default_factory=installed_release,
         description="Id of the release that runs, for `fleet probe`. Default: the id in release.json.",
     )
+    level: Literal["full", "standard"] = Field(
+        default="full",
+        description="`full`: nodes lose no message, on the versions of Celery, kombu, billiard and redis-py "
+        "that are supported; with others no process starts. `standard`: any version, with Celery's own "
+        "transport, pool and result backend. An inventory sets it as celery_app_level.",
+    )
 
     accept_content: Annotated[tuple[str, ...], NoDecode, Field(min_length=1)] = Field(
         default=("json",),
@@ -85,11 +91,17 @@ class FleetSettings(BaseSettings):
         "wait behind long ones, and more messages wait for the end of the lease when a node dies. A prefork "
         'or threads node prefetches some more if its tasks are short: see "Transport".',
     )
-    atomic_fetch: bool = Field(
-        default=True,
+    atomic_fetch: bool | None = Field(
+        default=None,
         description="Whether nodes fetch messages with the runtime's own transport, which records each one "
-        "as unacknowledged in the same step, and run them in its own pool. With kombu's transport, a node "
-        "that dies in between loses a message; Celery's pool needs more CPU for each task.",
+        "as unacknowledged in the same step. With kombu's transport, a node that dies in between loses a "
+        "message. Default: true at the level full, false at standard; any other combination is refused.",
+    )
+    fast_pool: bool | None = Field(
+        default=None,
+        description="Whether prefork nodes have the runtime's own pool. Celery's, with corrected time "
+        "limits, needs more CPU for each task, and loses nothing. Default: true at the level full; at "
+        "standard the pool is Celery's as it is, and true is refused.",
     )
     visibility_timeout: int = Field(
         default=604800,
@@ -231,6 +243,11 @@ class FleetSettings(BaseSettings):
             raise FleetError("; ".join(faults) + ".") from None
 
     @property
+    def is_full(self) -> bool:
+        """Whether this process may replace functions of Celery and kombu, as the level `full` does."""
+        return self.level == "full"
+
+    @property
     def soft_time_limit(self) -> float:
         """The soft time limit in seconds, or its default."""
         return self.task_soft_time_limit or self.task_time_limit * SOFT_TIME_LIMIT_SHARE
@@ -275,6 +292,18 @@ class FleetSettings(BaseSettings):
             raise ValueError(
                 f"CELERY_BROKER_URL is not set, and this {self.component} would use a broker the app names"
             )
+        if self.is_full and self.atomic_fetch is False:
+            raise ValueError(
+                "FLEET_ATOMIC_FETCH=false gives up that no message is lost, which the level full promises: "
+                "remove it, or accept the level standard with celery_app_level: standard "
+                "(FLEET_LEVEL=standard)"
+            )
+        for name in () if self.is_full else ("atomic_fetch", "fast_pool"):
+            if getattr(self, name):
+                raise ValueError(
+                    f"FLEET_{name.upper()}=true contradicts the level standard (celery_app_level), which has "
+                    "Celery's own transport and pool: remove one of the two"
+                )
         if self.soft_time_limit >= self.task_time_limit:
             raise ValueError(
                 f"FLEET_TASK_SOFT_TIME_LIMIT ({self.soft_time_limit:g}) must be less than "

@@ -5,13 +5,12 @@ from __future__ import annotations
 
 import json
 from contextlib import contextmanager
-from queue import Empty
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from fleet_runtime.broker.unacked import UnackedRef
-from fleet_runtime.transport.decode import MALFORMED, RecordedPayload, brpop_reader, deliver, leave_malformed
+from fleet_runtime.transport.decode import MALFORMED, RecordedPayload, deliver, leave_malformed
 from kombu.transport.virtual import Message
 
 from fleet_testing.items import message
@@ -153,73 +152,3 @@ def test_leave_malformed_logs_no_text_of_the_item(
     assert "8 bytes in the queue default" in line
     assert fate in line
     assert "pa55word" not in line
-
-
-class FakeKombuChannel(FakeChannel):
-    """A channel of kombu's own that waits for a message."""
-
-    sep, connection_errors = "\x06\x16", (OSError,)
-
-    def __init__(self, reply: Any) -> None:
-        """Take the reply to BRPOP."""
-        super().__init__()
-        self.disconnects, self.flushes, self.rotated = 0, 0, list[str]()
-        self._in_poll: Any = object()
-        self._queue_cycle = SimpleNamespace(rotate=self.rotated.append)
-
-        def parse_response(connection: Any, command: str, **_: Any) -> Any:
-            assert command == "BRPOP"
-            if isinstance(reply, Exception):
-                raise reply
-            return reply
-
-        def disconnect() -> None:
-            self.disconnects += 1
-
-        self.client = SimpleNamespace(
-            parse_response=parse_response, connection=SimpleNamespace(disconnect=disconnect)
-        )
-
-    def _flush_brpop_reauth(self) -> None:
-        """Note a call."""
-        self.flushes += 1
-
-
-def read(reply: Any) -> FakeKombuChannel:
-    """Read a reply to BRPOP, and return the channel."""
-    channel = FakeKombuChannel(reply)
-    reader = brpop_reader(lambda channel, *call: channel.malformed.append(call))
-    try:
-        assert reader(channel) is True
-    finally:
-        assert channel._in_poll is None
-        assert channel.flushes == 1
-    return channel
-
-
-def test_brpop_reader_delivers_a_message() -> None:
-    """As kombu does: the queue of the list is the one that was used last."""
-    channel = read((b"default\x06\x163", item()))
-    assert [type(payload) for payload in channel.delivered] == [dict]
-    assert channel.rotated == ["default"]
-
-
-def test_brpop_reader_passes_on_what_is_no_message() -> None:
-    """Kombu raises there, which ends the node."""
-    channel = read((b"default", b"no JSON"))
-    assert [call[:3] for call in channel.malformed] == [(b"no JSON", "default", None)]
-
-
-@pytest.mark.parametrize("reply", [None, ()])
-def test_brpop_reader_of_nothing_raises_empty(reply: Any) -> None:
-    """The wait is over."""
-    with pytest.raises(Empty):
-        read(reply)
-
-
-def test_brpop_reader_closes_a_lost_connection() -> None:
-    """And raises its error."""
-    channel = FakeKombuChannel(OSError("reset"))
-    with pytest.raises(OSError, match="reset"):
-        brpop_reader(leave_malformed)(channel)
-    assert (channel.disconnects, channel._in_poll, channel.flushes) == (1, None, 1)

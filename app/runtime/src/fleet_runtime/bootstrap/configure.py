@@ -25,6 +25,7 @@ from fleet_runtime.bootstrap.app_loader import reraising_app_errors
 from fleet_runtime.broker import functions, keys
 from fleet_runtime.compat import celery_defaults, gevent_sleep
 from fleet_runtime.compat.surface import may_replace
+from fleet_runtime.compat.versions import unsupported
 from fleet_runtime.errors import FleetError
 from fleet_runtime.logging.celery_logging import FleetLogging, set_task_messages
 from fleet_runtime.messages.sent_at import record_publish_time
@@ -94,8 +95,12 @@ def configure(app: Celery, settings: FleetSettings) -> None:
     """Configure an app with the fleet's settings, over its own configuration, which is read now.
 
     Raises:
-        FleetError: The app's configuration cannot be read, or contradicts the fleet's.
+        FleetError: The app's configuration cannot be read, or contradicts the fleet's. Or the level is
+            `full`, and the installed versions are not supported. The operator's commands run all the same:
+            they hold no message, and `fleet check` reports the versions among all faults.
     """
+    if settings.is_full and settings.component != "ops" and (sentence := unsupported()):
+        raise FleetError(sentence)
     with reraising_app_errors(f"The settings of {settings.app} cannot be read"):
         conf = app.conf.finalize()
     app.fleet_settings = settings  # for the boot steps of a node
@@ -108,13 +113,23 @@ def configure(app: Celery, settings: FleetSettings) -> None:
     functions.adopt()
     record_publish_time()
     app.log_cls = FleetLogging
-    set_task_messages(with_arguments=settings.log_arguments)
+    set_task_messages(with_arguments=settings.log_arguments, texts=settings.is_full)
+    app.steps["worker"].update(WORKER_STEPS)
+    app.steps["consumer"].update(CONSUMER_STEPS)
+    if settings.is_full:
+        _replace(app, settings)
+
+
+def _replace(app: Celery, settings: FleetSettings) -> None:
+    """Replace what a process at the level `full` replaces in Celery and kombu, of any component.
+
+    Raises:
+        FleetError: Another package has replaced it.
+    """
     gevent_sleep.let_run()
     broadcast.patch_results(may_replace)
     if settings.component == "flower":
         broadcast.patch_fanout(may_replace)
-    app.steps["worker"].update(WORKER_STEPS)
-    app.steps["consumer"].update(CONSUMER_STEPS)
     plugins.select_backend(app, stores=settings.component == "worker")
 
 
@@ -150,8 +165,8 @@ def _pin_broker_url(conf: Any, settings: FleetSettings, read_url: str) -> None:
 
 def _read_from(settings: FleetSettings) -> tuple[str, str | None]:
     """Return the URL from which messages are fetched, and the transport; None is kombu's own."""
-    is_atomic = settings.component == "worker" and settings.atomic_fetch
-    return plugins.select_transport(settings.broker_url) if is_atomic else (settings.broker_url, None)
+    fetches = settings.component == "worker" and settings.is_full
+    return plugins.select_transport(settings.broker_url) if fetches else (settings.broker_url, None)
 
 
 def _set_under_every_name(conf: Any, values: dict[str, Any]) -> None:

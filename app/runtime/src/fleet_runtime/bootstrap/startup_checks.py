@@ -44,10 +44,11 @@ class StartupChecks(bootsteps.Step):
             _require_time_to_stop(parent)
             _check_memory_limit(parent)
             _warn_of_unsupported_limits(parent)
+            if settings.is_full:
+                memory.patch_process_exit()
+                plugins.select_pool(fast=settings.fast_pool is not False)
         except FleetError as error:
             raise SystemExit(f"celery: {error}") from None
-        memory.patch_process_exit()
-        plugins.select_pool(own=settings.atomic_fetch)
         memory.share_memory()
 
 

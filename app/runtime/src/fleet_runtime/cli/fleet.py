@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from fleet_runtime.inspect.probe import Answer
+    from fleet_runtime.settings import FleetSettings
 
 
 @contextmanager
@@ -97,7 +98,10 @@ def probe(ctx: click.Context, names: tuple[str, ...], timeout: float, as_json: b
     "they are not known.",
 )
 @click.option(
-    "--json", "as_json", is_flag=True, help="Print {faults, renamed, overridden, costs}, lists of sentences."
+    "--json",
+    "as_json",
+    is_flag=True,
+    help="Print {level, faults, renamed, overridden, costs}: the level, and lists of sentences.",
 )
 @click.pass_context
 def check(ctx: click.Context, text: str, beat: str, allowed: dict[str, Any] | None, as_json: bool) -> None:
@@ -105,13 +109,18 @@ def check(ctx: click.Context, text: str, beat: str, allowed: dict[str, Any] | No
 
     Exits with 1 if something would fail, with a line for each fault.
     """
+    from fleet_runtime.compat import surface
     from fleet_runtime.inspect.app_check import costs, findings, import_tasks, overridden
     from fleet_runtime.settings import renamed_variables
 
     app = ctx.obj.app
+    settings: FleetSettings = app.fleet_settings
     with sentences():
         import_tasks(app)
-        faults = findings(app, [name for name in text.split(",") if name], beat, allowed)
+        faults = [
+            *(surface.problems() if settings.is_full else ()),
+            *findings(app, [name for name in text.split(",") if name], beat, allowed),
+        ]
     # The module celery_release recognizes a warning by the beginning of its line.
     warnings = {
         "renamed": ("This is renamed: ", renamed_variables()),
@@ -120,7 +129,7 @@ def check(ctx: click.Context, text: str, beat: str, allowed: dict[str, Any] | No
     }
     if as_json:
         lists = {name: found for name, (_, found) in warnings.items()}
-        click.echo(json.dumps({"faults": faults, **lists}))
+        click.echo(json.dumps({"level": settings.level, "faults": faults, **lists}))
         ctx.exit(1 if faults else 0)
     if faults:
         click.echo("\n".join(faults), err=True)
@@ -128,7 +137,7 @@ def check(ctx: click.Context, text: str, beat: str, allowed: dict[str, Any] | No
     for prefix, found in warnings.values():
         for sentence in found:
             click.echo(prefix + sentence)
-    click.echo("The app is fit to run.")
+    click.echo(f"The app is fit to run at the level {settings.level}.")
 
 
 @fleet.command()

@@ -46,7 +46,9 @@ def show(status: Status, problems: list[str]) -> None:
 
 def _nodes(nodes: list[Node]) -> Table:
     """Return the table of nodes."""
-    table = _table("NODE", "POOL", "QUEUES", "RELEASE", right=("LEASE", "RUNNING", "RESERVED", "UPTIME"))
+    table = _table(
+        "NODE", "POOL", "QUEUES", "RELEASE", "LEVEL", right=("LEASE", "RUNNING", "RESERVED", "UPTIME")
+    )
     for node in nodes:
         pool = f"{node.pool} x{node.concurrency}" if node.pool else NOTHING
         table.add_row(
@@ -54,6 +56,7 @@ def _nodes(nodes: list[Node]) -> Table:
             Text(pool),
             Text(", ".join(node.queues) or NOTHING),
             Text(node.release or NOTHING),
+            Text(node.level or NOTHING, style="yellow" if node.level == "standard" else ""),
             Text(
                 f"{node.lease:.0f} s" if node.is_alive else "ended", style="" if node.is_alive else "bold red"
             ),

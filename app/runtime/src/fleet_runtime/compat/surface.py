@@ -4,29 +4,33 @@
 A name is here if it is private (`_x`), or if it is public and the runtime replaces it, overrides it in a
 subclass, or copies what it does. Documented extension points (bootsteps, signals, settings) are not here.
 
-Start-up checks ask `first_change` whether what a feature relies on is as verified, and a patch asks
-`may_replace`. The tests in test_surface.py compare each name with the installed packages: that it exists, its
-parameters, and for what is replaced or copied the text of the original. They also search the runtime's source
-for names that are not here. docs/compatibility.md says how to verify another version; UPSTREAM.md says why
-each patch is there and when it can go. `versions.RELEASES` has the versions that all of this was verified on.
+A process at the level `full` calls `require` for the features that it has, and a patch calls `may_replace`:
+both refuse a process in which another package has replaced a name. `fleet check` asks `problems`. At the
+level `standard` no name is replaced but those of ALWAYS_REPLACED. The tests in test_surface.py compare each
+name with the installed packages: that it exists, its parameters, and for what is replaced or copied the text
+of the original. They also search the runtime's source for names that are not here. `versions.RELEASES` has
+the versions that all of this was verified on. docs/compatibility.md says how to verify another one, and
+UPSTREAM.md why each patch is there and when it can go.
 """
 
 from __future__ import annotations
 
 import importlib
 import inspect
-import logging
 import sys
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
-from fleet_runtime.compat.versions import is_known
+from fleet_runtime.compat.versions import OR_STANDARD, RELEASES, unsupported
+from fleet_runtime.errors import FleetError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
-logger = logging.getLogger(__name__)
+# Replaced at every level: without it nothing that runs a script works on the fleet's Redis, which lets only
+# the administrator load one.
+ALWAYS_REPLACED = frozenset({"redis.commands.core:Script.__call__"})
 
 
 class Kind(StrEnum):
@@ -41,7 +45,7 @@ class Kind(StrEnum):
 
 
 class Feature(StrEnum):
-    """What a process does without if a name that it relies on is not as verified."""
+    """What a process cannot have if a name that it relies on is not as verified."""
 
     TRANSPORT = "transport"
     POOL = "pool"
@@ -59,7 +63,7 @@ class Name:
             differ, all of them, with ` | ` between. None if it is no function.
         sha256: Of what is replaced or copied: the SHA-256 of the original's source without indentation, empty
             lines and comments. If verified versions differ, all of them, with spaces between.
-        feature: What is left out at start if the parameters are others.
+        feature: What is refused at start if the parameters are others.
         seen_in: `module:function` that assigns or uses the name, where its owner does not show it.
         owner: `module` or `module:Class`. A class may inherit the name.
     """
@@ -83,38 +87,71 @@ class Name:
         return self.owner.partition(":")[0].partition(".")[0]
 
 
-def first_change(feature: Feature) -> Name | None:
-    """Return the first name whose parameters are not those that a feature was verified with; None if all are.
+def require(feature: Feature) -> None:
+    """Make sure that all names that a feature relies on are as verified.
 
-    A wrapper that keeps the original, as `functools.wraps` does, changes nothing.
+    Raises:
+        FleetError: Another package has replaced one.
     """
-    return next((name for name in SURFACE if name.feature is feature and not has_parameters(name)), None)
+    for name in SURFACE:
+        if name.feature is feature and not has_parameters(name):
+            raise FleetError(_replaced(name))
 
 
-def may_replace(owner: str, attribute: str, otherwise: str) -> Callable[..., Any] | None:
-    """Return the function that a patch is about to replace; None if it must not be replaced.
+def problems() -> Iterator[str]:
+    """Yield why this process cannot have the level `full`, a sentence each.
 
-    It must not be if it is replaced already, if the version of its package is not verified, or if another
-    package has changed its parameters. The log has a line of the last two.
+    Names of modules that are imported for a kind of pool only count if the app has imported them.
+    """
+    if sentence := unsupported():
+        yield sentence
+        return
+    for name in SURFACE:
+        checked = name.feature or (name.kind is Kind.REPLACE and name.parameters is not None)
+        is_there = name.owner != "celery.concurrency.gevent" or name.owner in sys.modules
+        if checked and is_there and not has_parameters(name):
+            yield _replaced(name)
+
+
+def may_replace(owner: str, attribute: str) -> Callable[..., Any] | None:
+    """Return the function that a patch is about to replace; None if the runtime has replaced it already.
 
     Args:
         owner: As in SURFACE.
         attribute: As in SURFACE.
-        otherwise: What happens if it is not replaced: a sentence.
 
     Raises:
+        FleetError: Another package has replaced it by a function with other parameters.
         LookupError: SURFACE does not have it as a name that is replaced.
     """
     name = find(owner, attribute)
     if name.kind is not Kind.REPLACE:
         raise LookupError(f"{name} is in the surface as {name.kind}, and must not be replaced")
     original: Callable[..., Any] = getattr(resolve(owner), attribute)
-    if hasattr(original, "__wrapped__") or not is_known(sys.modules[name.package], otherwise):
+    if is_own(original):
         return None
-    if has_parameters(name):
-        return original
-    logger.warning("%s Somebody has changed %s.%s.", otherwise, original.__module__, original.__qualname__)
-    return None
+    if not has_parameters(name):
+        raise FleetError(_replaced(name))
+    return original
+
+
+def is_own(function: Any) -> bool:
+    """Return whether a function is a patch of the runtime, or a wrapper of another package around one."""
+    while function is not None:
+        if getattr(function, "__globals__", {}).get("__name__", "").startswith("fleet_runtime."):
+            return True
+        function = getattr(function, "__wrapped__", None)
+    return False
+
+
+def _replaced(name: Name) -> str:
+    """Return a sentence that says that another package has replaced a name."""
+    by = getattr(getattr(resolve(name.owner), name.attribute, None), "__module__", None) or "unknown"
+    version = " or ".join(sorted(RELEASES[name.package]))
+    return (
+        f"Another package (the module {by}) has replaced {name}, and the level full relies on that of "
+        f"{name.package} {version}: remove what replaces it, {OR_STANDARD}"
+    )
 
 
 def find(owner: str, attribute: str) -> Name:
@@ -139,7 +176,10 @@ def resolve(owner: str) -> Any:
 
 
 def has_parameters(name: Name) -> bool:
-    """Return whether a name is a function with parameters that were verified."""
+    """Return whether a name is a function with parameters that were verified.
+
+    A wrapper that keeps the original, as `functools.wraps` does, changes nothing.
+    """
     function = getattr(resolve(name.owner), name.attribute, None)
     return callable(function) and parameters_of(function) in (name.parameters or "").split(" | ")
 
@@ -712,13 +752,6 @@ SURFACE: tuple[Name, ...] = (
         ),
         Name("_close_clients", OVERRIDE, "transport", "self", feature=TRANSPORT),
         Name("_on_connection_disconnect", OVERRIDE, "transport", "self connection", feature=TRANSPORT),
-        Name(
-            "_brpop_read",
-            REPLACE,
-            "worker",
-            "self options",
-            sha256="8dffdd33e02e92cf8cc1b926ac45a685418fc44165775c8e1b1d9d6a6ce76803",
-        ),
         Name("_create_client", CALL, "transport", "self asynchronous", feature=TRANSPORT),
         Name("_q_for_pri", CALL, "compat recovery transport", "self queue pri", feature=TRANSPORT),
         Name(
@@ -739,7 +772,6 @@ SURFACE: tuple[Name, ...] = (
         Name("_get_publish_topics", CALL, "transport", "self exchange routing_key"),
         Name("_handle_message", CALL, "transport", "self client r"),
         Name("_deliver_fanout_message", CALL, "transport", "self message exchange"),
-        Name("_flush_brpop_reauth", CALL, "transport", "self"),
         Name("_pool", READ, "transport"),
         Name("_closing", READ, "transport"),
         Name("_queue_cycle", READ, "transport"),
@@ -747,7 +779,6 @@ SURFACE: tuple[Name, ...] = (
         Name("_fanout_queues", WRITE, "transport"),
         Name("_fanout_to_queue", WRITE, "transport"),
         Name("_in_listen", WRITE, "transport"),
-        Name("_in_poll", WRITE, "transport"),
         Name("_brpop_sent_at", READ, "worker"),
     ),
     *_of(

@@ -1,18 +1,12 @@
 # SPDX-License-Identifier: MIT
-"""The releases of Celery and of kombu whose insides the runtime knows, and changes.
+"""The versions of Celery, kombu, billiard and redis-py that the level `full` supports.
 
-With any other release nothing is changed, and the node's log has what that means.
+There the runtime replaces functions of these packages. At the level `standard` it replaces none.
 """
 
 from __future__ import annotations
 
-import logging
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from types import ModuleType
-
-logger = logging.getLogger(__name__)
+import importlib
 
 RELEASES = {
     "celery": frozenset({"5.7.0"}),
@@ -20,20 +14,22 @@ RELEASES = {
     "billiard": frozenset({"4.3.2"}),
     "redis": frozenset({"8.1.0"}),
 }
+# How the sentences end that refuse the level `full`.
+OR_STANDARD = (
+    "or accept Celery's own transport, pool and result backend with celery_app_level: standard "
+    "(FLEET_LEVEL=standard)."
+)
 
 
-def is_known(package: ModuleType, otherwise: str) -> bool:
-    """Return whether a package is of a known release; if it is not, say what that means.
-
-    Args:
-        package: celery, kombu or billiard.
-        otherwise: A sentence.
-    """
-    name, known = package.__name__, RELEASES[package.__name__]
-    if package.__version__ in known:
-        return True
-    logger.warning(
-        "%s This is %s %s, and this release of the runtime knows %s.",
-        otherwise, name, package.__version__, ", ".join(sorted(known)),
-    )  # fmt: skip
-    return False
+def unsupported() -> str:
+    """Return which installed versions the level `full` does not support, with the remedy; empty if none."""
+    versions = {name: importlib.import_module(name).__version__ for name in RELEASES}
+    wrong = [name for name, version in versions.items() if version not in RELEASES[name]]
+    if not wrong:
+        return ""
+    installed = " and ".join(f"{name} {versions[name]}" for name in wrong)
+    supported = " and ".join(f"{name} {' or '.join(sorted(RELEASES[name]))}" for name in wrong)
+    return (
+        f"This is {installed}, and the level full supports {supported} only: pin {supported} in the app's "
+        f"lock, {OR_STANDARD}"
+    )

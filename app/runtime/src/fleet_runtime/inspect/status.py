@@ -76,6 +76,7 @@ class Node:
         running: Tasks that run, as of its last heartbeat; None if it does not report it.
         uptime: Seconds since it started.
         release: Id of its release.
+        level: `full` or `standard`; None if its release does not know levels.
         lapses: How often its lease has ended while it was alive.
         proved: Whether it has passed its self-test; true if it does not report it.
         unproved: Why it has not.
@@ -96,6 +97,7 @@ class Node:
     running: int | None = None
     uptime: float | None = None
     release: str | None = None
+    level: str | None = None
     lapses: int = 0
     proved: bool = True
     unproved: str = ""
@@ -504,7 +506,7 @@ def _node(name: str, lease: float, reserved: int, facts: dict[str, Any]) -> Node
         dropped=facts.get("dropped", {}),
         queues=sorted(facts.get("queues", ())),
         refused=facts.get("refused", {}),
-        **{name: facts.get(name) for name in ("pool", "concurrency", "running", "release")},
+        **{name: facts.get(name) for name in ("pool", "concurrency", "running", "release", "level")},
     )
 
 

@@ -207,20 +207,21 @@ def adopt_logging(**_: Any) -> None:
         root.addHandler(stream)
 
 
-def set_task_messages(*, with_arguments: bool) -> None:
+def set_task_messages(*, with_arguments: bool, texts: bool = True) -> None:
     """Set Celery's messages about tasks, unless the app has set its own.
 
     Args:
-        with_arguments: Whether arguments and results are logged. Otherwise they are also hidden in the app's
-            own messages.
+        with_arguments: Whether arguments and results are logged. Otherwise they are hidden in every message,
+            also in the app's own.
+        texts: Whether to replace Celery's texts by one with the arguments, or by one without the result.
     """
     if with_arguments:
         redact.show_arguments()
-        if CELERY_MESSAGES["LOG_RECEIVED"] == trace.LOG_RECEIVED:
+        if texts and CELERY_MESSAGES["LOG_RECEIVED"] == trace.LOG_RECEIVED:
             trace.LOG_RECEIVED = RECEIVED_WITH_ARGUMENTS
         return
     redact.hide_arguments()
-    if CELERY_MESSAGES["LOG_SUCCESS"] == trace.LOG_SUCCESS:
+    if texts and CELERY_MESSAGES["LOG_SUCCESS"] == trace.LOG_SUCCESS:
         trace.LOG_SUCCESS = SUCCESS
 
 

@@ -18,7 +18,6 @@ from fleet_runtime.compat.surface import may_replace
 FIRST_CHECK_S = 0.02
 # Further checks: after these, the pool itself has checked, which it does every 5 seconds.
 CHECKS = 8
-UNPATCHED = "This node may see the death of one of its processes 5 seconds late."
 
 
 def share_memory() -> None:
@@ -56,7 +55,7 @@ def patch_process_exit() -> None:
     two cores it has not, and the pool notices 5 seconds later. A task whose time limit passes in between
     fails with a timeout, instead of running again, because the pool takes it for running.
     """
-    original = may_replace("celery.concurrency.asynpool:AsynPool", "_event_process_exit", UNPATCHED)
+    original = may_replace("celery.concurrency.asynpool:AsynPool", "_event_process_exit")
     if original is None:
         return
 

@@ -21,6 +21,7 @@ from celery import bootsteps, signals
 from celery.concurrency.base import BasePool
 from celery.worker import state
 from celery.worker.pidbox import gPidbox
+from kombu.transport import virtual
 from kombu.transport.redis import Channel
 from kombu.utils.json import dumps
 from redis.exceptions import ConnectionError as NoConnectionError
@@ -31,7 +32,7 @@ from fleet_runtime.transport.channel import Channel as FetchingChannel
 from fleet_runtime.transport.qos import QoS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +40,6 @@ logger = logging.getLogger(__name__)
 MAILBOX_RETRY_S = 1.0
 # Seconds that a node which stops waits for its mailbox, which may be handling a command.
 MAILBOX_STOP_TIMEOUT_S = 10.0
-UNPATCHED = "This node may not survive the loss of Redis."
 
 
 class InFlightQoS(QoS):
@@ -113,7 +113,7 @@ class InFlight:
     Attributes:
         qos: The QoS of the channel through which messages are acknowledged.
         crashed: Whether an error is ending the node.
-        unsettled: What could not be sent to Redis, by delivery tag: `ack` or `requeue`.
+        unsettled: What could not be sent to Redis, by delivery tag: `ack` or `requeue` at the level `full`.
         unrecorded: Messages that could not be recorded as unacknowledged, by delivery tag.
     """
 
@@ -122,7 +122,7 @@ class InFlight:
 
     def __init__(self, consumer: Any) -> None:
         """Track the messages of a consumer."""
-        self.unsettled: dict[str, str] = {}
+        self.unsettled: dict[str, Any] = {}
         self.unrecorded: dict[str, Any] = {}
         self._consumer = consumer
         self._received: WeakValueDictionary[str, Any] = WeakValueDictionary()
@@ -139,8 +139,7 @@ class InFlight:
         """
         if isinstance(lost := getattr(self.qos, "channel", None), FetchingChannel):
             self.unsettled.update(dict.fromkeys(lost.unconfirmed_acks(), "ack"))
-        if self._pool_runs_all():
-            signals.task_received.connect(self._receive, weak=False, dispatch_uid="fleet.held")
+        self._track_received()
         qos = channel.qos
         # Not a new object: with worker_disable_prefetch, Celery has patched this one.
         qos.__class__ = InFlightQoS
@@ -156,6 +155,13 @@ class InFlight:
         self.settle()
         self.record(channel)
         return set(running)
+
+    def settling(self, strategy: Callable[..., Any]) -> Callable[..., Any]:
+        """Return a strategy whose requests are settled here; it is the same, since the QoS does that."""
+        return strategy
+
+    def on_stop(self) -> None:
+        """Prepare for the end of the consumer or of its connection; here the QoS asks what happens."""
 
     def remember(self, delivery_tag: str, message: Any) -> None:
         """Remember a message that could not be recorded. A malformed one becomes a dead letter elsewhere."""
@@ -218,8 +224,13 @@ class InFlight:
                 consumer.timer.cancel(request._eta_timer_entry)
                 consumer.qos.decrement_eventually()
                 consumer.limited.discard(request)
-            self.qos._quick_ack(request.message.delivery_tag)
+            virtual.QoS.ack(self.qos, request.message.delivery_tag)
             state.task_ready(request)
+
+    def _track_received(self) -> None:
+        """Remember the requests that the node receives, if its pool runs all of them."""
+        if self._pool_runs_all():
+            signals.task_received.connect(self._receive, weak=False, dispatch_uid="fleet.held")
 
     def _receive(self, request: Any, **_: Any) -> None:
         """Remember a request, by the signal `task_received`."""
@@ -266,7 +277,7 @@ def patch_closed_channels() -> None:
     27 of 40 restarts of Redis under load (celery/kombu#582 has the same traceback, with less harm). After a
     connection error, Celery logs that the message was not acknowledged, and goes on.
     """
-    original = may_replace("kombu.transport.redis:Channel", "_connparams", UNPATCHED)
+    original = may_replace("kombu.transport.redis:Channel", "_connparams")
     if original is None:
         return
 
@@ -290,8 +301,8 @@ def patch_green_pidbox() -> None:
     A node that stops, or that has lost its other connection, waits for the greenlet, without a time limit.
     Here it waits MAILBOX_STOP_TIMEOUT_S at most.
     """
-    original = may_replace("celery.worker.pidbox:gPidbox", "loop", UNPATCHED)
-    on_stop = may_replace("celery.worker.pidbox:gPidbox", "on_stop", UNPATCHED) if original else None
+    original = may_replace("celery.worker.pidbox:gPidbox", "loop")
+    on_stop = may_replace("celery.worker.pidbox:gPidbox", "on_stop") if original else None
     if original is None or on_stop is None:
         return
 

@@ -6,7 +6,8 @@ it. kombu and Celery take it for a message (kombu 5.7, Channel._receive_one; cel
 Gossip.on_message, ResultConsumer._drain_one). The exception that follows ends the node, makes it reconnect,
 or fails the client that waits for a result. Here such an item is dropped, counted, and logged once a minute.
 
-The patches ask `may_replace`, which their caller passes on, whether the original is as it was verified.
+The patches get `may_replace` from their caller. It returns the original, and refuses one that another package
+has replaced.
 """
 
 from __future__ import annotations
@@ -33,8 +34,8 @@ from fleet_runtime.transport import pubsub
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    #: Takes owner, attribute and a sentence; returns the original, or None if it must not be replaced.
-    MayReplace = Callable[[str, str, str], Callable[..., Any] | None]
+    #: Takes owner and attribute; returns the original, or None if it is replaced already.
+    MayReplace = Callable[[str, str], Callable[..., Any] | None]
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +50,6 @@ LARGEST_CLOCK = 2**53
 MAILBOX = "celery.worker.pidbox:Pidbox"
 RESULT_CONSUMER = "celery.backends.redis:ResultConsumer"
 CONTROL, EVENT, RESULT = "control commands", "events and control commands", "results"
-OTHERWISE = "A malformed item on a channel of commands, events or results may end this process."
 
 
 class Dropped:
@@ -115,7 +115,7 @@ def patch(may_replace: MayReplace) -> None:
 
 def patch_fanout(may_replace: MayReplace) -> None:
     """Drop items that cannot be delivered, of exchanges of the type fanout."""
-    original = may_replace("kombu.transport.redis:Channel", "_receive_one", OTHERWISE)
+    original = may_replace("kombu.transport.redis:Channel", "_receive_one")
     if original is None:
         return
 
@@ -152,7 +152,7 @@ def patch_control(may_replace: MayReplace) -> None:
 
     Celery makes a new mailbox with a new connection for each of them.
     """
-    original = may_replace(MAILBOX, "on_message", OTHERWISE)
+    original = may_replace(MAILBOX, "on_message")
     if original is None:
         return
     mailbox = symbol_by_name(MAILBOX)
@@ -180,8 +180,8 @@ def patch_control(may_replace: MayReplace) -> None:
 
 def patch_results(may_replace: MayReplace) -> None:
     """Drop malformed items on the channel of a result, so that the client goes on waiting for the result."""
-    state = may_replace(RESULT_CONSUMER, "on_state_change", OTHERWISE)
-    drain = may_replace(RESULT_CONSUMER, "_drain_one", OTHERWISE) if state else None
+    state = may_replace(RESULT_CONSUMER, "on_state_change")
+    drain = may_replace(RESULT_CONSUMER, "_drain_one") if state else None
     if state is None or drain is None:
         return
 

@@ -4,8 +4,6 @@
 from __future__ import annotations
 
 import logging
-from functools import partial
-from queue import Empty
 from typing import TYPE_CHECKING, Any
 
 from kombu.utils.encoding import bytes_to_str
@@ -84,37 +82,6 @@ def deliver(
         if fault is None:
             raise
         on_malformed(item, queue, ref, fault)
-
-
-def brpop_reader(handler: MalformedHandler) -> Callable[..., bool]:
-    """Return a replacement of kombu's Channel._brpop_read, for nodes at the level `standard`.
-
-    In kombu's, an item that is no message raises outside of any handler, which ends the node, and the item is
-    lost (kombu 5.7). This is the same line by line, but for the delivery.
-
-    Args:
-        handler: Is called with an item that is no message.
-    """
-
-    def _brpop_read(channel: Any, **options: Any) -> bool:
-        try:
-            try:
-                reply = channel.client.parse_response(channel.client.connection, "BRPOP", **options)
-            except channel.connection_errors:
-                channel.client.connection.disconnect()
-                raise
-            if not reply:
-                raise Empty
-            key, item = reply
-            queue = bytes_to_str(key).rsplit(channel.sep, 1)[0]
-            channel._queue_cycle.rotate(queue)
-            deliver(channel, item, queue, partial(handler, channel))
-            return True
-        finally:
-            channel._in_poll = None
-            channel._flush_brpop_reauth()
-
-    return _brpop_read
 
 
 def _record(channel: Any, item: bytes, queue: str, ref: UnackedRef) -> None:

@@ -23,6 +23,7 @@ from kombu.transport.redis import PRIORITY_STEPS
 
 from fleet_runtime.bootstrap.startup_checks import is_graph
 from fleet_runtime.broker import keys
+from fleet_runtime.compat.surface import may_replace
 from fleet_runtime.dead_letters.malformed import RETENTION_OPTION
 from fleet_runtime.dead_letters.store import Retention
 from fleet_runtime.errors import FleetError
@@ -30,12 +31,14 @@ from fleet_runtime.inspect.queues import consumed
 from fleet_runtime.recovery import history, inflight
 from fleet_runtime.recovery.connections import connect, declare_exchanges
 from fleet_runtime.recovery.inflight import InFlight, snapshot
+from fleet_runtime.recovery.inflight_standard import StandardInFlight
 from fleet_runtime.recovery.lease import LeaseHeartbeat
 from fleet_runtime.recovery.preconditions import require_name, require_rights
 from fleet_runtime.recovery.requeue import forget, restore_unacked
 from fleet_runtime.transport import broadcast
 from fleet_runtime.transport.channel import FETCH_LIMIT_OPTION
 from fleet_runtime.worker import mailbox, revoke_command, task_end
+from fleet_runtime.worker.consumer import register_commands
 from fleet_runtime.worker.context import WorkerContext
 from fleet_runtime.worker.request import retry_postponed
 
@@ -69,10 +72,13 @@ class NodeSetup(bootsteps.Step):
         if issubclass(worker.pool_cls, solo.TaskPool):
             # It runs each message as it is delivered: others fetched with it would wait, unacknowledged.
             options[FETCH_LIMIT_OPTION] = 1
-        inflight.patch()
-        task_end.patch(worker)
-        revoke_command.patch()
         try:
+            if worker.fleet.settings.is_full:
+                inflight.patch()
+                task_end.patch(worker)
+                revoke_command.patch()
+                broadcast.patch(may_replace)
+                register_commands()
             timeout = worker.fleet.settings.socket_timeout
             require_name(worker.app, node, timeout)  # first: the check of rights writes under this name
             require_rights(worker.app, node, timeout)
@@ -92,7 +98,9 @@ class Recovery(bootsteps.StartStopStep):
         self.node, self._settings = context.node, context.settings
         self._consumer = consumer
         self._started, self._started_monotonic = time.time(), time.monotonic()
-        self._in_flight = context.in_flight = InFlight(consumer)
+        self._in_flight = context.in_flight = (InFlight if context.settings.is_full else StandardInFlight)(
+            consumer
+        )
         self._is_reconnect = False
         self._reconnects: deque[float] = deque(maxlen=100)
         self._heartbeat = LeaseHeartbeat(
@@ -128,6 +136,12 @@ class Recovery(bootsteps.StartStopStep):
             self._heartbeat.start()
             atexit.register(self._leave)
 
+    def stop(self, consumer: Any) -> None:
+        """Prepare for the end of the consumer, or of its connection."""
+        self._in_flight.on_stop()
+
+    terminate = stop
+
     def _facts(self) -> dict[str, Any]:
         """Return what this node publishes about itself, under the names that `fleet status` reads."""
         consumer, self_test = self._consumer, self._context.self_test
@@ -148,6 +162,7 @@ class Recovery(bootsteps.StartStopStep):
                 consumer.app.conf.broker_transport_options.get("priority_steps") or PRIORITY_STEPS
             ),
             "release": self._settings.release,
+            "level": self._settings.level,
             "started": self._started,
             "proved": self_test.passed_at,
             "unproved": self_test.error,

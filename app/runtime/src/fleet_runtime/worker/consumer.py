@@ -22,7 +22,6 @@ from kombu.exceptions import ContentDisallowed
 from redis.exceptions import ResponseError
 
 from fleet_runtime.broker import functions
-from fleet_runtime.compat.surface import may_replace
 from fleet_runtime.dead_letters.model import End, Reason
 from fleet_runtime.inspect.queues import consumed
 from fleet_runtime.logging.celery_logging import MessageContext
@@ -36,7 +35,6 @@ from fleet_runtime.worker.request import (
     dead_letter,
     use_dead_letter_requests,
 )
-from fleet_runtime.worker.transports import patch_brpop
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -66,8 +64,6 @@ class FleetConsumer(Consumer):
         # Requests that wait for their rate limit, and for which others may be prefetched.
         self.limited: set[Any] = set()
         super().__init__(partial(_hand_over, on_task_request), *args, **kwargs)
-        patch_brpop()
-        broadcast.patch(may_replace)
 
     def start(self) -> None:
         """Consume until the node stops, or until an unexpected error ends it."""
@@ -135,6 +131,9 @@ class FleetConsumer(Consumer):
         for task in self.app.tasks.values():
             use_dead_letter_requests(task, context)
         super().update_strategies()
+        if in_flight := WorkerContext.of(self).in_flight:
+            for name, strategy in self.strategies.items():
+                self.strategies[name] = in_flight.settling(strategy)
 
     def add_task_queue(
         self,
@@ -274,10 +273,13 @@ class FleetConsumer(Consumer):
         return dead_letter(f"A message ({end.reason})", candidate, WorkerContext.of(self))
 
 
-@control_command(
-    args=[("queue", str), ("exchange", str), ("exchange_type", str), ("routing_key", str)],
-    signature="<queue> [exchange [type [routing_key]]]",
-)
+def register_commands() -> None:
+    """Register the commands about queues in place of Celery's, with which an error of Redis ends the node."""
+    arguments = [("queue", str), ("exchange", str), ("exchange_type", str), ("routing_key", str)]
+    control_command(args=arguments, signature="<queue> [exchange [type [routing_key]]]")(add_consumer)
+    control_command(args=arguments[:1], signature="<queue>")(cancel_consumer)
+
+
 def add_consumer(
     state: Any,
     queue: Any,
@@ -295,7 +297,6 @@ def add_consumer(
     return {"ok": f"add consumer {queue}"}
 
 
-@control_command(args=[("queue", str)], signature="<queue>")
 def cancel_consumer(state: Any, queue: Any, **_: Any) -> dict[str, str]:
     """Tell worker(s) to stop consuming from task queue by name."""
     if not isinstance(queue, str):

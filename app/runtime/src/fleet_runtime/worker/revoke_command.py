@@ -38,14 +38,13 @@ BATCH_SIZE = 200
 LOGGED_IDS = 10
 # Ids that may wait. The result of a task beyond them is stored when a node fetches its message.
 MAX_WAITING = 100_000
-UNPATCHED = "A command that revokes many tasks may block this node."
 # States of a task that is not known to have begun: only such a task becomes revoked.
 NOT_BEGUN = frozenset({states.PENDING, states.RECEIVED, states.RETRY, states.REJECTED})
 
 
 def patch() -> None:
     """Patch Celery's function that revokes tasks, so that many tasks do not block the loop."""
-    original = may_replace("celery.worker.control", "_revoke", UNPATCHED)
+    original = may_replace("celery.worker.control", "_revoke")
     if original is None:
         return
 

@@ -23,6 +23,7 @@ from celery.worker.control import Panel
 from kombu.utils.encoding import bytes_to_str
 
 from fleet_runtime.broker import keys
+from fleet_runtime.compat.surface import is_own
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -124,7 +125,7 @@ def _recorded(client: Any, key: str) -> list[str]:
 def _patch_command(name: str) -> None:
     """Let a command of remote control record its tasks before it revokes them."""
     command, parse = Panel.data[name], COMMANDS[name]
-    if hasattr(command, "__wrapped__"):
+    if is_own(command):
         return
 
     @wraps(command)

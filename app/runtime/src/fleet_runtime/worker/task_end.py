@@ -17,7 +17,6 @@ import time
 from functools import wraps
 from typing import TYPE_CHECKING, Any
 
-import celery
 from billiard.einfo import ExceptionInfo
 from celery.concurrency import base, solo, thread
 from celery.exceptions import WorkerShutdown, WorkerTerminate
@@ -25,7 +24,6 @@ from celery.worker import WorkController
 from celery.worker import request as requests
 
 from fleet_runtime.compat.surface import may_replace
-from fleet_runtime.compat.versions import is_known
 from fleet_runtime.transport.broadcast import described, is_of_broker
 from fleet_runtime.worker.request import DeadLetterRequest
 
@@ -35,7 +33,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-UNPATCHED = "An exception of a task may end this node, or take one of its slots for ever."
 # Modules with handlers of signals, which may end the node while a task runs in its main process.
 SIGNAL_MODULES = ("celery.apps.worker", "celery.worker.state")
 
@@ -50,16 +47,15 @@ def patch(worker: Any) -> None:
     Args:
         worker: The worker, which has the class of its pool.
     """
-    if is_known(celery, UNPATCHED):
-        # In that module alone: a task that raises a MemoryError has failed, as with any other exception.
-        requests.MemoryError = _NeverRaisedError
+    # In that module alone: a task that raises a MemoryError has failed, as with any other exception.
+    requests.MemoryError = _NeverRaisedError
     patch_sending()
     patch_targets(worker.pool_cls)
 
 
 def patch_targets(pool: type[Any]) -> None:
     """Patch the pools without child processes so that they report each end."""
-    original = may_replace("celery.concurrency.base", "apply_target", UNPATCHED)
+    original = may_replace("celery.concurrency.base", "apply_target")
     if original is None:
         return
 
@@ -132,7 +128,7 @@ def patch_sending() -> None:
 
     Its arguments or headers may be nested too deep for pickle, or too large.
     """
-    original = may_replace("celery.worker.worker:WorkController", "_process_task", UNPATCHED)
+    original = may_replace("celery.worker.worker:WorkController", "_process_task")
     if original is None:
         return
 

@@ -10,6 +10,6 @@ FIRST_OF_POOLS = [
     "prefork",
     *(pytest.param(pool, marks=pytest.mark.long) for pool in ("threads", "gevent", "solo")),
 ]
-# FLEET_ATOMIC_FETCH: the runtime's own transport and pool, or kombu's and Celery's.
-TRANSPORTS = [pytest.param("true", id="own"), pytest.param("false", id="kombu", marks=pytest.mark.long)]
+# FLEET_FAST_POOL: the runtime's prefork pool, or Celery's with corrected time limits.
+FAST_POOLS = [pytest.param("true", id="fast"), pytest.param("false", id="stock", marks=pytest.mark.long)]
 URL = "rediss://worker:pw@redis:6379/0?ssl_cert_reqs=required&ssl_ca_certs=/etc/ca.crt"
