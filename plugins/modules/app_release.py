@@ -8,6 +8,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: app_release
 short_description: Identify or build the release of a Celery app, on the controller
+version_added: 0.1.0
 description:
   - Turns an app's source into what every host needs to install the same thing, which is one archive with the
     wheels of the app and of the runtime, and the complete, hashed set of their dependencies.
@@ -87,7 +88,9 @@ attributes:
     support: full
   diff_mode:
     support: none
-author: celery-fleet
+extends_documentation_fragment:
+  - fleet.celery.attributes
+author: The celery-fleet contributors (!UNKNOWN)
 """
 
 EXAMPLES = r"""

@@ -8,6 +8,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: celery_release
 short_description: Install, check, switch to, and prune the releases of a Celery app on a host
+version_added: 0.1.0
 description:
   - Each state is one step of a deployment. None depends on the memory of an earlier run, so a deployment that
     was interrupted anywhere is finished by the next one.
@@ -109,7 +110,9 @@ attributes:
     details: A release that is not there yet cannot be checked, so V(checked) then says nothing.
   diff_mode:
     support: none
-author: celery-fleet
+extends_documentation_fragment:
+  - fleet.celery.attributes
+author: The celery-fleet contributors (!UNKNOWN)
 """
 
 EXAMPLES = r"""

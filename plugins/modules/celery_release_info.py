@@ -8,6 +8,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: celery_release_info
 short_description: Tell which releases of a Celery app a host has
+version_added: 0.1.0
 description:
   - Answers at once all that the role has to know of a host before it decides what to do there.
 options:
@@ -34,12 +35,10 @@ options:
     type: list
     elements: str
     default: []
-attributes:
-  check_mode:
-    support: full
-  diff_mode:
-    support: none
-author: celery-fleet
+extends_documentation_fragment:
+  - fleet.celery.attributes
+  - fleet.celery.attributes.info
+author: The celery-fleet contributors (!UNKNOWN)
 """
 
 EXAMPLES = r"""

@@ -6,9 +6,9 @@
 from __future__ import annotations
 
 DOCUMENTATION = r"""
----
 module: fleet_files
 short_description: Write a set of small text files in one call
+version_added: 0.1.0
 description:
   - Makes directories and text files with exactly the given content, owner and mode, and removes the files
     that a glob of I(purge) finds and I(files) does not name.
@@ -85,7 +85,15 @@ options:
       value: {description: The text to write., type: str, required: true}
       accept: {description: Other values that are as good., type: list, elements: str, default: []}
       reason: {description: "What it is good for, for the warning.", type: str, required: true}
-author: celery-fleet
+attributes:
+  check_mode:
+    support: full
+  diff_mode:
+    support: full
+    details: The content of a file with O(files[].secret) is left out.
+extends_documentation_fragment:
+  - fleet.celery.attributes
+author: The celery-fleet contributors (!UNKNOWN)
 """
 
 EXAMPLES = r"""

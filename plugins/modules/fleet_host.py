@@ -6,9 +6,9 @@
 from __future__ import annotations
 
 DOCUMENTATION = r"""
----
 module: fleet_host
 short_description: Refuse a host that a service could not run on
+version_added: 0.1.0
 description:
   - Looks for what only the host can tell. The port of the service is taken by another one. With
     I(data_dir), the host has no such address, its disk is too small for an append-only file, or it has a
@@ -32,7 +32,10 @@ options:
   data_dir: {description: Directory of Redis's data., type: path}
   disk_space: {description: "Bytes that its data may need. With I(data_dir).", type: int}
   mark: {description: "File that only this collection's Redis has. With I(data_dir).", type: path}
-author: celery-fleet
+extends_documentation_fragment:
+  - fleet.celery.attributes
+  - fleet.celery.attributes.info
+author: The celery-fleet contributors (!UNKNOWN)
 """
 
 EXAMPLES = r"""

@@ -6,9 +6,9 @@
 from __future__ import annotations
 
 DOCUMENTATION = r"""
----
 module: fleet_kept
 short_description: Put back, or forget, what a host had before a batch changed it
+version_added: 0.1.0
 description:
   - M(fleet.celery.fleet_files) and M(fleet.celery.celery_release) with C(keep_for) keep each file and link
     as it was before they change it, for the role whose batch it is.
@@ -28,7 +28,14 @@ options:
     type: str
     choices: [known, restored, dropped]
     default: known
-author: celery-fleet
+attributes:
+  check_mode:
+    support: full
+  diff_mode:
+    support: none
+extends_documentation_fragment:
+  - fleet.celery.attributes
+author: The celery-fleet contributors (!UNKNOWN)
 """
 
 EXAMPLES = r"""

@@ -6,9 +6,9 @@
 from __future__ import annotations
 
 DOCUMENTATION = r"""
----
 module: fleet_lock
 short_description: Let one operator at a time change the fleet
+version_added: 0.1.0
 description:
   - The lock is a file on one host. It says who has it, on which controller, with which playbook, since when.
   - It is held until it is given back. A run that failed, or was interrupted, leaves it behind. The next run
@@ -24,7 +24,24 @@ options:
     description: Take the lock from whoever has it.
     type: bool
     default: false
-author: celery-fleet
+  who:
+    description:
+      - Whom the lock is for, its C(id), and what is said of it to others.
+      - The action of this name sets it; a task leaves it out.
+    type: dict
+    required: true
+  instead_of:
+    description: The C(id) of a holder whose run is over, from whom the lock is taken. The action sets it.
+    type: str
+    default: ""
+attributes:
+  check_mode:
+    support: full
+  diff_mode:
+    support: none
+extends_documentation_fragment:
+  - fleet.celery.attributes
+author: The celery-fleet contributors (!UNKNOWN)
 """
 
 EXAMPLES = r"""

@@ -6,9 +6,9 @@
 from __future__ import annotations
 
 DOCUMENTATION = r"""
----
 module: fleet_nodes
 short_description: Tell whether the fleet can do without the nodes of some hosts, and have Redis forget them
+version_added: 0.1.0
 description:
   - Runs where Redis can be reached with python3-redis, which is its own host.
   - Nodes count as the hosts' by their names, C(<pool>-<n>@<host>).
@@ -42,16 +42,17 @@ options:
     type: str
     default: ""
   hosts: {description: "The hosts' parts of the nodes' names.", type: list, elements: str, required: true}
-  host: {description: Name or address of Redis., type: str, required: true}
-  port: {description: Its TLS port., type: int, required: true}
-  ca_file: {description: CA certificate that the server's must chain to., type: path, required: true}
-  timeout: {description: Seconds to wait for one answer., type: int, default: 10}
-  user: {description: User that may do this., type: str, default: admin}
-  password: {description: Its password., type: str, required: true}
-  db: {description: Number of the fleet's database., type: int, default: 0}
   wait: {description: Seconds until what nodes hold counts as nobody's., type: int, default: 120}
-author: celery-fleet
-requirements: [python3-redis]
+attributes:
+  check_mode:
+    support: full
+  diff_mode:
+    support: none
+extends_documentation_fragment:
+  - fleet.celery.attributes
+  - fleet.celery.redis
+  - fleet.celery.redis.login
+author: The celery-fleet contributors (!UNKNOWN)
 """
 
 EXAMPLES = r"""

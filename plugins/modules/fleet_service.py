@@ -6,9 +6,9 @@
 from __future__ import annotations
 
 DOCUMENTATION = r"""
----
 module: fleet_service
 short_description: Start, stop, restart or watch several units in one call
+version_added: 0.1.0
 description:
   - Units are enabled and started together, stopped together, or restarted one after another. A loop over
     M(ansible.builtin.systemd_service) can do neither of the first two, and a warm stop of a Celery node takes
@@ -58,7 +58,14 @@ options:
     default: 10
   ready_delay: {description: Seconds between two tries., type: int, default: 1}
   journal_lines: {description: How many lines of a failed unit's journal are shown., type: int, default: 20}
-author: celery-fleet
+attributes:
+  check_mode:
+    support: full
+  diff_mode:
+    support: none
+extends_documentation_fragment:
+  - fleet.celery.attributes
+author: The celery-fleet contributors (!UNKNOWN)
 """
 
 EXAMPLES = r"""

@@ -6,9 +6,9 @@
 from __future__ import annotations
 
 DOCUMENTATION = r"""
----
 module: fleet_stale
 short_description: Find services that run with other files than the host has now
+version_added: 0.1.0
 description:
   - Each service of the fleet writes the checksums of the files that shape it to a stamp when it starts
     (C(ExecStartPre=+/bin/sh -c 'exec sha256sum FILE... >STAMP')). This module compares stamps with files.
@@ -50,7 +50,10 @@ options:
     description: Glob of unit names, for instance C(celery-worker@*.service). Units that match it, but are
       not in I(units), are returned as I(surplus).
     type: str
-author: celery-fleet
+extends_documentation_fragment:
+  - fleet.celery.attributes
+  - fleet.celery.attributes.info
+author: The celery-fleet contributors (!UNKNOWN)
 """
 
 EXAMPLES = r"""

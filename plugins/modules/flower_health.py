@@ -6,9 +6,9 @@
 from __future__ import annotations
 
 DOCUMENTATION = r"""
----
 module: flower_health
 short_description: Wait until Flower shows every expected node as online, to those who have the password
+version_added: 0.1.0
 description:
   - Healthy is a Flower that shows each expected node as online, and shows nothing without the password.
   - It changes nothing. If Flower is not healthy in time, the message ends with the journal of its unit.
@@ -25,7 +25,10 @@ options:
   retries: {description: How often an unhealthy Flower is asked again., type: int, default: 30}
   delay: {description: Seconds between two questions., type: int, default: 2}
   unit: {description: Flower's systemd unit., type: str, default: flower.service}
-author: celery-fleet
+extends_documentation_fragment:
+  - fleet.celery.attributes
+  - fleet.celery.attributes.info
+author: The celery-fleet contributors (!UNKNOWN)
 """
 
 EXAMPLES = r"""

@@ -6,9 +6,9 @@
 from __future__ import annotations
 
 DOCUMENTATION = r"""
----
 module: pki_host
 short_description: Look whether a host has its certificate, its key, and all that those need
+version_added: 0.1.0
 description:
   - Changes nothing. In most runs nothing is to be done on a host, and this one question finds out, in the
     place of six that would load Python's cryptography or Debian's index of packages.
@@ -22,7 +22,10 @@ options:
     description: Path of each file that all may read, and its text.
     type: dict
     required: true
-author: celery-fleet
+extends_documentation_fragment:
+  - fleet.celery.attributes
+  - fleet.celery.attributes.info
+author: The celery-fleet contributors (!UNKNOWN)
 """
 
 EXAMPLES = r"""

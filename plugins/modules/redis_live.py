@@ -6,9 +6,9 @@
 from __future__ import annotations
 
 DOCUMENTATION = r"""
----
 module: redis_live
 short_description: Bring a running Redis in line with its configuration, ACL users and certificate
+version_added: 0.1.0
 description:
   - Compares what the server says of itself with what redis.conf and users.acl say, and sets what differs.
     Nothing is remembered from the last run, so a play that was interrupted is finished by the next one.
@@ -24,10 +24,6 @@ description:
     that it has, which tells whether it could be set. And in either mode users that nobody can log in as are
     made, listed and removed, since only the server can compare two spellings of a user's rights.
 options:
-  host: {description: Address that Redis listens on., type: str, required: true}
-  port: {description: Its TLS port., type: int, required: true}
-  ca_file: {description: CA certificate that the server's must chain to., type: path, required: true}
-  timeout: {description: Seconds to wait for an answer., type: int, default: 10}
   user: {description: User that may administrate., type: str, required: true}
   password: {description: Its password., type: str, required: true}
   previous_password:
@@ -37,8 +33,15 @@ options:
     default: ""
   config: {description: Text of redis.conf., type: str, required: true}
   acl: {description: Text of users.acl., type: str, required: true}
-author: celery-fleet
-requirements: [python3-redis]
+attributes:
+  check_mode:
+    support: full
+  diff_mode:
+    support: none
+extends_documentation_fragment:
+  - fleet.celery.attributes
+  - fleet.celery.redis
+author: The celery-fleet contributors (!UNKNOWN)
 """
 
 EXAMPLES = r"""

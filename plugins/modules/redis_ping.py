@@ -6,9 +6,9 @@
 from __future__ import annotations
 
 DOCUMENTATION = r"""
----
 module: redis_ping
 short_description: Check over TLS that a Redis is healthy, may be restarted, or takes the right passwords
+version_added: 0.1.0
 description:
   - Verifies the certificate of the server before it sends a password. Changes nothing.
   - Passwords are in no message.
@@ -25,10 +25,6 @@ options:
     type: str
     choices: [healthy, writable, logins]
     default: healthy
-  host: {description: Address that Redis listens on., type: str, required: true}
-  port: {description: Its TLS port., type: int, required: true}
-  ca_file: {description: CA certificate that the server's must chain to., type: path, required: true}
-  timeout: {description: Seconds to wait for one answer., type: int, default: 10}
   health_user: {description: User for PING and ROLE., type: str, default: health}
   health_password: {description: "Its password. Needed for C(healthy).", type: str}
   admin_user: {description: User for INFO., type: str, default: admin}
@@ -53,8 +49,11 @@ options:
     elements: dict
     default: []
   refused: {description: "Passwords that it should not take, by user.", type: dict, default: {}}
-author: celery-fleet
-requirements: [python3-redis]
+extends_documentation_fragment:
+  - fleet.celery.attributes
+  - fleet.celery.attributes.info
+  - fleet.celery.redis
+author: The celery-fleet contributors (!UNKNOWN)
 """
 
 EXAMPLES = r"""

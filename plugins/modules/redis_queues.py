@@ -6,9 +6,9 @@
 from __future__ import annotations
 
 DOCUMENTATION = r"""
----
 module: redis_queues
 short_description: Tell which rights were given up, and what still uses the queues among them
+version_added: 0.1.0
 description:
   - A queue was given up if users.acl lets somebody use it, and I(queues) does not name it.
   - Without I(password), only the file is read. With it, Redis is asked who still consumes such a queue, and
@@ -25,15 +25,13 @@ options:
     type: list
     elements: str
     default: []
-  host: {description: Address that Redis listens on., type: str, required: true}
-  port: {description: Its TLS port., type: int, required: true}
-  ca_file: {description: CA certificate that the server's must chain to., type: path, required: true}
-  timeout: {description: Seconds to wait for an answer., type: int, default: 10}
-  user: {description: User that may ask., type: str, default: admin}
-  password: {description: Its password., type: str, default: ""}
-  db: {description: Number of the fleet's database., type: int, default: 0}
-author: celery-fleet
-requirements: [python3-redis]
+  password: {description: "The user's password. Empty: ask no Redis.", required: false, default: ""}
+extends_documentation_fragment:
+  - fleet.celery.attributes
+  - fleet.celery.attributes.info
+  - fleet.celery.redis
+  - fleet.celery.redis.login
+author: The celery-fleet contributors (!UNKNOWN)
 """
 
 EXAMPLES = r"""

@@ -6,9 +6,9 @@
 from __future__ import annotations
 
 DOCUMENTATION = r"""
----
 module: redis_upgrade
 short_description: Refuse to upgrade a Redis that is not fit for it, copy its data, and prove they are there
+version_added: 0.1.0
 description:
   - Each state is one step of an upgrade. A record on the host tells of the last one that was not proven, so
     an upgrade that was interrupted anywhere is finished by the next run.
@@ -40,13 +40,11 @@ options:
         installing it. If the packages only are not as they should be, warn, too.
     type: str
     default: ""
-  host: {description: "Address that Redis listens on. Not for C(versions).", type: str}
-  port: {description: Its TLS port., type: int}
-  ca_file: {description: CA certificate that the server's must chain to., type: path}
-  timeout: {description: Seconds to wait for one answer., type: int, default: 10}
-  user: {description: User that may administrate., type: str, default: admin}
-  password: {description: Its password., type: str}
-  db: {description: Number of the fleet's database., type: int, default: 0}
+  host: {description: "Name or address of Redis. Not for C(versions).", required: false}
+  port: {description: "Its TLS port. Not for C(versions).", required: false}
+  ca_file: {description: "CA certificate that the server's must chain to. Not for C(versions).", required:
+    false}
+  password: {description: "The user's password. Not for C(versions).", required: false}
   queues: {description: Queues whose messages are counted., type: list, elements: str, default: []}
   data_dir: {description: "Redis's directory. Not for C(versions).", type: path}
   snapshot_dir: {description: "Where snapshots and the record are. Not for C(versions).", type: path}
@@ -59,8 +57,16 @@ options:
     default: ""
   memory_percent: {description: The part of C(maxmemory) that may be in use., type: int, default: 80}
   rewrite_timeout: {description: Seconds that a rewrite may take., type: int, default: 1800}
-author: celery-fleet
-requirements: [python3-redis]
+attributes:
+  check_mode:
+    support: full
+  diff_mode:
+    support: none
+extends_documentation_fragment:
+  - fleet.celery.attributes
+  - fleet.celery.redis
+  - fleet.celery.redis.login
+author: The celery-fleet contributors (!UNKNOWN)
 """
 
 EXAMPLES = r"""

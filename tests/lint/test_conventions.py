@@ -3,13 +3,17 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import yaml
+from ansible.plugins.loader import fragment_loader
+from ansible.utils.plugin_docs import get_docstring
 from ansible_collections.fleet.celery.plugins.module_utils.paths import APP_ENV, COMMAND
 from ansible_collections.fleet.celery.plugins.module_utils.paths import ROOT as ROOT_DIR
 
@@ -149,3 +153,50 @@ def test_shared_paths_have_one_home() -> None:
         and any(shared in path.read_text() for shared in (f'"{ROOT_DIR}"', APP_ENV, COMMAND))
     ]
     assert offending == []
+
+
+MODULES = sorted(ROOT.glob("plugins/modules/*.py"))
+
+
+def test_there_are_few_modules() -> None:
+    """Where a well-kept module of others does it, that is used: plugins/README.md says for each why not."""
+    assert len(MODULES) <= 16
+    listed = re.findall(r"^\| `(\w+)` \|", (ROOT / "plugins" / "README.md").read_text(), re.MULTILINE)
+    assert listed == [path.stem for path in MODULES]
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)
+def test_modules_are_documented(path: Path) -> None:
+    """Each option, with what the argument specification has, and how far check mode and diffs go."""
+    module = importlib.import_module(f"ansible_collections.fleet.celery.plugins.modules.{path.stem}")
+    described, *_ = get_docstring(str(path), fragment_loader, collection_name="fleet.celery")
+    specification: dict[str, Any] = {}
+
+    class AskedError(Exception):
+        """The module has told its specification."""
+
+    def tell(**given: Any) -> None:
+        specification.update(given)
+        raise AskedError
+
+    with mock.patch.object(module, "AnsibleModule", tell), pytest.raises(AskedError):
+        module.main()
+    assert set(described["attributes"]) >= {"check_mode", "diff_mode", "platform"}
+    assert all(attribute["support"] for attribute in described["attributes"].values())
+    assert described["version_added"] == "0.1.0"
+    assert options_of(described["options"]) == options_of(specification["argument_spec"])
+
+
+def options_of(options: dict[str, Any]) -> dict[str, Any]:
+    """Return what documentation and specification both have, by the names of the options."""
+    return {
+        name: (
+            option.get("type", "str"),
+            option.get("elements"),
+            bool(option.get("required")),
+            option.get("default"),
+            sorted(option.get("choices") or ()),
+            options_of(option.get("suboptions") or option.get("options") or {}),
+        )
+        for name, option in options.items()
+    }
