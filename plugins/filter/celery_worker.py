@@ -18,6 +18,7 @@ import yaml
 from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
 from ansible_collections.fleet.celery.plugins.module_utils import rules
 from ansible_collections.fleet.celery.plugins.module_utils.paths import COMMAND
+from ansible_collections.fleet.celery.plugins.module_utils.runtime_figures import SOFT_TIME_LIMIT_SHARE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -32,8 +33,6 @@ DEFAULTS: dict[str, Any] = {
     "time_limit": 3600,
     "tmp_on_disk": False,
 }
-# Of the time limit: what is left is for the task to clean up in.
-SOFT_TIME_LIMIT = 0.95
 
 # What a profile says besides what follows from the host. README.md of the role has the figures.
 PROFILES: dict[str, dict[str, Any]] = {
@@ -145,7 +144,7 @@ def complete(
     }
     for options in completed.values():
         if options["pool"] in CAPABLE["soft_time_limit"]:
-            options.setdefault("soft_time_limit", int(options["time_limit"] * SOFT_TIME_LIMIT))
+            options.setdefault("soft_time_limit", int(options["time_limit"] * SOFT_TIME_LIMIT_SHARE))
     return completed
 
 

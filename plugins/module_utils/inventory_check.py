@@ -21,6 +21,11 @@ from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
 from ansible.module_utils.parsing.convert_bool import boolean
 from ansible_collections.fleet.celery.plugins.module_utils import pki_names, playbook_variables, rules
 from ansible_collections.fleet.celery.plugins.module_utils.index_gate import Place
+from ansible_collections.fleet.celery.plugins.module_utils.runtime_figures import (
+    CHILD_COST,
+    LEAST_TASKS_PER_CHILD,
+    TRACK_STARTED_COST,
+)
 from ansible_collections.fleet.celery.plugins.module_utils.systemd_env import env_fault
 
 if TYPE_CHECKING:
@@ -62,14 +67,10 @@ RETIRED = {
     ),
 }
 
-# What settings cost, by tasks that do nothing: roles/celery_worker/README.md, "What costs much".
-MEASURED = "measured on 2 cores, Celery 5.7"
-TRACK_STARTED_COST = f"it asks Redis a third time for each task, where twice would do ({MEASURED})"
+# What a setting costs: roles/celery_worker/README.md, "What costs much".
 EVENTS_COST = (
     "who sends a task tells monitors of it with one more command for Redis; nodes do so of each step"
 )
-LEAST_TASKS_PER_CHILD = 1000
-CHILD_COST = f"at 100 it costs short tasks 46 % more CPU, and halves their rate ({MEASURED})"
 
 
 @dataclass(frozen=True)
@@ -600,7 +601,7 @@ def expensive(of: Mapping[str, Any]) -> Iterator[Finding]:
         if isinstance(tasks, int) and tasks < LEAST_TASKS_PER_CHILD:
             yield Finding(
                 f"celery_worker_pools.{name}.max_tasks_per_child",
-                f"{tasks}: each child is replaced after so many tasks, and {CHILD_COST}",
+                f"{tasks}: each child is replaced after so many tasks; {CHILD_COST}",
                 f"set {LEAST_TASKS_PER_CHILD} or more, or max_memory_per_child if tasks leak memory",
             )
 

@@ -1,6 +1,6 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-# Written by `make functions` from fleet_runtime.broker.keys. Do not edit it.
+# Written by `make functions` from the runtime. Do not edit it.
 """Names of the keys that the runtime has in Redis. Redis's ACL has them, too.
 
 The first three are kombu's own, one set for each node in place of one for all.

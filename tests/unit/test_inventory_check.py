@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import yaml
 from ansible_collections.fleet.celery.plugins.module_utils import inventory_check as preflight
+from ansible_collections.fleet.celery.plugins.module_utils.runtime_figures import CHILD_COST
 from fleet_runtime.inspect import app_check
 
 if TYPE_CHECKING:
@@ -390,8 +391,8 @@ def pool(**options: Any) -> Callable[[Any, Any], None]:
 COSTLY: dict[str, tuple[Callable[[Any, Any], None], str]] = {
     "track_started": (
         set_all(celery_app_settings={"track_started": True}),
-        "worker1, worker2: celery_app_settings.track_started is true: it asks Redis a third time for each "
-        "task, where twice would do (measured on 2 cores, Celery 5.7); leave it out, unless ",
+        "worker1, worker2: celery_app_settings.track_started is true: a second write to Redis for each "
+        "task, three requests instead of two (measured on 2 cores, Celery 5.7); leave it out, unless ",
     ),
     "as text": (
         set_all(celery_app_settings={"track_started": "yes"}),
@@ -408,7 +409,7 @@ COSTLY: dict[str, tuple[Callable[[Any, Any], None], str]] = {
     "children that are replaced": (
         pool(max_tasks_per_child=999),
         "worker2: celery_worker_pools.default.max_tasks_per_child is 999: each child is replaced after so "
-        f"many tasks, and {preflight.CHILD_COST}; set 1000 or more, or max_memory_per_child if ",
+        f"many tasks; {CHILD_COST}; set 1000 or more, or max_memory_per_child if ",
     ),
 }
 
@@ -562,6 +563,6 @@ def test_a_broken_inventory_is_refused_in_one_message(tmp_path: Path) -> None:
     assert "UNREACHABLE" not in done.stdout
 
 
-@pytest.mark.parametrize("name", ["MEASURED", "LEAST_TASKS_PER_CHILD"])
+@pytest.mark.parametrize("name", ["TRACK_STARTED_COST", "CHILD_COST", "LEAST_TASKS_PER_CHILD"])
 def test_preflight_and_the_check_of_a_release_warn_of_the_same(name: str) -> None:
     assert getattr(preflight, name) == getattr(app_check, name)

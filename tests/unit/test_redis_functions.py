@@ -75,7 +75,7 @@ def names(client: redis.Redis) -> set[str]:
 
 def test_the_files_are_up_to_date() -> None:
     """Else a process of the fleet would call what Redis does not have."""
-    there = [*FOLDER.glob("*.lua"), redis_functions.KEYS]
+    there = [*FOLDER.glob("*.lua"), redis_functions.KEYS, redis_functions.FIGURES]
     assert {path: path.read_text() for path in there} == redis_functions.files(), "run `make functions`"
 
 
