@@ -50,6 +50,8 @@ TIME_LIMIT_S = 30.0
 EXPIRES_S = 60.0
 # Seconds that a node which stops waits for its self-test.
 STOP_TIMEOUT_S = 5.0
+# Seconds after a soft shutdown in which the process ends by itself.
+EXIT_TIMEOUT_S = 5.0
 
 
 class SelfTestTask(Task):
@@ -320,6 +322,20 @@ class ReadinessGate(bootsteps.StartStopStep):
     def _bound_stop(self, **_: Any) -> None:
         """Stop the node at once if it waits only for its self-test, which a pool of threads cannot end."""
         if self._self_test.passed_at is None:
-            timer = threading.Timer(STOP_TIMEOUT_S, os.kill, (os.getpid(), signal.SIGQUIT))
-            timer.daemon = True
-            timer.start()
+            soft_shutdown_s = self._consumer.app.conf.worker_soft_shutdown_timeout
+            threading.Thread(target=_end_process, args=(soft_shutdown_s,), name="stop", daemon=True).start()
+
+
+def _end_process(soft_shutdown_s: float) -> None:
+    """End this process by a soft shutdown, and if a thread outlives that, without waiting for it.
+
+    Python joins the threads of a pool as it ends. Until 3.12 it took a thread whose join a signal had
+    interrupted for ended; from 3.13 on it waits for as long as the self-test runs.
+
+    Args:
+        soft_shutdown_s: Seconds for which Celery's soft shutdown waits for tasks.
+    """
+    time.sleep(STOP_TIMEOUT_S)
+    os.kill(os.getpid(), signal.SIGQUIT)
+    time.sleep(soft_shutdown_s + EXIT_TIMEOUT_S)
+    os._exit(os.EX_OK)
