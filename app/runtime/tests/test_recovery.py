@@ -488,7 +488,7 @@ def test_a_node_without_a_right_does_not_start(tmp_path: Path) -> None:
 
 
 def test_a_node_with_the_name_of_another_one_does_not_start(fleet: Fleet, admin: Any) -> None:
-    """It would give back what the other one runs. One that is gone has left a lease, which ends."""
+    """It would requeue what the other one runs."""
     words = ("worker", "--hostname=one@test", "--pool=solo", "--queues=default", *FLAGS)
     admin.hset(keys.NODES, "one@test", json.dumps({"host": "elsewhere"}))
     gone = threading.Event()
@@ -512,8 +512,18 @@ def test_a_node_with_the_name_of_another_one_does_not_start(fleet: Fleet, admin:
     sentence = result.stderr.splitlines()[-1]
     assert sentence.startswith("celery: the host elsewhere has a node one@test, too.")
     assert "Traceback" not in result.stderr
-    with fleet.worker("one", *words[2:]) as node:
-        assert node.lines("There is a node one@test on the host elsewhere. Waiting for the end of its lease.")
+
+
+def test_a_node_waits_for_the_lease_of_a_host_that_is_gone(fleet: Fleet, admin: Any) -> None:
+    """A host that was replaced has left one, which ends."""
+    admin.hset(keys.NODES, "one@test", json.dumps({"host": "elsewhere"}))
+    admin.zadd(keys.LEASES, {"one@test": admin.time()[0] + PATIENCE})
+    with ExitStack() as stack:
+        node = fleet.worker("one", "--pool=solo", "--queues=default", *FLAGS)
+        stack.callback(node.process.kill)
+        node.wait_for("There is a node one@test on the host elsewhere. Waiting for the end of its lease.")
+        admin.zadd(keys.LEASES, {"one@test": admin.time()[0] - 1})
+        stack.enter_context(node)
         assert json.loads(admin.hget(keys.NODES, "one@test"))["host"] == socket.gethostname()
 
 
