@@ -224,7 +224,7 @@ def test_restore_visible_leaves_what_this_node_knows(monkeypatch: pytest.MonkeyP
     assert swept == [{"num": 10, "interval": 1}]
     other = RoutingChannel(redis, [])
     other.qos = account(other)
-    channel.connection = SimpleNamespace(channels=[channel, other])  # type: ignore[assignment]
+    channel.connection = SimpleNamespace(channels=[channel, other])  # type: ignore[assignment]  # it reads no more of it
     other.qos._delivered["tag-2"] = None
     redis.renewed.clear()
     qos.restore_visible(num=10)
