@@ -139,7 +139,12 @@ class Nodes:
 
     def forget(self, node: str) -> bool:
         """Forget a node; return whether it was dead and held nothing."""
-        own = [keys.unacked(node), keys.unacked_index(node), keys.unacked_mutex(node), keys.proofs(node)]
+        own = [
+            keys.unacked(node),
+            keys.unacked_index(node),
+            keys.unacked_mutex(node),
+            keys.self_test_queue(node),
+        ]
         names = [keys.LEASES, keys.NODES, *own]
         forgotten = bool(self.client.eval(keys.FORGET_NODE, len(names), *names, node, "1"))
         if forgotten:

@@ -54,7 +54,7 @@ def test_nodes_that_have_ended_are_forgotten(client: redis.Redis) -> None:
         add(client, node, lease=-1)
     add(client, "a-1@w1")
     client.rpush("a-1@w2.celery.pidbox", "asked for something")
-    client.rpush(keys.proofs("a-1@w2"), "not run")
+    client.rpush(keys.self_test_queue("a-1@w2"), "not run")
     client.set(keys.unacked_mutex("a-1@w2"), "1")
     others = traces(client, "w1")
     assert apply(Nodes(client, ["w2"]), FORGOTTEN, check=False) == {

@@ -35,4 +35,4 @@ def test_what_a_node_held_that_an_error_ends_counts_as_lost(broker: Broker, web:
     crash.unlink()
     with fleet.worker(*words):
         assert sent.get(timeout=PATIENCE) == 2
-        assert admin.get(keys.losses(tag)) == "1"
+        assert admin.get(keys.crashes(tag)) == "1"

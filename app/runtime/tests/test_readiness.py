@@ -33,7 +33,7 @@ def sick(broker: Broker) -> Fleet:
 
 def proofs(broker: Broker) -> list[bytes]:
     """Return the queues that are for proofs."""
-    return list(broker.client("admin").scan_iter(f"{keys.PROOFS_PREFIX}*"))
+    return list(broker.client("admin").scan_iter(f"{keys.SELF_TEST_PREFIX}*"))
 
 
 @pytest.mark.parametrize("pool", FIRST_OF_POOLS)
@@ -51,7 +51,7 @@ def test_a_node_that_works(sick: Fleet, broker: Broker, web: Any, pool: str) -> 
         assert "consumes default, email, has run a task of release 3fa9c1d2e4b5" in done.stdout
         assert proofs(broker) == []
         active = sick.run("ops", "inspect", "active_queues", "--json").stdout
-        assert keys.PROOFS_PREFIX not in active
+        assert keys.SELF_TEST_PREFIX not in active
 
 
 @pytest.mark.parametrize(
@@ -176,7 +176,7 @@ def test_a_node_that_has_no_room_works_too(sick: Fleet, web: Any, pool: str) -> 
 def test_nothing_stays_of_a_node_that_is_forgotten(broker: Broker) -> None:
     """Neither the task by which it was to prove that it works."""
     redis = broker.client("admin")
-    redis.rpush(keys.proofs("gone@test"), "{}")
+    redis.rpush(keys.self_test_queue("gone@test"), "{}")
     assert forget(redis, "gone@test", if_dead=False)
     assert proofs(broker) == []
 

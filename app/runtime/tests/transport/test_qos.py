@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from fleet_runtime.broker import functions
-from fleet_runtime.transport import qos as module
 from fleet_runtime.transport.decode import RecordedPayload
 from fleet_runtime.transport.qos import QoS
 from kombu.transport import redis as stock
@@ -44,12 +43,6 @@ class FakeChannel:
     def conn_or_acquire(self, client: Any = None) -> Iterator[Any]:
         """Yield a client that has no record."""
         yield SimpleNamespace(hget=lambda *_: None)
-
-
-class FakeKombuChannel(FakeChannel):
-    """A channel of kombu's own, which knows no batches."""
-
-    acknowledge = wake = property()  # as if they were not there
 
 
 @pytest.fixture
@@ -100,19 +93,6 @@ def test_reject_with_requeue_makes_room(channel: FakeChannel, monkeypatch: pytes
     qos.reject("tag-1", requeue=True)
     assert restored == [("tag-1", True)]
     assert channel.calls == ["wake"]
-    assert qos.can_consume()
-
-
-@pytest.mark.parametrize("requeue", [False, True])
-def test_a_channel_of_kombus_own_settles_one_by_one(monkeypatch: pytest.MonkeyPatch, requeue: bool) -> None:
-    """A node at the level `standard` has one."""
-    settled: list[Any] = []
-    monkeypatch.setattr(module, "acknowledge", lambda client, *names: settled.append(names))
-    channel = FakeKombuChannel()
-    qos = account(channel)
-    qos.reject("tag-1", requeue=requeue)
-    assert channel.calls == []
-    assert settled == ([] if requeue else [("unacked:one", "unacked_index:one", ["tag-1"])])
     assert qos.can_consume()
 
 

@@ -1,72 +1,75 @@
 # SPDX-License-Identifier: MIT
-"""Names of the keys that the runtime has in Redis. Redis's ACL has them, too.
+"""Names of the runtime's keys in Redis. The ACL of Redis names them, too.
 
-The first three are kombu's own, one set for each node in place of one for all.
+The first three are kombu's. Here each node has its own, where kombu has one for all. Some values have older
+words than their constants: with another value, the data under the old one would be lost.
 """
 
 from __future__ import annotations
 
-# What nodes hold: hash of delivery tag -> JSON [message, exchange, routing key], and when each was taken.
+#: Unacknowledged messages of a node: hash of delivery tag -> JSON [message, exchange, routing key]; sorted
+#: set of delivery tag -> time of the fetch; lock of the visibility-timeout sweep.
 UNACKED = "unacked"
 UNACKED_INDEX = "unacked_index"
 UNACKED_MUTEX = "unacked_mutex"
 
-# Sorted set of node -> when its lease ends, in seconds of Redis's own clock.
+#: Sorted set of node -> end of its lease, in seconds of the clock of Redis.
 LEASES = "fleet:leases"
-# Hash of node -> JSON of what it says of itself.
+#: Hash of node -> JSON of the facts that it reports.
 NODES = "fleet:nodes"
-# Hash of node -> JSON of when it was started and stopped last, and how often it fell.
+#: Hash of node -> JSON of its last start and stop, and of its crashes.
 HISTORY = "fleet:history"
-# Hash of node that the inventory wants -> JSON {queues, since}; under IDLE_QUEUES a list of those that no
-# node is to consume, for their pool has `nodes: 0`. The playbooks write it (module fleet_wanted).
+#: Hash of node in the inventory -> JSON {queues, since}. Under IDLE_QUEUES there is a list of the queues that
+#: no node is to consume, because their pool has `nodes: 0`. The playbooks write it (module fleet_wanted).
 WANTED, IDLE_QUEUES = "fleet:wanted", "idle queues"
-# Field of the same hash -> JSON {scheduler, since}, of the Beat that the inventory wants, if it does.
+#: Field of the same hash -> JSON {scheduler, since} of the Beat in the inventory, if there is one.
 BEAT = "beat"
-# Sorted set of task id -> when it failed for good; hash of task id -> JSON of the letter.
+#: Sorted set of id -> time of death; hash of id -> JSON of the dead letter.
 DEAD = "fleet:dead"
 DEAD_LETTERS = "fleet:dead:letters"
 
-# Sorted sets of what was revoked -> when, in seconds of Redis's own clock: task ids; JSON [header, stamp].
+#: Sorted sets of revoked task ids, and of revoked stamps as JSON [header, stamp] -> time of the revocation,
+#: in seconds of the clock of Redis.
 REVOKED = "fleet:revoked"
 REVOKED_STAMPS = "fleet:revoked:stamps"
 
-# RedBeat's keys: their prefix, and the lock of the Beat that is active.
+#: RedBeat's keys: their prefix, and the lock of the Beat that is active.
 REDBEAT_PREFIX, REDBEAT_LOCK = "redbeat:", "redbeat::lock"
 
-# Hash of host -> JSON of who has drained it.
+#: Hash of host -> JSON of when and why it was drained.
 DRAINED = "fleet:drained"
 
-# Queues in which nodes find the task by which each proves that it works.
-PROOFS_PREFIX = "fleet:proof:"
-LOSSES_PREFIX = "fleet:losses:"
+#: Prefixes: queues of self-tests; counters of deliveries that crashed their worker; keys of `once`.
+SELF_TEST_PREFIX = "fleet:proof:"
+CRASHES_PREFIX = "fleet:losses:"
 ONCE_PREFIX = "fleet:once:"
 
 
 def unacked(node: str) -> str:
-    """Return the hash of the messages that a node holds."""
+    """Return the hash of the unacknowledged messages of a node."""
     return f"{UNACKED}:{node}"
 
 
 def unacked_index(node: str) -> str:
-    """Return the sorted set of when a node took what it holds."""
+    """Return the sorted set of the times at which a node fetched its unacknowledged messages."""
     return f"{UNACKED_INDEX}:{node}"
 
 
 def unacked_mutex(node: str) -> str:
-    """Return the lock of kombu's own search for messages that are held too long."""
+    """Return the lock of the visibility-timeout sweep of a node."""
     return f"{UNACKED_MUTEX}:{node}"
 
 
-def proofs(node: str) -> str:
-    """Return the queue of a node's own, from which alone it consumes until it has proved that it works."""
-    return f"{PROOFS_PREFIX}{node}"
+def self_test_queue(node: str) -> str:
+    """Return the queue of a node's self-test. The node consumes nothing else until it is ready."""
+    return f"{SELF_TEST_PREFIX}{node}"
 
 
-def losses(delivery_tag: str) -> str:
-    """Return the counter of how often who ran a message died."""
-    return f"{LOSSES_PREFIX}{delivery_tag}"
+def crashes(delivery_tag: str) -> str:
+    """Return the counter of the deliveries of a message that crashed their worker."""
+    return f"{CRASHES_PREFIX}{delivery_tag}"
 
 
 def once(key: str) -> str:
-    """Return the key of something that is to be done once."""
+    """Return the key in Redis of a key of `once`."""
     return f"{ONCE_PREFIX}{key}"

@@ -84,7 +84,7 @@ class DeadLetterStore:
         message = json.loads(payload)
         priority = kombu_channel.priority_of(self._channel, message)
         queue = kombu_channel.list_of(self._channel, str(letter.queue), priority)  # `revived` has one
-        crash_count = keys.losses(message["properties"]["delivery_tag"])
+        crash_count = keys.crashes(message["properties"]["delivery_tag"])
         return self._remove(letter, [crash_count, queue], [payload])
 
     def purge(self, letter: DeadLetter) -> bool:
@@ -213,7 +213,7 @@ def count_crashes(message: Any, *, more: bool, record: str = "") -> int:
     """
     channel = message.channel
     with channel.conn_or_acquire() as client:
-        names = [keys.losses(message.delivery_tag), channel.unacked_key]
+        names = [keys.crashes(message.delivery_tag), channel.unacked_key]
         arguments = [message.delivery_tag, int(more), CRASH_COUNT_TTL_S, record]
         return int(functions.run(client, scripts.COUNT_CRASH, names, arguments))
 
@@ -231,7 +231,7 @@ def _store(
     names: list[str] = [keys.DEAD, keys.DEAD_LETTERS]
     arguments: list[Any] = [letter["id"], json.dumps(letter, default=repr), *retention]
     if held:
-        names += [keys.losses(held.tag), held.unacked, held.unacked_index]
+        names += [keys.crashes(held.tag), held.unacked, held.unacked_index]
         arguments += [held.tag, record, int(needed), 0 if letter["reason"] in COUNTED_REASONS else 1]
     return bool(functions.run(client, scripts.DEAD_LETTER, names, arguments))
 

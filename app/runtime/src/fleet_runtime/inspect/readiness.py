@@ -172,6 +172,8 @@ def _names(node: str, queues: Sequence[dict[str, str]]) -> list[str]:
     """
     own = worker_direct(node).name
     others = [
-        queue for queue in queues if queue["name"] != own and not queue["name"].startswith(keys.PROOFS_PREFIX)
+        queue
+        for queue in queues
+        if queue["name"] != own and not queue["name"].startswith(keys.SELF_TEST_PREFIX)
     ]
     return sorted(queue.get("alias") or queue["name"] for queue in others)

@@ -61,7 +61,12 @@ def forget(client: Any, node: str, *, if_dead: bool) -> bool:
         Whether the keys are deleted.
     """
     names = [keys.LEASES, keys.NODES]
-    names += [keys.unacked(node), keys.unacked_index(node), keys.unacked_mutex(node), keys.proofs(node)]
+    names += [
+        keys.unacked(node),
+        keys.unacked_index(node),
+        keys.unacked_mutex(node),
+        keys.self_test_queue(node),
+    ]
     return bool(functions.run(client, scripts.FORGET_NODE, names, [node, int(if_dead)]))
 
 

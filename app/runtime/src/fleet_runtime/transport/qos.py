@@ -36,10 +36,7 @@ def acknowledge(client: Any, unacked: str, index: str, tags: Iterable[str]) -> N
 
 
 class QoS(stock.QoS):
-    """Settles messages by scripts, in batches where the channel can.
-
-    A node at the level `standard` has it on kombu's own channels, which know nothing of batches.
-    """
+    """Settles messages by scripts, and leaves acknowledgements to the channel, which sends many at once."""
 
     def append(self, message: Any, delivery_tag: str) -> None:
         """Count a message as unacknowledged, and record it unless its fetch has."""
@@ -50,14 +47,8 @@ class QoS(stock.QoS):
 
     def ack(self, delivery_tag: str) -> None:
         """Acknowledge a message, with the next command that the channel sends if it will send one."""
-        channel = self.channel
-        if hasattr(channel, "acknowledge"):
-            virtual.QoS.ack(self, delivery_tag)
-            channel.acknowledge(delivery_tag)
-            return
-        with channel.conn_or_acquire() as client:
-            acknowledge(client, self.unacked_key, self.unacked_index_key, [delivery_tag])
         virtual.QoS.ack(self, delivery_tag)
+        self.channel.acknowledge(delivery_tag)
 
     def reject(self, delivery_tag: str, requeue: bool = False) -> None:
         """Reject a message; a message that is requeued goes behind all others of its queue."""
@@ -66,8 +57,7 @@ class QoS(stock.QoS):
             return
         self.restore_by_tag(delivery_tag, leftmost=True)
         virtual.QoS.ack(self, delivery_tag)
-        if hasattr(self.channel, "wake"):
-            self.channel.wake()  # there is room for another message
+        self.channel.wake()  # there is room for another message
 
     def restore_by_tag(self, tag: str, client: Any = None, leftmost: bool = False) -> None:
         """Put a message back into its queues; if none is bound to its exchange, it stays unacknowledged.

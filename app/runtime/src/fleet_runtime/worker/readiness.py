@@ -205,7 +205,7 @@ class ReadinessGate(bootsteps.StartStopStep):
         context.readiness_gate = self
         self._consumer = consumer
         self._self_test = context.self_test
-        self._queue = keys.proofs(context.node)
+        self._queue = keys.self_test_queue(context.node)
         self._timer: Any = None
         self.call_soon = consumer.call_soon
         signals.worker_shutting_down.connect(self._bound_stop, weak=False, dispatch_uid="fleet.readiness")
