@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
 from unittest import mock
@@ -19,7 +18,7 @@ def test_a_file_has_its_mode_before_it_has_its_name(tmp_path: Path) -> None:
 
     def replace(new: Path, path: Path) -> None:
         modes.append(new.stat().st_mode & 0o777)
-        os.replace(new, path)  # noqa: PTH105 - Path.replace is what stands in for it here
+        new.rename(path)
 
     with mock.patch("pathlib.Path.replace", replace):
         replace_file(tmp_path / "a", "text é\n", mode=0o640)
