@@ -28,7 +28,6 @@ from redis.exceptions import ConnectionError as NoConnectionError
 from redis.exceptions import ResponseError
 
 from fleet_runtime.compat.surface import may_replace
-from fleet_runtime.transport.channel import Channel as FetchingChannel
 from fleet_runtime.transport.qos import QoS
 
 if TYPE_CHECKING:
@@ -137,8 +136,8 @@ class InFlight:
         Returns:
             The delivery tags of messages that this process runs, which must not be requeued.
         """
-        if isinstance(lost := getattr(self.qos, "channel", None), FetchingChannel):
-            self.unsettled.update(dict.fromkeys(lost.unconfirmed_acks(), "ack"))
+        if self.qos is not None:  # of the connection that was lost
+            self.unsettled.update(dict.fromkeys(self.qos.channel.unconfirmed_acks(), "ack"))
         self._track_received()
         qos = channel.qos
         # Not a new object: with worker_disable_prefetch, Celery has patched this one.
