@@ -52,6 +52,16 @@ def test_the_least_that_must_be_said_is_enough() -> None:
             "CELERY_RESULT_BACKEND: must have a port",
         ),
         ({"FLEET_ACCEPT_CONTENT": " "}, "FLEET_ACCEPT_CONTENT: "),
+        ({"FLEET_LEVEL": "fast"}, "FLEET_LEVEL: Input should be 'full' or 'standard'"),
+        ({"FLEET_ATOMIC_FETCH": "false"}, "accept the level standard with celery_app_level: standard"),
+        (
+            {"FLEET_LEVEL": "standard", "FLEET_ATOMIC_FETCH": "true"},
+            "FLEET_ATOMIC_FETCH=true contradicts the level standard (celery_app_level)",
+        ),
+        (
+            {"FLEET_LEVEL": "standard", "FLEET_FAST_POOL": "true"},
+            "FLEET_FAST_POOL=true contradicts the level standard (celery_app_level)",
+        ),
         (
             {"FLEET_PREFETCH_MULTIPLIER": "0"},
             "FLEET_PREFETCH_MULTIPLIER: Input should be greater than or equal",
@@ -88,6 +98,24 @@ def test_what_cannot_be_is_refused(
     assert message in str(refused.value)
     assert "\n" not in str(refused.value)
     assert "secret" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("variables", "is_full"),
+    [
+        ({}, True),
+        ({"FLEET_ATOMIC_FETCH": "true", "FLEET_FAST_POOL": "false"}, True),
+        ({"FLEET_LEVEL": "standard"}, False),
+        ({"FLEET_LEVEL": "standard", "FLEET_ATOMIC_FETCH": "false", "FLEET_FAST_POOL": "false"}, False),
+    ],
+)
+def test_what_fits_the_level_is_accepted(
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], *, is_full: bool
+) -> None:
+    """Both switches may be given as the level has them, and the pool may be Celery's at either."""
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert FleetSettings.from_environment().is_full is is_full
 
 
 def test_serializers_have_commas_between(monkeypatch: pytest.MonkeyPatch) -> None:
