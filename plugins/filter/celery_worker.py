@@ -248,8 +248,7 @@ def in_service(hosts: Iterable[str], variables: Mapping[str, Mapping[str, Any]])
         hosts: Names of the hosts.
         variables: The variables of all hosts, as `hostvars` has them.
     """
-    marks = {host: variables[host].get("__celery_worker_mark", {}).get("stat", {}) for host in hosts}
-    return [host for host, mark in marks.items() if mark.get("exists") is False]
+    return [host for host in hosts if variables[host].get("celery_worker_result", {}).get("drained") is False]
 
 
 def pools_of(variables: Mapping[str, Mapping[str, Any]], hosts: Iterable[str]) -> list[str]:

@@ -185,22 +185,22 @@ def table(rows: Iterable[Mapping[str, Any]]) -> list[str]:
 def status_rows(
     hosts: Mapping[str, Mapping[str, Any]], groups: Mapping[str, Iterable[str]], tiers: Mapping[str, str]
 ) -> list[dict[str, Any]]:
-    """Return the rows of the table of hosts, by what the module fleet_stale returned for each.
+    """Return the rows of the table of hosts, by what the roles' entry point `status` returned for each.
 
     Args:
         hosts: Variables of all hosts.
         groups: Hosts of each group.
-        tiers: Group -> variable that has the module's result.
+        tiers: Group -> variable that has the role's result.
 
     >>> found = {"states": {"a.service": "active"}, "stale": [], "current": "3f", "previous": ""}
-    >>> hosts = {"w1": {"found": found}, "w2": {}}
+    >>> hosts = {"w1": {"found": {"services": found}}, "w2": {}}
     >>> for row in status_rows(hosts, {"workers": ["w1", "w2"]}, {"workers": "found", "beat": "found"}):
     ...     print(*row.values())
     w1 workers yes 3f - 1 of 1 - - -
     w2 workers no no answer
     """
     return [
-        {"HOST": host, "TIER": tier} | _status_row(hosts[host].get(variable, {}))
+        {"HOST": host, "TIER": tier} | _status_row(hosts[host].get(variable, {}).get("services", {}))
         for tier, variable in tiers.items()
         for host in groups.get(tier, ())
     ]

@@ -200,3 +200,47 @@ def options_of(options: dict[str, Any]) -> dict[str, Any]:
         )
         for name, option in options.items()
     }
+
+
+RESULT = re.compile(
+    rf"\b({'|'.join(role.name for role in ROLES)})_result\b(?: \| default\(\{{\}}\)\))?\.(\w+)"
+)
+
+
+def returned(role: Path) -> set[str]:
+    """The keys of a role's documented result variable, as its entry points set them."""
+    keys: set[str] = set()
+    for path in role.glob("tasks/*.yml"):
+        for task in tasks_of(yaml.safe_load(path.read_text())):
+            result = task.get("ansible.builtin.set_fact", {}).get(f"{role.name}_result", {})
+            if isinstance(result, str):
+                assert result == f"{{{{ __{role.name}_result }}}}", named(path, task)
+                result = yaml.safe_load((role / "vars" / "main.yml").read_text())[f"__{role.name}_result"]
+            keys |= set(result)
+    return keys
+
+
+@pytest.mark.parametrize("role", ROLES, ids=lambda role: role.name)
+def test_results_of_roles_are_documented(role: Path) -> None:
+    """Each key is in the README of the role, below "Returns"."""
+    section = (role / "README.md").read_text().partition("\n## Returns\n")[2].partition("\n## ")[0]
+    assert set(re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE)) == returned(role)
+
+
+def test_nobody_reads_an_internal_variable_of_a_role() -> None:
+    """Playbooks and filters read the documented result of a role, so its other names may change."""
+    internal = re.compile(rf"\b__(?:{'|'.join(role.name for role in ROLES)})_\w+")
+    readers = [*ROOT.glob("playbooks/**/*.yml"), *ROOT.glob("plugins/filter/*")]
+    found = {
+        path.name: names
+        for path in readers
+        if path.is_file() and (names := internal.findall(path.read_text()))
+    }
+    assert not found
+
+
+def test_playbooks_read_what_roles_return() -> None:
+    """Each key that a playbook reads is one that an entry point sets."""
+    read = {match for path in ROOT.glob("playbooks/**/*.yml") for match in RESULT.findall(path.read_text())}
+    assert {role for role, _ in read} >= {"celery_app", "celery_worker"}
+    assert not [f"{role}_result.{key}" for role, key in read if key not in returned(ROOT / "roles" / role)]

@@ -259,5 +259,5 @@ def test_a_host_is_well_if_its_units_are_up_with_the_files_that_it_has(
 ) -> None:
     if found:
         found = {"stale": [], "drained": False, "reason": "", "current": "3f", "previous": ""} | found
-    (cells,) = status_rows({"h": {"found": found}}, {"workers": ["h"]}, {"workers": "found"})
+    (cells,) = status_rows({"h": {"found": {"services": found}}}, {"workers": ["h"]}, {"workers": "found"})
     assert " ".join(map(str, cells.values())) == f"h workers {row}"

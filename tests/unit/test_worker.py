@@ -230,7 +230,7 @@ def test_hosts_that_a_run_has_not_looked_at_may_be_drained() -> None:
     """So nobody waits for their nodes: they may be left out with -l because they are off."""
     marks: dict[str, bool | None] = {"w1": False, "w2": True, "w3": None}
     hosts: dict[str, dict[str, Any]] = {
-        host: {} if there is None else {"__celery_worker_mark": {"stat": {"exists": there}}}
+        host: {} if there is None else {"celery_worker_result": {"drained": there}}
         for host, there in marks.items()
     }
     assert filters.in_service(hosts, hosts) == ["w1"]
