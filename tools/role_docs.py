@@ -73,12 +73,19 @@ def section(role: Path) -> str:
     file = role / "defaults" / "main.yml"
     defaults = (yaml.safe_load(file.read_text()) or {}) if file.exists() else {}
     parts = [table(specs["main"]["options"], defaults)]
+    specs |= {path.stem: yaml.safe_load(path.read_text()) for path in data_types(role)}
     known = set(specs["main"]["options"])
     for name, spec in specs.items():
         own = {key: option for key, option in (spec.get("options") or {}).items() if key not in known}
         if name != "main" and own:
             parts.append(f"`{name}`: {text(spec['short_description'])}.\n\n{table(own, defaults)}")
     return "\n\n".join(parts)
+
+
+def data_types(role: Path) -> list[Path]:
+    """Return the files that describe a kind of value, such as a pool, as a specification describes a role."""
+    known = {"argument_specs.yml", "main.yml"}
+    return sorted(path for path in (role / "meta").glob("*.yml") if path.name not in known)
 
 
 def updated(role: Path) -> str:

@@ -120,6 +120,6 @@ def given(role: str) -> list[str]:
 
 def pool_problems(pools: Any, host: str) -> list[str]:
     """Return what the role celery_worker finds wrong with a host's pools, whatever the host's size."""
-    spec = str(specification("celery_worker"))
+    spec = str(specification("celery_worker").with_name("pool.yml"))
     problems = filter_loader.get("fleet.celery.celery_worker_problems").j2_function
     return list(problems(pools, spec, host, None, None))  # its CPUs and its memory are asked on the host

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """The role celery_worker's filters: what a pool's options mean to `celery worker`, and which cannot be.
 
-The options are described in roles/celery_worker/meta/argument_specs.yml, entry point `pool`.
+The options are described in roles/celery_worker/meta/pool.yml.
 """
 
 from __future__ import annotations
@@ -447,7 +447,7 @@ def problems(
 
     Args:
         pools: As the inventory gives them.
-        specification: Path of the role's meta/argument_specs.yml, whose entry point `pool` counts.
+        specification: Path of the role's meta/pool.yml.
         host_name: The host's part of the nodes' names.
         cpus: Number of the host's CPUs, if it is known.
         memory_mb: The host's memory in MiB, if it is known.
@@ -482,10 +482,10 @@ def plain(value: Any) -> Any:
 
 @cache
 def pool_options(specification: str) -> Mapping[str, Any]:
-    """Return the options of a pool, by the path of the role's argument specification."""
-    # A few hundred lines, which take Ansible's own filter for YAML half a second, on each host.
+    """Return the options of a pool, by the path of the role's meta/pool.yml."""
+    # A hundred lines, which take Ansible's own filter for YAML half a second, on each host.
     described = yaml.load(Path(specification).read_text(), Loader=yaml.CSafeLoader)
-    options: Mapping[str, Any] = described["argument_specs"]["pool"]["options"]
+    options: Mapping[str, Any] = described["options"]
     return options
 
 

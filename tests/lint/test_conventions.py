@@ -103,9 +103,27 @@ def test_role_is_whole(role: Path) -> None:
         "README.md",
         "defaults/main.yml",
         "meta/argument_specs.yml",
+        "meta/main.yml",
         "tasks/main.yml",
     )
     assert [file for file in expected if not (role / file).is_file()] == []
+    described = yaml.safe_load((role / "meta" / "main.yml").read_text())["galaxy_info"]
+    assert described["license"] == "MIT"
+    assert described["description"]
+
+
+@pytest.mark.parametrize("role", ROLES, ids=lambda role: role.name)
+def test_entry_points_are_specified(role: Path) -> None:
+    """Each file of tasks is an entry point with an argument specification, or below tasks/internal."""
+    specified = yaml.safe_load((role / "meta" / "argument_specs.yml").read_text())["argument_specs"]
+    assert sorted(specified) == sorted(path.stem for path in role.glob("tasks/*.yml"))
+    assert all("short_description" in spec and "options" in spec for spec in specified.values())
+    assert {path.name for path in role.glob("tasks/*/")} <= {"internal"}
+
+
+def test_internal_tasks_are_used_by_their_role_only() -> None:
+    """A playbook names entry points."""
+    assert not [path.name for path in ROOT.glob("playbooks/**/*.yml") if "internal/" in path.read_text()]
 
 
 def test_roles_know_no_inventory() -> None:

@@ -262,7 +262,7 @@ def test_a_provided_certificate_is_checked(
     tmp_path: Path, days: float, names: list[str], begins: float, message: str
 ) -> None:
     write_certificate(tmp_path, days, *names, begins=begins)
-    found = refusals(provided(tmp_path), "tasks/provided.yml")
+    found = refusals(provided(tmp_path), "tasks/internal/provided.yml")
     assert [message in text for text in found] == ([True] if message else [])
 
 
@@ -271,7 +271,7 @@ def test_a_provided_certificate_with_another_key_is_refused(tmp_path: Path) -> N
     certificate = (tmp_path / "host.crt").read_bytes()
     write_certificate(tmp_path, 90, "host1")
     (tmp_path / "host.crt").write_bytes(certificate)
-    assert refusals(provided(tmp_path), "tasks/provided.yml") == ["it belongs to another key"]
+    assert refusals(provided(tmp_path), "tasks/internal/provided.yml") == ["it belongs to another key"]
 
 
 # --- the replacement of the authority ---

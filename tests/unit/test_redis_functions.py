@@ -45,7 +45,9 @@ def program(host: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> An
     module: Any = importlib.util.module_from_spec(spec)
     loader.exec_module(module)
     role = host.role(redis_bind=["127.0.0.1"])
-    task = next(one for one in role.read("tasks/configure.yml") if "__redis_login" in one.get("vars", {}))
+    task = next(
+        one for one in role.read("tasks/internal/configure.yml") if "__redis_login" in one.get("vars", {})
+    )
     texts = {name: text.strip("{} ") for name, text in task["vars"]["__redis_login"].items()}
     login = {name: role.evaluate(text) for name, text in texts.items() if name != "username"}
     module.LOGIN, module.LIBRARIES = tmp_path / "functions.json", tmp_path / "libraries"

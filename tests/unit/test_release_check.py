@@ -31,7 +31,7 @@ GIVEN: dict[str, Any] = {
 def asked(**variables: Any) -> dict[str, Any]:
     """Return the options with which the module checks a release."""
     role = Role("celery_app", **GIVEN, **variables)
-    [task] = role.read("tasks/check.yml")
+    [task] = role.read("tasks/internal/check.yml")
     options: dict[str, Any] = role.templar.template(trusted(task["fleet.celery.celery_release"]))
     return options
 

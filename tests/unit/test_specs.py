@@ -21,7 +21,7 @@ KEPT = "fleet.celery.fleet_kept"
 TASK_FILES = sorted(
     path
     for pattern in (
-        "roles/*/tasks/*.yml",
+        "roles/*/tasks/**/*.yml",
         "roles/*/handlers/*.yml",
         "playbooks/*.yml",
         "playbooks/tasks/*.yml",
@@ -146,8 +146,8 @@ def test_a_batch_keeps_for_its_role_and_puts_back_what_is_of_it(play: Any) -> No
     role = end["vars"]["batch_role"]
     kept = {options["keep_for"] for options in play["module_defaults"].values()}
     assert kept == {role}
-    put_back = load(ROOT / "roles" / role / "tasks" / "put_back.yml")
-    assert {task[KEPT]["owner"] for task in tasks(put_back) if KEPT in task} == {role}
+    rollback = load(ROOT / "roles" / role / "tasks" / "rollback.yml")
+    assert {task[KEPT]["owner"] for task in tasks(rollback) if KEPT in task} == {role}
 
 
 @pytest.mark.parametrize("path", TASK_FILES, ids=lambda path: str(path.relative_to(ROOT)))
@@ -162,7 +162,7 @@ def test_no_secret_in_the_environment_of_a_task(path: Path) -> None:
 def test_roles_name_no_group(role: Path) -> None:
     """A playbook gives a role what it needs of other hosts, so that a role works in any inventory."""
     for path in [
-        *role.glob("tasks/*.yml"),
+        *role.glob("tasks/**/*.yml"),
         *role.glob("defaults/*.yml"),
         *role.glob("vars/*.yml"),
         *role.rglob("*.j2"),

@@ -78,7 +78,7 @@ def environment(text: str) -> dict[str, str]:
 
 def problems(pools: dict[str, Any], cpus: int = 4, memory_mb: int = 4096, host: str = "host1") -> str:
     """Return what the role says about pools, in one text."""
-    spec = role().path / "meta" / "argument_specs.yml"
+    spec = role().path / "meta" / "pool.yml"
     return "\n".join(filters.problems(pools, str(spec), host, cpus, memory_mb))
 
 
@@ -432,8 +432,8 @@ def test_celery_knows_every_option() -> None:
 
 
 def test_the_specification_knows_every_option_and_default() -> None:
-    """meta/argument_specs.yml describes what the filters do."""
-    options = role().read("meta/argument_specs.yml")["argument_specs"]["pool"]["options"]
+    """meta/pool.yml describes what the filters do."""
+    options = role().read("meta/pool.yml")["options"]
     used = {option for pool in POOLS.values() for option in pool}
     assert set(options) == used
     described = {name: option["default"] for name, option in options.items() if "default" in option}
@@ -538,7 +538,7 @@ def test_pools_that_cannot_run_are_refused(pools: dict[str, Any], message: str) 
 )
 def test_what_depends_on_the_host_is_left_to_it(pools: dict[str, Any]) -> None:
     """The controller, which does not know the host's size, refuses what no host could run."""
-    spec = str(role().path / "meta" / "argument_specs.yml")
+    spec = str(role().path / "meta" / "pool.yml")
     assert filters.problems(pools, spec, "host1", None, None) == []
     assert filters.problems(one(profile="long"), spec, "host1", None, None) != []
 
