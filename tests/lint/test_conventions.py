@@ -262,3 +262,15 @@ def test_playbooks_read_what_roles_return() -> None:
     read = {match for path in ROOT.glob("playbooks/**/*.yml") for match in RESULT.findall(path.read_text())}
     assert {role for role, _ in read} >= {"celery_app", "celery_worker"}
     assert not [f"{role}_result.{key}" for role, key in read if key not in returned(ROOT / "roles" / role)]
+
+
+def test_tasks_are_named_in_the_imperative_of_the_field() -> None:
+    """Install, Validate, Wait for: the output of a run is read by people who do not know the fleet."""
+    told = re.compile(r"(Look|See|Ask|Say|Tell|Note|Foresee|Let|Have|Make|Put|Forget|Know)\b")
+    plays = [
+        (path.relative_to(ROOT), play)
+        for path in ROOT.glob("playbooks/*.yml")
+        for play in yaml.safe_load(path.read_text())
+    ]
+    named_so = [named(*item) for item in (*TASKS, *plays) if told.match(item[1].get("name", ""))]
+    assert [name for name in named_so if name.startswith(("roles", "playbooks"))] == []

@@ -22,11 +22,11 @@ PLAYS = [
 ]
 # These look at hosts, and tell which do not answer.
 LOOKING = (
-    "Ask whether the hosts are there",
-    "Look at the broker",
-    "Look at the workers",
-    "Look at Beat",
-    "Look at Flower",
+    "Ping the hosts",
+    "Read the versions of Redis",
+    "Read the state of the workers",
+    "Read the state of Beat",
+    "Read the state of Flower",
 )
 # Former names of playbooks, each with the new one.
 FORMER = {

@@ -115,7 +115,7 @@ def test_the_first_run_takes_no_right_that_a_release_needs_and_the_last_step_doe
 def test_when_the_last_step_writes(scripted: list[str], exchanges: list[str], narrowed: bool) -> None:
     """Each right goes by itself, as soon as nothing needs it."""
     tasks = Role("redis").read("tasks/retire_queues.yml")
-    when = next(one["when"] for one in tasks if one["name"] == "Give up what nobody uses")
+    when = next(one["when"] for one in tasks if one["name"] == "Remove the rights that nobody uses")
     found = {"former": [], "used": [], "any_exchange": True, "any_script": True, "exchanges": exchanges}
     given = Role("redis", __redis_queues=found, redis_scripted_releases=scripted)
     assert given.evaluate(when) is narrowed

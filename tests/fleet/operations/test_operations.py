@@ -101,7 +101,7 @@ def test_check_mode_says_what_would_restart(operator: Operator, source: Path) ->
     version = append(source, "\nVERSION = 3\n")
     run = operator.play("playbooks/release.yml", "--check", celery_app_source=version).expect_success()
     assert fleet.restarted(before) == set()
-    restart = "Restart the nodes that run with something old"
+    restart = "Restart the nodes whose files have changed"
     told = {host for host, task in run.changes if restart in task}
     assert told == {host.name for host in fleet.group("workers")}
     assert listed(run, "Would restart") == sorted(node.unit for node in fleet.nodes)
