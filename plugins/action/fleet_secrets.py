@@ -19,44 +19,6 @@ from ansible.plugins.action import ActionBase
 from ansible_collections.fleet.celery.plugins.action.inventory_check import require_extra_variables
 from ansible_collections.fleet.celery.plugins.module_utils.files import replace_file
 
-DOCUMENTATION = r"""
-name: fleet_secrets
-short_description: Make the passwords of an environment, into its vault file, and replace them
-description:
-  - A password that exists is changed only if I(replace) names it. A file that lacks none is not written.
-  - A password that was replaced stays in the file, in the mapping C(fleet_secrets_previous), until I(forget)
-    names it. So the file tells what is under way, to whoever runs the next play from whichever controller.
-  - The file is replaced at once. Its other variables and its comments stay.
-  - Passwords are neither shown nor logged.
-options:
-  path: {description: The vault file., type: path, required: true}
-  names: {description: Keys that C(fleet_secrets) must have., type: list, elements: str, required: true}
-  replace:
-    description: Keys of passwords to make anew. One that was replaced, and is not forgotten yet, stays.
-    type: list
-    elements: str
-    default: []
-  forget:
-    description: Keys to remove from C(fleet_secrets_previous).
-    type: list
-    elements: str
-    default: []
-  expected:
-    description: What the inventory has as C(fleet_secrets). A file that has something else is refused.
-    type: dict
-author: celery-fleet
-"""
-
-RETURN = r"""
-made: {description: Keys that were made., returned: success, type: list, elements: str}
-replaced: {description: Keys that were replaced., returned: success, type: list, elements: str}
-secrets:
-  description: What C(fleet_secrets) has now, or would have. A result that has it is not shown.
-  returned: with expected
-  type: dict
-previous: {description: The same for C(fleet_secrets_previous)., returned: with expected, type: dict}
-"""
-
 ALPHABET = string.ascii_letters + string.digits
 LENGTH = 40  # 238 bits, and easy to copy
 NOW = "fleet_secrets"

@@ -20,20 +20,6 @@ if TYPE_CHECKING:
 
 COLLECTION = Path(__file__).resolve().parents[2]
 
-DOCUMENTATION = r"""
-name: inventory_check
-short_description: Refuse an inventory that cannot work, with all findings in one message
-description:
-  - Reads the variables of all hosts on the controller, and connects to none.
-  - Warns of settings that work, but cost much.
-options:
-  roles:
-    description: For each role that has an argument specification, the groups that it runs on.
-    type: dict
-    required: true
-author: celery-fleet
-"""
-
 
 class ActionModule(ActionBase):
     """The action."""

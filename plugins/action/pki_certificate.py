@@ -16,33 +16,6 @@ from ansible_collections.fleet.celery.plugins.module_utils import pki_certificat
 from ansible_collections.fleet.celery.plugins.module_utils import pki_names
 from ansible_collections.fleet.celery.plugins.module_utils.files import replace_file
 
-DOCUMENTATION = r"""
-name: pki_certificate
-short_description: Make a host's certificate, on the controller
-description:
-  - All that it says comes from the arguments. A host adds its public key, and nothing else.
-  - Refuses a name or an address that is another host's, one that the authority does not permit, and a public
-    key of a kind that the role pki does not make.
-  - A certificate that is there already, and says all that it should, stays.
-options:
-  path: {description: The certificate., type: path, required: true}
-  public_key: {description: The host's public key (PEM)., type: str, required: true}
-  names: {description: Its names and addresses., type: list, elements: str, required: true}
-  days: {description: How long it is valid., type: int, required: true}
-  renew_days: {description: How long before its end it is replaced., type: int, required: true}
-  fleet: {description: How each host is called (the action C(pki_fleet))., type: dict, required: true}
-  authority: {description: Path of the authority's certificate., type: path, required: true}
-  authority_key: {description: Path of its key., type: path, required: true}
-  passphrase: {description: That of the key., type: str, required: true}
-  replace: {description: Replace one that is as it should be., type: bool, default: false}
-author: celery-fleet
-requirements: [cryptography >= 42]
-"""
-
-RETURN = r"""
-why: {description: Why it was made., returned: success, type: list, elements: str}
-"""
-
 
 class ActionModule(ActionBase):
     """The action."""

@@ -8,22 +8,6 @@ from typing import Any
 from ansible.plugins.action import ActionBase
 from ansible_collections.fleet.celery.plugins.module_utils import pki_names
 
-DOCUMENTATION = r"""
-name: pki_fleet
-short_description: Read from the inventory how each host is called
-description:
-  - Reads the variables of all hosts on the controller, and connects to none. Facts are no part of it.
-options: {}
-author: celery-fleet
-"""
-
-RETURN = r"""
-hosts:
-  description: For each host what is its own, its services, more, and whether it runs a service.
-  returned: success
-  type: dict
-"""
-
 
 class ActionModule(ActionBase):
     """The action."""
