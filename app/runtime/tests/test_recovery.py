@@ -394,7 +394,7 @@ def test_what_a_killed_node_held_comes_back_by_its_lease(
         assert set(json.loads(admin.hget(keys.NODES, "one@test"))) == {
             "pid", "host", "pool", "concurrency", "running", "queues", "exchanges", "release", "started",
             "lapses", "recovered", "proved", "unproved", "excused", "held", "priority_steps",
-            "overdue", "reconnects", "silence", "dropped", "refused",
+            "overdue", "reconnects", "silence", "dropped", "refused", "level",
         }  # fmt: skip
         web.send_task("shop.note", (str(tmp_path / "notes"), "2"), queue="default", countdown=1000)
         wait_until(lambda: json.loads(admin.hget(keys.NODES, "one@test"))["held"] == {"default": 1})

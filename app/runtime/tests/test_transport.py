@@ -521,8 +521,11 @@ def looping(
     return node
 
 
-def test_what_is_taken_in_advance_is_delivered_without_asking(looping: Looping, broker: Broker) -> None:
-    """As soon as there is room; in the order of the queue."""
+def test_what_is_taken_in_advance_is_delivered_without_asking(
+    looping: Looping, broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As soon as there is room; in the order of the queue. On a slow machine, nothing goes back meanwhile."""
+    monkeypatch.setattr(tuning, "PREFETCH_TTL_S", PATIENCE)
     before, count = requests(broker), len(looping.got)
     while len(looping.got) < count + 40:
         looping.done()
