@@ -173,7 +173,11 @@ def test_shared_paths_have_one_home() -> None:
     assert offending == []
 
 
-MODULES = sorted(ROOT.glob("plugins/modules/*.py"))
+# A file without a `main` has the documentation of an action, which ansible-doc looks for there.
+MODULES, DOCUMENTATION = (
+    [path for path in sorted(ROOT.glob("plugins/modules/*.py")) if ("def main(" in path.read_text()) is runs]
+    for runs in (True, False)
+)
 
 
 def test_there_are_few_modules() -> None:
@@ -181,6 +185,13 @@ def test_there_are_few_modules() -> None:
     assert len(MODULES) <= 16
     listed = re.findall(r"^\| `(\w+)` \|", (ROOT / "plugins" / "README.md").read_text(), re.MULTILINE)
     assert listed == [path.stem for path in MODULES]
+
+
+def test_files_without_a_main_document_an_action() -> None:
+    """A module that lost its `main` would pass for documentation."""
+    assert [
+        path.stem for path in DOCUMENTATION if not (ROOT / "plugins" / "action" / path.name).exists()
+    ] == []
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)
