@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import importlib
 import threading
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -249,3 +250,10 @@ def test_a_replica_loses_the_functions_with_its_master(own: Broker, replica: Bro
         functions.run(client, scripts.ONCE_FINISH, ["fleet:once:key"], ["mine", "", "0"])
     replica.load_functions()
     functions.run(client, scripts.ONCE_FINISH, ["fleet:once:key"], ["mine", "", "0"])
+
+
+def test_the_old_name_of_the_module_names_the_new_one() -> None:
+    """Applications outside of the fleet import it."""
+    with pytest.warns(FutureWarning, match="fleet_runtime.broker.functions"):
+        old = importlib.import_module("fleet_runtime.functions")
+    assert old.adopt is functions.adopt

@@ -14,7 +14,7 @@ from pydantic_core import PydanticUndefinedType
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
 
-UNLISTED = {"errors", "give_back"}  # one class, and an old name
+UNLISTED = {"errors", "functions", "give_back"}  # one class, and old names
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 
