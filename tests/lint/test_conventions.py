@@ -19,7 +19,11 @@ from ansible_collections.fleet.celery.plugins.module_utils.paths import ROOT as 
 
 ROOT = Path(__file__).resolve().parents[2]
 ROLES = sorted(path for path in ROOT.glob("roles/*/"))
-PLAYS = sorted([*ROOT.glob("*.yml"), *ROOT.glob("playbooks/*.yml"), *ROOT.glob("lab/*.yml")])
+PLAYS = sorted(
+    path
+    for pattern in ("*.yml", "playbooks/*.yml", "playbooks/parts/*.yml", "lab/*.yml")
+    for path in ROOT.glob(pattern)
+)
 TASK_FILES = sorted([*ROOT.glob("roles/*/tasks/**/*.yml"), *ROOT.glob("roles/*/handlers/*.yml")])
 ROLE_TEXTS = sorted(
     path
@@ -280,7 +284,7 @@ def test_tasks_are_named_in_the_imperative_of_the_field() -> None:
     told = re.compile(r"(Look|See|Ask|Say|Tell|Note|Foresee|Let|Have|Make|Put|Forget|Know)\b")
     plays = [
         (path.relative_to(ROOT), play)
-        for path in ROOT.glob("playbooks/*.yml")
+        for path in (*ROOT.glob("playbooks/*.yml"), *ROOT.glob("playbooks/parts/*.yml"))
         for play in yaml.safe_load(path.read_text())
     ]
     named_so = [named(*item) for item in (*TASKS, *plays) if told.match(item[1].get("name", ""))]

@@ -22,7 +22,7 @@ WORKERS = [f"worker{number}" for number in range(1, 10)]
 
 def play(playbook: str) -> dict[str, Any]:
     """Return the play of a playbook that comes to workers in batches; others come to one host at a time."""
-    plays: list[dict[str, Any]] = yaml.safe_load((PROJECT / f"playbooks/{playbook}.yml").read_text())
+    plays: list[dict[str, Any]] = yaml.safe_load((PROJECT / "playbooks" / playbook).read_text())
     [found] = [play for play in plays if isinstance(play.get("serial"), str)]
     return found
 
@@ -30,7 +30,7 @@ def play(playbook: str) -> dict[str, Any]:
 def order(groups: dict[str, list[str]]) -> list[str]:
     """Return the hosts of the play that runs workers, one after another."""
     templar = Templar(DataLoader(), variables={"groups": groups})
-    hosts: str = templar.template(trust_as_template(play("workers")["hosts"]))
+    hosts: str = templar.template(trust_as_template(play("parts/workers.yml")["hosts"]))
     return hosts.split(",")
 
 
@@ -57,7 +57,7 @@ def batches(folder: Path, playbook: str, *options: str) -> list[int]:
     return [int(number) for number in re.findall(r"of (\d+)", done.stdout)]
 
 
-@pytest.mark.parametrize("playbook", ["workers", "restart"])
+@pytest.mark.parametrize("playbook", ["parts/workers.yml", "restart.yml"])
 @pytest.mark.parametrize(
     ("options", "sizes"),
     [

@@ -47,7 +47,7 @@ def play(
     )
 
 
-@pytest.mark.parametrize("playbook", ["lock.yml", "preflight.yml", "secrets.yml"])
+@pytest.mark.parametrize("playbook", ["parts/lock.yml", "preflight.yml", "secrets.yml"])
 def test_former_names_are_refused_with_the_new_ones(tmp_path: Path, playbook: str) -> None:
     done = play(tmp_path, playbook, dict.fromkeys(RENAMED, "x"))
     assert done.returncode != 0
@@ -58,7 +58,7 @@ def test_former_names_are_refused_with_the_new_ones(tmp_path: Path, playbook: st
 
 
 def test_variables_of_the_inventory_may_have_former_names(tmp_path: Path) -> None:
-    done = play(tmp_path, "lock.yml", {}, inventory=dict.fromkeys(RENAMED, "production"))
+    done = play(tmp_path, "parts/lock.yml", {}, inventory=dict.fromkeys(RENAMED, "production"))
     assert "UNREACHABLE" in done.stdout, "it comes as far as the host of the lock"
     assert "named" not in done.stdout
 

@@ -13,7 +13,7 @@ import yaml
 
 from tests.unit.rendering import PROJECT
 
-PLAYBOOKS = sorted(PROJECT.glob("playbooks/*.yml"))
+PLAYBOOKS = sorted([*PROJECT.glob("playbooks/*.yml"), *PROJECT.glob("playbooks/parts/*.yml")])
 PLAYS = [
     pytest.param(play, id=f"{file.stem}: {play['name']}")
     for file in PLAYBOOKS

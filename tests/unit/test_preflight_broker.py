@@ -23,7 +23,7 @@ def test_a_limited_run_needs_a_broker(tmp_path: Path, limit: str, refused: bool)
     """The whole fleet gets one in the same run."""
     assert not Path("/etc/redis/users.acl").exists(), "this machine is the broker of a fleet"
     (tmp_path / "hosts.yml").write_text(HOSTS)
-    play = PROJECT / "playbooks" / "preflight_broker.yml"
+    play = PROJECT / "playbooks" / "parts" / "preflight_broker.yml"
     done = subprocess.run(
         ["ansible-playbook", "-i", tmp_path, play, "--limit", limit],
         env={**os.environ, "ANSIBLE_CONFIG": str(PROJECT / "ansible.cfg")},

@@ -16,7 +16,7 @@ from tools import role_docs
 ROOT = Path(__file__).parents[2]
 ROLES = sorted(path.parents[1] for path in ROOT.glob("roles/*/meta/argument_specs.yml"))
 # Where a batch notes what is wrong, and where it ends.
-NOTES, END = "tasks/note_problem.yml", "tasks/end_batch.yml"
+NOTES, END = "../tasks/note_problem.yml", "../tasks/end_batch.yml"
 KEPT = "fleet.celery.fleet_kept"
 TASK_FILES = sorted(
     path
@@ -24,6 +24,7 @@ TASK_FILES = sorted(
         "roles/*/tasks/**/*.yml",
         "roles/*/handlers/*.yml",
         "playbooks/*.yml",
+        "playbooks/parts/*.yml",
         "playbooks/tasks/*.yml",
         "molecule/**/*.yml",
         "lab/*.yml",
@@ -39,7 +40,7 @@ def load(path: Path) -> Any:
 
 BATCHES = [
     play
-    for path in sorted(ROOT.glob("playbooks/*.yml"))
+    for path in sorted(ROOT.glob("playbooks/parts/*.yml"))
     for play in load(path)
     if any("rescue" in task for task in play.get("tasks", ()))
 ]
@@ -133,7 +134,7 @@ def test_what_was_noted_in_a_batch_fails_at_its_end(play: Any) -> None:
     noting = [place for place, task in enumerate(play["tasks"]) if "rescue" in task]
     for place in noting:
         assert play["tasks"][place + 1]["ansible.builtin.import_tasks"] == END
-    end = load(ROOT / "playbooks" / END)
+    end = load(ROOT / "playbooks" / "parts" / END)
     failing = [task for task in end if "ansible.builtin.fail" in task]
     assert [task["when"] for task in failing] == ["batch_problems | length > 0", "batch_lost | length > 0"]
     assert all(task["any_errors_fatal"] is True for task in failing)

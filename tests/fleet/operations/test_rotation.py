@@ -191,7 +191,9 @@ def test_a_replacement_is_taken_back(fleet: Fleet, plays: Plays) -> None:
     old = {name: secrets[name] for name in ("redis_health", "pki_ca")}
     new = {name: fleet_secrets.new_password() for name in old}
     write_vault(plays, fleet_secrets.edited(text, secrets | new, old))
-    plays.run(playbook="playbooks/pki.yml").expect_success()  # the authority's key has the new passphrase
+    plays.run(
+        playbook="playbooks/parts/pki.yml"
+    ).expect_success()  # the authority's key has the new passphrase
     plays.run(playbook="playbooks/redis.yml").expect_success()
 
     write_vault(plays, fleet_secrets.edited(text, secrets, new))
@@ -200,7 +202,7 @@ def test_a_replacement_is_taken_back(fleet: Fleet, plays: Plays) -> None:
     assert dict(fleet.inventory.secrets) == secrets
     assert [takes(fleet, "health", known["redis_health"]) for known in (old, new)] == [True, False]
     assert "fleet_secrets_previous" not in yaml.safe_load(vault_tool("view", plays))
-    assert not plays.run(playbook="playbooks/pki.yml").expect_success().changes
+    assert not plays.run(playbook="playbooks/parts/pki.yml").expect_success().changes
 
 
 @pytest.mark.long
@@ -233,7 +235,7 @@ def test_certificates_are_replaced(fleet: Fleet, plays: Plays, operator: Operato
     assert not set(of_hosts(fleet, "host.key").values()) & set(keys.values())
     assert fleet.restarted(before) == set()
     assert fleet.is_whole()
-    assert not plays.run(playbook="playbooks/pki.yml").expect_success().changes
+    assert not plays.run(playbook="playbooks/parts/pki.yml").expect_success().changes
 
 
 @pytest.mark.long
@@ -247,7 +249,7 @@ def test_the_authority_is_replaced(fleet: Fleet, plays: Plays, operator: Operato
     assert serials(fleet) == old
     shown_before = of_hosts(fleet, "host.crt")
     assert {len(authorities(text)) for text in of_hosts(fleet, "ca.crt").values()} == {2}
-    assert not plays.run(playbook="playbooks/pki.yml").expect_success().changes
+    assert not plays.run(playbook="playbooks/parts/pki.yml").expect_success().changes
     plays.run("--check", playbook=CERTIFICATES, fleet_rotate_ca="finish").expect_success()
     assert of_hosts(fleet, "host.crt") == shown_before
     plays.interrupted(
@@ -265,7 +267,7 @@ def test_the_authority_is_replaced(fleet: Fleet, plays: Plays, operator: Operato
     assert fleet.is_whole()
     controller = Path(fleet.group("redis")[0].variables["pki_ca_dir"])
     assert {path.name for path in controller.iterdir()} == {"ca.crt", "ca.csr", "ca.key", "hosts"}
-    assert not plays.run(playbook="playbooks/pki.yml").expect_success().changes
+    assert not plays.run(playbook="playbooks/parts/pki.yml").expect_success().changes
 
 
 # --- what the controller and the hosts have ---
