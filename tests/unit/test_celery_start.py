@@ -113,8 +113,8 @@ def test_a_start_fails_when_no_process_is_left(start: Any, tmp_path: Path, capsy
     """One of another node does not count."""
     process(start, str(tmp_path / "worker.pid.other"))
     ended = process(start, str(tmp_path / "worker.pid"), 8)
-    threading.Timer(0.2, (ended / "cmdline").unlink).start()
     begun = time.monotonic()
+    threading.Timer(0.2, (ended / "cmdline").unlink).start()
     assert start.main("wait", "a-1") == 1
     assert time.monotonic() - begun >= 0.2
     assert "ended before it was up" in capsys.readouterr().err

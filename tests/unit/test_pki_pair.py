@@ -44,7 +44,7 @@ def replace(directory: Path, certificate: Path) -> subprocess.CompletedProcess[s
         "__pki_asked": {"public_key": pem.decode()},
         "__pki_trusted": {"": [str(PROJECT / "tests/unit/test_pki_pair.py")]},
     }
-    role = {"name": "fleet.celery.pki", "tasks_from": "configure", "rolespec_validate": False}
+    role = {"name": "fleet.celery.pki", "tasks_from": "internal/configure", "rolespec_validate": False}
     play = {"hosts": "host1", "connection": "local", "gather_facts": False}
     work = directory.parent / f"{directory.name}-play"
     work.mkdir()
