@@ -44,7 +44,8 @@ PROFILES: dict[str, dict[str, Any]] = {
 }
 # Threads of one process use one CPU between them, which can start about 1,000 tasks a second: as many as a
 # hundred threads run of tasks of a tenth of a second. More would wait for each other.
-THREADS_PER_CPU, MOST_THREADS = 20, 100
+THREADS_PER_CPU = 20
+MOST_THREADS = 100
 
 # Option of a pool -> option of `celery worker`.
 FLAGS = {
@@ -114,10 +115,13 @@ COMPONENTS = {
 }
 
 # What a node may take where its pool does not say: of the host's memory, and of that for files in /tmp.
-NODE_MEMORY_PERCENT, TMP_SHARE = 80, 0.5
+NODE_MEMORY_PERCENT = 80
+TMP_SHARE = 0.5
 # Processes and threads: some for the node itself, and for each task that it runs at once some of its own, and
 # what libraries start for each CPU (BLAS, OpenMP, a program that the task runs).
-NODE_TASKS, TASKS_EACH, TASKS_EACH_CPU = 256, 64, 4
+NODE_TASKS = 256
+TASKS_EACH = 64
+TASKS_EACH_CPU = 4
 
 # Of a host's memory, for the nodes that a profile shapes. The rest is the system's, and that of all else.
 MEMORY_SHARE = 0.75
