@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import base64
 import json
+import os
+import select
 import signal
 import threading
 import time
@@ -168,6 +170,7 @@ def test_an_error_on_the_connection_is_a_lost_connection(broker: Broker, connect
     for client in broker.client("admin").client_list():
         if client["user"] == "worker":
             broker.client("admin").client_kill_filter(_id=client["id"])
+    assert select.select([fileno], [], [], PATIENCE)[0]  # Redis closes it after it has answered
     with pytest.raises(NoConnectionError):
         connection.transport.cycle.handle_event(fileno, ERR)
     assert not channel.fetcher.is_open
@@ -192,6 +195,7 @@ def test_who_closes_does_not_wait_for_ever(
 def stopped(broker: Broker) -> Iterator[None]:
     """Let Redis stand still."""
     broker.process.send_signal(signal.SIGSTOP)
+    os.waitpid(broker.process.pid, os.WUNTRACED)  # until it stands still: a busy machine takes a moment
     try:
         yield
     finally:
