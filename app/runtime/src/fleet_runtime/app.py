@@ -22,6 +22,7 @@ else:
     from fleet_runtime.bootstrap import app_loader, configure
     from fleet_runtime.errors import FleetError
     from fleet_runtime.inspect import probe
+    from fleet_runtime.messages import json_decoder
     from fleet_runtime.settings import FleetSettings
 
     try:
@@ -30,6 +31,8 @@ else:
             extras.require("flower", "`celery flower`")
         if settings.component == "beat" and any("redbeat" in word for word in sys.argv):
             extras.require("redbeat", "Beat's scheduler")
+        if settings.is_full:
+            json_decoder.register_json()
         configure.override_task_defaults()
         app = app_loader.load(settings.app)
         configure.configure(app, settings)

@@ -7,7 +7,9 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 from kombu.utils.encoding import bytes_to_str
-from kombu.utils.json import dumps, loads
+from kombu.utils.json import dumps
+
+from fleet_runtime.messages.json_decoder import loads
 
 if TYPE_CHECKING:
     from collections.abc import Callable
