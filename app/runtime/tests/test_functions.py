@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import importlib
+import sys
 import threading
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -252,8 +253,9 @@ def test_a_replica_loses_the_functions_with_its_master(own: Broker, replica: Bro
     functions.run(client, scripts.ONCE_FINISH, ["fleet:once:key"], ["mine", "", "0"])
 
 
-def test_the_old_name_of_the_module_names_the_new_one() -> None:
+def test_the_old_name_of_the_module_names_the_new_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """Applications outside of the fleet import it."""
+    monkeypatch.delitem(sys.modules, "fleet_runtime.functions", raising=False)  # it warns when it is imported
     with pytest.warns(FutureWarning, match="fleet_runtime.broker.functions"):
         old = importlib.import_module("fleet_runtime.functions")
     assert old.adopt is functions.adopt
