@@ -57,6 +57,8 @@ EXAMPLES = r"""
     prefix: flower
 """
 
+RETURN = r"""# """
+
 import shutil
 import socket
 from pathlib import Path

@@ -42,6 +42,8 @@ EXAMPLES = r"""
   no_log: true
 """
 
+RETURN = r"""# """
+
 import json
 import ssl
 import time

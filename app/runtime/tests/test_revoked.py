@@ -175,11 +175,11 @@ class Refusing:
     """A client that may do nothing."""
 
     def __enter__(self) -> Refusing:
-        """Begin."""
+        """Return the client itself."""
         return self
 
     def __exit__(self, *_: object) -> None:
-        """End."""
+        """Close nothing."""
 
     def time(self, *_: Any) -> None:
         """Refuse."""

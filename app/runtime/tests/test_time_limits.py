@@ -62,7 +62,7 @@ class Loop:
     """A loop that runs at once what is to be run later, and says when that would have been."""
 
     def __init__(self) -> None:
-        """Begin."""
+        """Schedule nothing yet."""
         self.now = 0.0
 
     def call_later(self, seconds: float, function: Callable[..., object], *args: Any) -> Any:

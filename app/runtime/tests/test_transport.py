@@ -472,7 +472,7 @@ class Looping:
     """A node with a loop, and room for two messages, that takes more in advance, however slow it is."""
 
     def __init__(self, connection: Connection, broker: Broker) -> None:
-        """Begin."""
+        """Connect to the tests' Redis, with room for two messages."""
         self.connection = connection
         self.channel, self.got = connection.channel(), list[Any]()
         self.channel.basic_qos(0, 2, False)

@@ -55,7 +55,7 @@ class Load:
         self._thread = threading.Thread(target=self._send_all, daemon=True)
 
     def __enter__(self) -> Self:
-        """Begin."""
+        """Start to send."""
         self._thread.start()
         return self
 

@@ -15,6 +15,7 @@ from celery.bin import graph
 from celery.concurrency.prefork import TaskPool
 
 from fleet_runtime.bootstrap import plugins
+from fleet_runtime.compat import tracing
 from fleet_runtime.errors import FleetError
 from fleet_runtime.prefork import memory
 from fleet_runtime.settings import FleetSettings
@@ -46,6 +47,7 @@ class StartupChecks(bootsteps.Step):
             _warn_of_unsupported_limits(parent)
             if settings.is_full:
                 memory.patch_process_exit()
+                tracing.patch()
                 plugins.select_pool(fast=settings.fast_pool is not False)
         except FleetError as error:
             raise SystemExit(f"celery: {error}") from None

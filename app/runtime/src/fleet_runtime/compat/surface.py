@@ -254,6 +254,16 @@ SURFACE: tuple[Name, ...] = (
         ),
     ),
     *_of(
+        "celery.app.task:Context",
+        Name(
+            "_get_custom_headers",
+            REPLACE,
+            "compat",
+            "self args kwargs",
+            sha256="735b3a872952a9c9e38cb799140dfe849426ec0332d35db1c1c6df81880e6261",
+        ),
+    ),
+    *_of(
         "celery.app.task:Task",
         Name("Strategy", OVERRIDE, "worker"),
         Name("__trace__", OVERRIDE, "worker"),
@@ -263,6 +273,13 @@ SURFACE: tuple[Name, ...] = (
         "celery.app.trace",
         Name("LOG_RECEIVED", REPLACE, "logging"),
         Name("LOG_SUCCESS", REPLACE, "logging"),
+        Name(
+            "saferepr",
+            REPLACE,
+            "compat",
+            "o maxlen maxlevels seen",
+            sha256="9dc581e29aeccef3fb21d15dac79d31f9b0e8f164b88134f1513abeb89e260b8",
+        ),
         Name(
             "build_tracer",
             COPIED,
@@ -484,6 +501,34 @@ SURFACE: tuple[Name, ...] = (
     *_of(
         "celery.utils.collections:LimitedSet",
         Name("expires", WRITE, "worker"),
+    ),
+    *_of(
+        "celery.utils.threads",
+        Name("_LocalStack", READ, "compat"),
+    ),
+    *_of(
+        "celery.utils.threads:_LocalStack",
+        Name("_local", READ, "compat", seen_in="celery.utils.threads:_LocalStack.__init__"),
+        Name(
+            "push",
+            REPLACE,
+            "compat",
+            "self obj",
+            sha256="5ddf945d4ba598c4fad8019360edb1ec535d534c0b21d764e818622195de51eb",
+        ),
+        Name(
+            "pop",
+            REPLACE,
+            "compat",
+            "self",
+            sha256="67baa074f5c517f63a846eb570c117bca90e9b6da374a015b6d2683d52d22d08",
+        ),
+        Name(
+            "top",
+            REPLACE,
+            "compat",
+            sha256="450e514379035f5692018cc05b99c6fcdc01df21fd22fd8fc2861adf0b51fb73",
+        ),
     ),
     *_of(
         "celery.worker.consumer.consumer:Consumer",
