@@ -57,20 +57,27 @@ def test_a_name_is_as_verified(name: Name) -> None:
     if name.parameters is not None and not name.seen_in:
         function = foreign.original_of(name)
         assert surface.parameters_of(function) in name.parameters.split(" | "), f"{name} has other parameters"
-    if name.sha256:
-        found = foreign.sha256_of(foreign.original_of(name))
-        assert found in name.sha256.split(), f"the source of {name} is another one, with the SHA-256 {found}"
+    if name.hashes:
+        found = foreign.hash_of(foreign.original_of(name))
+        assert found in name.hashes, f"the source of {name} is another one, with the hash {found}"
 
 
 def test_what_is_replaced_or_copied_has_a_hash() -> None:
     """Only a function of Python has a source: three texts, a class and `time.sleep` have none."""
-    without = {str(name) for name in SURFACE if name.kind in {Kind.COPIED, Kind.REPLACE} and not name.sha256}
+    without = {str(name) for name in SURFACE if name.kind in {Kind.COPIED, Kind.REPLACE} and not name.hashes}
     assert without == {
         "celery.app.trace.LOG_RECEIVED",
         "celery.app.trace.LOG_SUCCESS",
         "celery.concurrency.prefork:TaskPool.Pool",
         "kombu.utils.functional.sleep",
     }
+
+
+@pytest.mark.parametrize("line", ["call prefork: push(self", "call prefork: push = 12", "use prefork: push"])
+def test_a_line_of_another_format_is_refused(line: str) -> None:
+    """A name that is left out would not be compared."""
+    with pytest.raises(ValueError, match=r"push|use"):
+        list(surface.parse(f"celery.utils.threads:_LocalStack\n  {line}"))
 
 
 def test_a_name_is_declared_once() -> None:

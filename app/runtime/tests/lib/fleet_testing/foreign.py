@@ -307,11 +307,11 @@ def original_of(name: Name) -> Any:
     return inspect.unwrap(found)
 
 
-def sha256_of(function: Any) -> str:
-    """Return the SHA-256 of a function's source, without its indentation, empty lines and comments."""
+def hash_of(function: Any) -> str:
+    """Return the hash of a function's source, without its indentation, empty lines and comments."""
     lines = [line.rstrip() for line in textwrap.dedent(inspect.getsource(function)).splitlines()]
     kept = [line for line in lines if line and not line.lstrip().startswith("#")]
-    return hashlib.sha256("\n".join(kept).encode()).hexdigest()
+    return hashlib.sha256("\n".join(kept).encode()).hexdigest()[:12]
 
 
 def exists(name: Name) -> bool:
