@@ -207,16 +207,19 @@ def want(client: Any, params: Mapping[str, Any], *, check: bool) -> dict[str, An
         known = json.loads(before.get(node, "{}"))
         since = known.get("since", round(time.time(), 1))
         wanted[node] = json.dumps({"queues": sorted(queues), "since": since})
-    if scheduler := params["beat"]:
-        known = json.loads(before.get(keys.BEAT, "{}"))
-        if known.get("scheduler") != scheduler:
-            known = {"scheduler": scheduler, "since": round(time.time(), 1)}
-        wanted[keys.BEAT] = json.dumps(known)
+    beat = json.loads(client.get(keys.WANTED_BEAT) or '{"scheduler": ""}')
+    is_news_of_beat = beat["scheduler"] != params["beat"]
+    if is_news_of_beat:
+        beat = {"scheduler": params["beat"], "since": round(time.time(), 1)}
     surplus = before.keys() - wanted.keys()
-    changed = bool(surplus) or wanted != before
+    changed = bool(surplus) or wanted != before or is_news_of_beat
     if changed and not check:
         with client.pipeline() as pipeline:
             pipeline.hset(keys.WANTED, mapping=wanted)
+            if params["beat"]:
+                pipeline.set(keys.WANTED_BEAT, json.dumps(beat))
+            else:
+                pipeline.delete(keys.WANTED_BEAT)
             for name in surplus:
                 pipeline.hdel(keys.WANTED, name)
                 pipeline.hdel(keys.HISTORY, name)

@@ -159,13 +159,21 @@ def test_what_is_wanted_is_told_once(client: redis.Redis) -> None:
 def test_a_beat_that_is_wanted_is_told_once(client: redis.Redis) -> None:
     """With since when; another scheduler is news, and so is none."""
     assert want(client, {}, beat="redbeat")
-    first = json.loads(str(client.hget(keys.WANTED, keys.BEAT)))
+    first = json.loads(str(client.get(keys.WANTED_BEAT)))
     assert first == {"scheduler": "redbeat", "since": pytest.approx(time.time(), abs=600)}
     assert not want(client, {}, beat="redbeat")
     assert want(client, {}, beat="persistent")
-    assert json.loads(str(client.hget(keys.WANTED, keys.BEAT)))["scheduler"] == "persistent"
+    assert json.loads(str(client.get(keys.WANTED_BEAT)))["scheduler"] == "persistent"
     assert want(client, {})
-    assert not client.hexists(keys.WANTED, keys.BEAT)
+    assert not client.exists(keys.WANTED_BEAT)
+    assert not want(client, {})
+
+
+def test_the_field_in_which_older_releases_recorded_a_beat_goes(client: redis.Redis) -> None:
+    """`fleet status` would take it for a node."""
+    client.hset(keys.WANTED, "beat", json.dumps({"scheduler": "redbeat", "since": 1}))
+    assert want(client, {}, beat="redbeat")
+    assert set(client.hkeys(keys.WANTED)) == {keys.IDLE_QUEUES}
 
 
 def test_a_host_that_is_forgotten_is_not_wanted_any_more(client: redis.Redis) -> None:

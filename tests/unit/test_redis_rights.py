@@ -59,6 +59,8 @@ KEYS = {
     "drained": "fleet:drained",
     "wanted": "fleet:wanted",
     "history": "fleet:history",
+    "wanted beat": "fleet:beat:wanted",
+    "beat's lease": "fleet:beat:lease",
     "losses": "fleet:losses:1",
     "revoked": "fleet:revoked",
     "once": "fleet:once:1",

@@ -17,9 +17,10 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
     """A project with the files that say a version, at 0.1.0."""
-    for name in (*release.PLACES, release.WHEEL_CHANGES):
+    for name in release.PLACES:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text((ROOT / name).read_text())
+    (tmp_path / release.WHEEL_CHANGES).write_text("# Changelog\n\n## 0.1.0\n\n- The first.\n")
     changes = tmp_path / "changelogs"
     (changes / "fragments").mkdir(parents=True)
     (changes / "fragments" / "some.yml").write_text("---\ntrivial:\n  - tests - one.\n")

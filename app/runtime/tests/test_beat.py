@@ -7,9 +7,13 @@ import base64
 import json
 import time
 from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from fleet_runtime.beat.lease import LEASE_S, RENEWAL_S, Lease
+from fleet_runtime.beat.turns import Turns
+from fleet_runtime.broker import keys
 
 from fleet_testing.broker import Broker
 from fleet_testing.commands import APPS, Fleet, wait_until
@@ -62,3 +66,38 @@ def test_an_entry_is_not_sent_before_it_is_due_and_once_for_all_times_that_it_wa
         time.sleep(TICKS)
     assert sorted(sent(server)) == ENTRIES
     assert not server.denied()
+
+
+def test_a_beat_whose_schedule_is_in_a_file_has_a_lease_while_it_turns(
+    server: Broker, tmp_path: Path
+) -> None:
+    """So that `fleet status` knows it, as it knows a RedBeat by its lock."""
+    admin: Any = server.client("admin")
+    admin.set(keys.WANTED_BEAT, json.dumps({"scheduler": "persistent", "since": time.time() - 999}))
+    fleet = Fleet(server, "scheduled:app", PYTHONPATH=APPS, FLEET_BEAT_MAX_INTERVAL="1")
+    assert "No Beat renews its lease" in fleet.run("ops", "fleet", "status").stdout
+    words = [f"--schedule={tmp_path / 'schedule'}", "--scheduler=celery.beat.PersistentScheduler"]
+    with fleet.beat(*words):
+        wait_until(lambda: admin.pttl(keys.BEAT_LEASE) > 0)
+        assert admin.ttl(keys.BEAT_LEASE) <= LEASE_S
+        told = fleet.run("ops", "fleet", "status").stdout
+    assert "A Beat renews its lease" in told
+    assert not server.denied()
+
+
+def test_a_beat_that_does_not_turn_does_not_renew_its_lease(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither before its first turn, nor while it hangs."""
+    scheduler: Any = SimpleNamespace(max_interval=5, tick=lambda: 1.0, apply_async=lambda entry, **_: None)
+    no_app: Any = None  # to connect by it fails
+    turns = Turns(scheduler)
+    assert turns.silence() is None
+    assert not Lease(no_app, turns).renew()
+    scheduler.tick()
+    now = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now + 5 + RENEWAL_S - 1)
+    asked: list[Any] = []
+    monkeypatch.setattr(Lease, "_set", lambda _: asked.append(1))
+    assert Lease(no_app, turns).renew()
+    monkeypatch.setattr(time, "monotonic", lambda: now + 5 + RENEWAL_S + 1)
+    assert not Lease(no_app, turns).renew()
+    assert len(asked) == 1

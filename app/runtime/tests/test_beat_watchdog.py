@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from fleet_runtime.beat import watchdog as beat_watchdog
+from fleet_runtime.beat.turns import Turns
 from fleet_runtime.beat.watchdog import Watchdog
 
 from fleet_testing.broker import Broker
@@ -80,11 +81,11 @@ def test_a_loop_that_hangs_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     )
     silent: Any = None
     monkeypatch.setattr(beat_watchdog, "broker_answers", lambda _: True)
-    watchdog = Watchdog(silent, SimpleNamespace(scheduler=scheduler), silent, 60)
+    watchdog = Watchdog(silent, Turns(scheduler), silent, 60)
     assert watchdog._status().startswith("waiting for the lock")
     assert scheduler.tick() == 1.0
     assert watchdog._status() == "sending what is due"
-    watchdog.last_turn = time.monotonic() - 36
+    watchdog.turns.last = time.monotonic() - 36
     monkeypatch.setattr(beat_watchdog, "broker_answers", lambda _: False)
     assert watchdog._status() == "waiting for the broker"
     monkeypatch.setattr(beat_watchdog, "broker_answers", lambda _: True)
@@ -104,7 +105,7 @@ def test_a_first_turn_that_hangs_is_seen(monkeypatch: pytest.MonkeyPatch) -> Non
 
     scheduler = SimpleNamespace(max_interval=5, tick=hang, apply_async=lambda entry, **_: None)
     silent: Any = None
-    watchdog = Watchdog(silent, SimpleNamespace(scheduler=scheduler), silent, 60)
+    watchdog = Watchdog(silent, Turns(scheduler), silent, 60)
     turn = threading.Thread(target=scheduler.tick, daemon=True)
     turn.start()
     assert begun.wait(60)

@@ -67,6 +67,7 @@ def test_a_fleet_that_is_well_has_no_problem() -> None:
             {"schedule": EMPTY, "beat": "redbeat", "beat_wanted": 300},
             "inventory wants a Beat, and none holds",
         ),
+        ({"schedule": EMPTY, "beat": "persistent", "beat_wanted": 300}, "a Beat, and none renews its lease"),
         ({"schedule": Schedule(25, "nightly", "2026", late=61, entries=1)}, "nightly was due 61 s ago"),
         ({"dead_lately": 100}, "100 tasks failed for good in the last 10 minutes"),
         ({"wanted": {"default-1@w": 0, "io-1@w": 301}}, "io-1@w is missing.* 5 minutes. On w: journalctl"),
@@ -118,7 +119,13 @@ def test_what_is_wrong_is_said(change: dict[str, Any], said: str) -> None:
         # a Beat is being installed, has nothing to send yet, or keeps its schedule elsewhere
         {"schedule": EMPTY, "beat": "redbeat", "beat_wanted": 299},
         {"schedule": Schedule(25, None, None), "beat": "redbeat", "beat_wanted": 999},
-        {"schedule": Schedule(None, "nightly", "2026", late=999), "beat": "persistent", "beat_wanted": 999},
+        {"schedule": EMPTY, "beat": "persistent", "beat_wanted": 299},
+        {
+            "schedule": Schedule(None, "nightly", "2026", late=999),
+            "beat": "persistent",
+            "beat_wanted": 999,
+            "beat_lease": 60,
+        },
         {"nodes": [replace(NODE, silence=60)]},
         {"dead_lately": 99},
     ],
@@ -161,20 +168,20 @@ def test_a_queue_with_an_odd_item_at_its_head_is_told_of(fleet: Fleet, broker: B
     ("scheduler", "line"),
     [
         ("redbeat", "No Beat holds the lock. The schedule is empty"),
-        ("persistent", "The schedule is in a file"),
+        ("persistent", "No Beat renews its lease. Its schedule is in a file"),
     ],
 )
 def test_a_beat_that_is_wanted_is_known(fleet: Fleet, broker: Broker, scheduler: str, line: str) -> None:
     """By what the inventory has told Redis."""
     admin, told = broker.client("admin"), json.dumps({"scheduler": scheduler, "since": time.time() - 999})
     admin.delete(keys.WANTED, REDBEAT_LOCK, f"{REDBEAT_PREFIX}:schedule")
-    admin.hset(keys.WANTED, keys.BEAT, told)
+    admin.set(keys.WANTED_BEAT, told)
     shown = fleet.run("ops", "fleet", "status")
     assert f"Beat          {line}" in shown.stdout, shown
     found = json.loads(fleet.run("ops", "fleet", "status", "--json").stdout)
-    assert (found["beat"], found["wanted"]) == (scheduler, {})
+    assert (found["beat"], found["wanted"], found["beat_lease"]) == (scheduler, {}, None)
     assert found["beat_wanted"] >= 999
-    admin.delete(keys.WANTED)
+    admin.delete(keys.WANTED_BEAT)
 
 
 def test_a_schedule_with_nothing_to_send_says_so() -> None:

@@ -42,9 +42,10 @@ else:
 
             readiness.register(app)
         if settings.component == "beat":
-            from fleet_runtime.beat import watchdog
+            from fleet_runtime.beat import lease, watchdog
 
             watchdog.register(app)
+            lease.register(app)
     except FleetError as error:
         # Celery's command line would print another exception with its traceback.
         raise SystemExit(f"celery: {error}") from None

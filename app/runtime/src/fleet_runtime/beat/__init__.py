@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: MIT
-"""The watchdog of Beat."""
+"""The watchdog of Beat, and its lease."""

@@ -16,11 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 from celery.signals import beat_init
 
+from fleet_runtime.beat.turns import Turns
 from fleet_runtime.systemd import Systemd, broker_answers
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from celery import Celery
 
 # The unit's variable with the watchdog time in seconds. Without it, systemd does not watch Beat.
@@ -36,7 +35,7 @@ def register(app: Celery) -> None:
         return
 
     def begin(sender: Any, **_: Any) -> None:
-        Watchdog(app, sender, Systemd(address, seconds), seconds).start()
+        Watchdog(app, Turns(sender.scheduler), Systemd(address, seconds), seconds).start()
 
     # Before RedBeat's own receiver, which waits for the lock.
     beat_init.connect(begin, weak=False, dispatch_uid="fleet_runtime.beat.watchdog")
@@ -45,39 +44,22 @@ def register(app: Celery) -> None:
 class Watchdog:
     """Notifies systemd while the loop of Beat turns."""
 
-    def __init__(self, app: Celery, service: Any, systemd: Systemd, seconds: float) -> None:
-        """Wrap the methods of the scheduler that run at each turn, and for each task that is sent.
+    def __init__(self, app: Celery, turns: Turns, systemd: Systemd, seconds: float) -> None:
+        """Prepare; `start` starts the thread.
 
         Args:
             app: The app.
-            service: Celery's service of Beat.
+            turns: When the loop turned.
             systemd: Where to notify.
             seconds: The watchdog time.
         """
-        self.app, self.systemd, self.seconds = app, systemd, seconds
-        self.last_turn: float | None = None
-        scheduler = service.scheduler
-        self.longest_sleep = float(scheduler.max_interval)
-        for name in ("tick", "apply_async"):
-            setattr(scheduler, name, self._recorded(getattr(scheduler, name)))
+        self.app, self.turns, self.systemd, self.seconds = app, turns, systemd, seconds
 
     def start(self) -> None:
         """Start the thread that notifies systemd."""
         if not faulthandler.is_enabled():
             faulthandler.enable(2)  # systemd sends SIGABRT to a Beat that hangs: the journal gets its stacks
         threading.Thread(target=self._run, name="watchdog", daemon=True).start()
-
-    def _recorded(self, method: Callable[..., Any]) -> Callable[..., Any]:
-        """Return a method of the scheduler that records when it began and when it ended."""
-
-        def recorded(*args: Any, **kwargs: Any) -> Any:
-            self.last_turn = time.monotonic()
-            try:
-                return method(*args, **kwargs)
-            finally:
-                self.last_turn = time.monotonic()
-
-        return recorded
 
     def _run(self) -> None:
         """Notify systemd as long as the loop turns, or need not turn."""
@@ -89,12 +71,15 @@ class Watchdog:
 
     def _status(self) -> str:
         """Return what Beat does; an empty string if it hangs."""
-        if self.last_turn is None:
+        silence = self.turns.silence()
+        if silence is None:
             return "waiting for the lock, which another Beat may have"
-        silence = time.monotonic() - self.last_turn
-        if silence < self.longest_sleep + self.seconds / 2:
+        if silence < self.seconds / 2:
             return "sending what is due"
         if not broker_answers(self.app):
             return "waiting for the broker"
-        logger.critical("Beat has not checked its schedule for %.0f s; systemd will restart it.", silence)
+        logger.critical(
+            "Beat has not checked its schedule for %.0f s; systemd will restart it.",
+            silence + self.turns.longest_sleep,
+        )
         return ""

@@ -22,8 +22,10 @@ HISTORY = "fleet:history"
 #: Hash of node in the inventory -> JSON {queues, since}. Under IDLE_QUEUES there is a list of the queues that
 #: no node is to consume, because their pool has `nodes: 0`. The playbooks write it (module fleet_wanted).
 WANTED, IDLE_QUEUES = "fleet:wanted", "idle queues"
-#: Field of the same hash -> JSON {scheduler, since} of the Beat in the inventory, if there is one.
-BEAT = "beat"
+#: JSON {scheduler, since} of the Beat in the inventory, if there is one. The playbooks write it, too.
+WANTED_BEAT = "fleet:beat:wanted"
+#: Expires unless a Beat renews it whose schedule is in a file. RedBeat has its own lock.
+BEAT_LEASE = "fleet:beat:lease"
 #: Sorted set of id -> time of death; hash of id -> JSON of the dead letter.
 DEAD = "fleet:dead"
 DEAD_LETTERS = "fleet:dead:letters"

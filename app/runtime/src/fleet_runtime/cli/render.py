@@ -81,10 +81,11 @@ def _queues(queues: list[QueueState]) -> Table:
 def _beat(status: Status) -> str:
     """Return a line about the schedule."""
     if status.beat == "persistent":
-        return (
-            "The schedule is in a file (celery_beat_scheduler: persistent), of which Redis knows nothing. "
-            "On the host of Beat: systemctl status celery-beat."
-        )
+        lease = status.beat_lease
+        holder = "No Beat renews its lease." if lease is None else (
+            f"A Beat renews its lease, which ends in {lease:.0f} s if it dies now."
+        )  # fmt: skip
+        return f"{holder} Its schedule is in a file (celery_beat_scheduler: persistent)."
     return str(status.schedule)
 
 

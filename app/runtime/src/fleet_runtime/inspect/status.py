@@ -177,9 +177,10 @@ class Status:
         wanted: Each node of the inventory -> seconds since it last started or stopped, or since site.yml has
             recorded it. Empty if no site.yml has recorded nodes in Redis.
         idle_queues: Queues that no node is to consume.
-        beat: The scheduler of the Beat of the inventory: `redbeat`, or `persistent`, of which Redis knows
-            nothing. Empty without a Beat, or if no site.yml has recorded it.
+        beat: The scheduler of the Beat of the inventory: `redbeat` or `persistent`. Empty without a Beat, or
+            if no site.yml has recorded it.
         beat_wanted: Seconds since site.yml has recorded it.
+        beat_lease: Seconds until the lease of a `persistent` Beat ends unless it is renewed; None without it.
         falls: How often each node started again in the last ten minutes after a crash, or within a minute;
             ten at most.
     """
@@ -195,6 +196,7 @@ class Status:
     idle_queues: list[str] = field(default_factory=list)
     beat: str = ""
     beat_wanted: float = 0.0
+    beat_lease: float | None = None
     falls: dict[str, int] = field(default_factory=dict)
 
     def problems(self) -> list[str]:
@@ -309,10 +311,15 @@ class Status:
 
     def _schedule_problems(self) -> Iterator[str]:
         """Yield a schedule that no Beat sends, and a Beat of the inventory that is missing."""
-        if self.beat == "persistent":
-            return  # Redis may have keys of another scheduler
-        if not self.schedule.entry and self.schedule.seconds is None:
-            if self.beat and self.leases_are_current and self.beat_wanted >= ABSENCE_S:
+        is_overdue = self.leases_are_current and self.beat_wanted >= ABSENCE_S
+        if self.beat == "persistent":  # Redis may have keys of another scheduler
+            if self.beat_lease is None and is_overdue:
+                yield (
+                    "The inventory wants a Beat, and none renews its lease. "
+                    "On a host of Beat: systemctl status celery-beat."
+                )
+        elif not self.schedule.entry and self.schedule.seconds is None:
+            if self.beat and is_overdue:
                 yield (
                     "The inventory wants a Beat, and none holds the lock of the schedule, which is empty. "
                     "On a host of Beat: systemctl status celery-beat."
@@ -404,8 +411,11 @@ def _read_once(app: Celery, queues: Iterable[str]) -> tuple[Status, dict[str, li
         first.hgetall(keys.DRAINED)
         first.hgetall(keys.WANTED)
         first.hgetall(keys.HISTORY)
+        first.get(keys.WANTED_BEAT)
+        first.pttl(keys.BEAT_LEASE)
         schedule.add_commands(first)
-        info, clock, leases, published, dead, lately, hosts, inventory, past, *beat_keys = first.execute()
+        info, clock, leases, published, dead, lately, hosts, inventory, past, *of_beat = first.execute()
+        wanted_beat, beat_lease, *of_schedule = of_beat
 
         names = {_text(node): end - clock[0] - clock[1] / 1e6 for node, end in leases}
         facts = {_text(node): json.loads(text) for node, text in published.items()}
@@ -434,19 +444,20 @@ def _read_once(app: Celery, queues: Iterable[str]) -> tuple[Status, dict[str, li
         waiting[queue].append((depth, _age(oldest)))
         next_of[queue].append(oldest)
     histories = history.parse(past)
-    beat = json.loads(inventory.get(keys.BEAT.encode(), '{"scheduler": "", "since": 0}'))
+    beat = json.loads(wanted_beat or '{"scheduler": "", "since": 0}')
     status = Status(
         server=_server(info),
         nodes=sorted(nodes, key=lambda node: node.name),
         queues=[_queue(queue, parts, nodes) for queue, parts in waiting.items()],
         dead_letters=dead,
-        schedule=schedule.parse(*beat_keys),
+        schedule=schedule.parse(*of_schedule),
         drained=drains.parse(hosts),
         dead_lately=len(lately),
         wanted=_wanted(inventory, histories),
         idle_queues=json.loads(inventory.get(keys.IDLE_QUEUES.encode(), "[]")),
         beat=beat["scheduler"],
         beat_wanted=max(0.0, round(time.time() - beat["since"], 1)) if beat["scheduler"] else 0.0,
+        beat_lease=beat_lease / 1000 if beat_lease >= 0 else None,
         falls={
             node: sum(at > time.time() - WINDOW_S for at in of_node.falls)
             for node, of_node in histories.items()
@@ -460,7 +471,7 @@ def _wanted(inventory: dict[bytes, bytes], histories: dict[str, history.History]
     now, ages = time.time(), {}
     for name, text in inventory.items():
         node = name.decode()
-        if node not in (keys.IDLE_QUEUES, keys.BEAT):
+        if node != keys.IDLE_QUEUES:
             seen = histories.get(node, history.History()).seen
             ages[node] = max(0.0, round(now - max(seen, json.loads(text)["since"]), 1))
     return ages
