@@ -1,9 +1,15 @@
 # SPDX-License-Identifier: MIT
-"""Filters of the role celery_app: which release a rollback goes to."""
+"""Filters of the role celery_app: which release a rollback goes to, and whether the runtime can be used."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from ansible_collections.fleet.celery.plugins.module_utils.app_release_source import (
+    ReleaseError,
+    parse_runtime,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -79,9 +85,18 @@ def spelled(item: tuple[str, Info]) -> str:
     )
 
 
+def runtime_problem(path: str) -> str:
+    """Return why the runtime cannot be taken from a path on the controller; nothing if it can."""
+    try:
+        parse_runtime(Path(path).expanduser())
+    except (ReleaseError, OSError) as error:
+        return str(error)
+    return ""
+
+
 class FilterModule:
     """Filters `celery_app_*`."""
 
     def filters(self) -> dict[str, Callable[..., Any]]:
         """Return the filters by name."""
-        return {"celery_app_choice": choice}
+        return {"celery_app_choice": choice, "celery_app_runtime_problem": runtime_problem}

@@ -40,13 +40,16 @@ from ansible_collections.fleet.celery.plugins.module_utils.app_release_sandbox i
     own_file,
 )
 from ansible_collections.fleet.celery.plugins.module_utils.app_release_source import (
+    RUNTIME,
     Directory,
     Pinned,
     ReleaseError,
+    RuntimeWheel,
     Source,
     Wheel,
     file_digest,
     run,
+    wheel_metadata,
 )
 from ansible_collections.fleet.celery.plugins.module_utils.app_release_tree import TRUST, explained, inherited
 from ansible_collections.fleet.celery.plugins.module_utils.files import replace_file
@@ -346,7 +349,7 @@ class Builder:
     def __init__(
         self,
         source: Source,
-        runtime: Directory,
+        runtime: Directory | RuntimeWheel,
         cache: Path,
         *,
         python: str,
@@ -360,7 +363,7 @@ class Builder:
 
         Args:
             source: The app.
-            runtime: The runtime's source, with its requirements.lock.
+            runtime: The runtime's source with a requirements.lock in it, or its wheel with one beside it.
             cache: Directory for what was resolved and built; it may be deleted at any time.
             python: The interpreter that hosts run the release with, which is part of what it is.
             lock: The app's lock: empty to look for it, a path below the source, or a path on the controller.
@@ -411,8 +414,7 @@ class Builder:
         requirements = self._requirements(save=True)
         with tempfile.TemporaryDirectory(prefix="celery-release-") as directory:
             work = Path(directory)
-            own = self.runtime.fetch(work / "runtime")
-            runtime = self.uv.build(own, work / "runtime", "The runtime")
+            runtime = self._built_runtime(work / "runtime")
             app = self._app(work / "app")
             about = {"name": app.name, "version": app.version, **self.about}
             about = {"id": release, "app": about, "runtime": {"version": runtime.version}}
@@ -425,12 +427,19 @@ class Builder:
         replace_file(archive, _tar(contents))
         return True
 
+    def _built_runtime(self, work: Path) -> Distribution:
+        """Return the runtime's wheel."""
+        match self.runtime:
+            case RuntimeWheel(path=path):
+                return _carried(path)
+            case project:
+                return self.uv.build(project.fetch(work), work, "The runtime")
+
     def _app(self, work: Path) -> Distribution:
         """Return the app's distribution; a package of the index has a name and a version, but no file."""
         match self.source:
             case Wheel(path=path):
-                name, version, _, _ = parse_wheel_filename(path.name)
-                return Distribution(path, name, str(version))
+                return _carried(path)
             case Pinned(requirement=requirement):
                 return Distribution(Path(), requirement.name, next(iter(requirement.specifier)).version)
             case project:
@@ -472,7 +481,8 @@ class Builder:
 
         The app's lock is completed; it names no Python. Without one they are resolved anew.
         """
-        ours = self.runtime.path / "requirements.lock"
+        place = self.runtime.path
+        ours = (place.parent if isinstance(self.runtime, Wheel) else place) / "requirements.lock"
         project = None if isinstance(self.source, Wheel | Pinned) else self.source.fetch(work / "app")
         lock = self._find_lock(project)
         if lock:
@@ -483,7 +493,7 @@ class Builder:
                 _require_pin(self.source, lines, lock)
             return lines, ""
         inputs = [self._unlocked(project, work), self._own(work)]
-        python = self._oldest_python([inputs[0], self.runtime.path / "pyproject.toml"])
+        python = self._oldest_python(inputs[0])
         asked = self.extras if inputs[0].name == "pyproject.toml" else ()
         lines = self.uv.resolve(inputs, ours, python, work, build=self.buildable, extras=asked)
         return [line for line in lines if not line.pin.startswith(" @ file:")], python  # not the app's own
@@ -493,18 +503,30 @@ class Builder:
 
         Its pyproject.toml as an input of uv would need the option `--extra`, which holds for the app's, too.
         """
-        project = read_project(self.runtime.path, "The runtime cannot be resolved").get("project", {})
+        if isinstance(self.runtime, RuntimeWheel):
+            lines = [f"{RUNTIME}[all] @ {self.runtime.path.absolute().as_uri()}"]
+        else:
+            lines = list(_required(self._runtime_project(), ["all"]))
         file = work / "runtime.in"
-        file.write_text("".join(f"{text}\n" for text in _required(project, ["all"])), encoding="utf-8")
+        file.write_text("".join(f"{text}\n" for text in lines), encoding="utf-8")
         return file
 
-    def _oldest_python(self, inputs: Iterable[Path]) -> str:
-        """Return the oldest Python of the hosts; if it is unknown, the oldest that all projects accept."""
-        accepted = SpecifierSet()
-        for path in inputs:
-            if path.name == "pyproject.toml":
-                project = read_project(path.parent, "The app cannot be resolved").get("project", {})
-                accepted &= SpecifierSet(project.get("requires-python", ""))
+    def _runtime_project(self) -> dict[str, Any]:
+        """Return the table `project` of the runtime's source."""
+        table: dict[str, Any] = read_project(self.runtime.path, "The runtime cannot be resolved").get(
+            "project", {}
+        )
+        return table
+
+    def _oldest_python(self, app: Path) -> str:
+        """Return the oldest Python of the hosts; if it is unknown, the oldest that app and runtime accept."""
+        if isinstance(self.runtime, RuntimeWheel):
+            accepted = SpecifierSet(wheel_metadata(self.runtime.path)[1].get("Requires-Python", ""))
+        else:
+            accepted = SpecifierSet(self._runtime_project().get("requires-python", ""))
+        if app.name == "pyproject.toml":
+            project = read_project(app.parent, "The app cannot be resolved").get("project", {})
+            accepted &= SpecifierSet(project.get("requires-python", ""))
         for version in self.pythons:
             if version not in accepted:
                 raise ReleaseError(
@@ -555,6 +577,12 @@ class Builder:
         return file
 
 
+def _carried(wheel: Path) -> Distribution:
+    """Return a wheel that a release carries as it is."""
+    name, version, _, _ = parse_wheel_filename(wheel.name)
+    return Distribution(wheel, name, str(version))
+
+
 def _required(project: Mapping[str, Any], extras: Iterable[str]) -> Iterator[str]:
     """Yield what a project requires, with some of its extras, of which one may be a list of others."""
     yield from project.get("dependencies", ())
@@ -599,12 +627,7 @@ def _require_published(table: Mapping[str, Any], source: Source) -> None:
 
 def _stub(wheel: Path, work: Path, extras: str) -> str:
     """Return the requirement of a wheel that holds a wheel's metadata only, and so fits every platform."""
-    try:
-        with zipfile.ZipFile(wheel) as archive:
-            (name,) = [name for name in archive.namelist() if name.endswith(".dist-info/METADATA")]
-            metadata = archive.read(name)
-    except (zipfile.BadZipFile, ValueError) as error:
-        raise ReleaseError(f"{wheel.name} is no wheel, or has no metadata: {error}") from error
+    metadata, _ = wheel_metadata(wheel)
     project, version, *_ = parse_wheel_filename(wheel.name)
     stem = f"{project.replace('-', '_')}-{version}"
     stub = work / f"{stem}-py3-none-any.whl"

@@ -14,7 +14,9 @@ import re
 import shutil
 import subprocess
 import tarfile
+import zipfile
 from dataclasses import dataclass, field
+from email.parser import BytesParser
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,7 +32,9 @@ from packaging.utils import (
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from email.message import Message
 
+RUNTIME = "celery-fleet-runtime"
 # Not part of an app: what version control keeps in a source tree, and what tools leave there.
 IGNORED_NAMES = frozenset(
     {".bzr", ".git", ".hg", ".svn", "__pycache__", "node_modules"}
@@ -214,6 +218,23 @@ class Wheel:
 
 
 @dataclass(frozen=True)
+class RuntimeWheel(Wheel):
+    """A wheel of the fleet's runtime. The lock of its dependencies is beside it."""
+
+    def __post_init__(self) -> None:
+        """Refuse a wheel of something else, and one without a lock."""
+        super().__post_init__()
+        if (name := parse_wheel_filename(self.path.name)[0]) != RUNTIME:
+            raise ReleaseError(f"{self.path} is a wheel of {name}, not of {RUNTIME}.")
+        wheel_metadata(self.path)
+        _require_file(self.path.with_name("requirements.lock"))
+
+    def fingerprint(self) -> dict[str, str]:
+        """Return the digests of the wheel and of its lock."""
+        return {**super().fingerprint(), "lock": file_digest(self.path.with_name("requirements.lock"))}
+
+
+@dataclass(frozen=True)
 class Pinned:
     """A package of the index, at exactly one version."""
 
@@ -256,6 +277,30 @@ def parse_source(text: str, git_ref: str, ignored: tuple[Path, ...] = ()) -> Sou
     if "/" in text or text.startswith((".", "~")) or (text and path.is_dir()):
         return Directory(path, ignored)
     return _parse_requirement(text)
+
+
+def parse_runtime(path: Path) -> Directory | RuntimeWheel:
+    """Return the fleet's runtime that `celery_app_runtime_source` names: its source directory, or its wheel.
+
+    Raises:
+        ReleaseError: It is neither.
+    """
+    return RuntimeWheel(path) if path.suffix == ".whl" else Directory(path)
+
+
+def wheel_metadata(path: Path) -> tuple[bytes, Message]:
+    """Return the metadata of a wheel, as they are and parsed.
+
+    Raises:
+        ReleaseError: It is no wheel.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            (name,) = [name for name in archive.namelist() if name.endswith(".dist-info/METADATA")]
+            text = archive.read(name)
+    except (zipfile.BadZipFile, ValueError) as error:
+        raise ReleaseError(f"{path.name} is no wheel, or has no metadata: {error}") from error
+    return text, BytesParser().parsebytes(text)
 
 
 def split_extras(text: str) -> tuple[str, tuple[str, ...]]:

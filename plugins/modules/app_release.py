@@ -47,7 +47,9 @@ options:
     type: str
     default: ""
   runtime_source:
-    description: Source directory of the fleet's runtime.
+    description:
+      - Source directory of the fleet's runtime, or a wheel of it. C(requirements.lock) is in the directory,
+        or beside the wheel.
     type: path
     required: true
   cache_dir:
@@ -122,9 +124,9 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.fleet.celery.plugins.module_utils.app_release import Builder, Uv
 from ansible_collections.fleet.celery.plugins.module_utils.app_release_sandbox import Sandbox
 from ansible_collections.fleet.celery.plugins.module_utils.app_release_source import (
-    Directory,
     Git,
     ReleaseError,
+    parse_runtime,
     parse_source,
     split_extras,
 )
@@ -158,7 +160,7 @@ def main() -> None:
         if isinstance(source, Git) and source.userinfo:
             # Ansible blots it out of everything that the module returns from here on.
             module.no_log_values.add(source.userinfo.rpartition(":")[2])
-        runtime = Directory(Path(given["runtime_source"]))
+        runtime = parse_runtime(Path(given["runtime_source"]))
         builder = Builder(
             source,
             runtime,

@@ -21,11 +21,13 @@ import zipfile
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from ansible_collections.fleet.celery.plugins.filter.celery_app import runtime_problem
 from ansible_collections.fleet.celery.plugins.module_utils.app_release import Builder, Uv
 from ansible_collections.fleet.celery.plugins.module_utils.app_release_sandbox import Sandbox
 from ansible_collections.fleet.celery.plugins.module_utils.app_release_source import (
     Directory,
     ReleaseError,
+    parse_runtime,
     parse_source,
     split_extras,
     tree_digest,
@@ -80,6 +82,19 @@ def project(path: Path, name: str, dependencies: str = "", lock: str | None = No
     return path
 
 
+def wheel(path: Path, about: str = "") -> Path:
+    """Make a wheel without a module, with these lines in its metadata."""
+    name, version, *_ = path.name.split("-")
+    folder = f"{name}-{version}.dist-info"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr(
+            f"{folder}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n{about}"
+        )
+        archive.writestr(f"{folder}/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n")
+        archive.writestr(f"{folder}/RECORD", "")
+    return path
+
+
 @pytest.fixture
 def app(tmp_path: Path) -> Path:
     """Return an app that ships a lock."""
@@ -114,7 +129,7 @@ def builder(
     """Return a builder."""
     place, extras = split_extras(str(source))
     parsed = parse_source(place, ref, (cache,))
-    own = Directory(runtime)
+    own = parse_runtime(runtime)
     python = "/usr/bin/python3"
     return Builder(parsed, own, cache, python=python, lock=lock, uv=Uv(index), extras=extras, **options)
 
@@ -293,16 +308,72 @@ def test_git_and_sdist_are_the_same_app(make: functools.partial[Builder], app: P
 
 def test_a_wheel_is_shipped_as_it_is(make: functools.partial[Builder], tmp_path: Path, index: str) -> None:
     """A wheel is not rebuilt; without a lock its dependencies are resolved."""
-    wheel = tmp_path / "shop-1.0-py3-none-any.whl"
-    with zipfile.ZipFile(wheel, "w") as archive:
-        about = "Metadata-Version: 2.1\nName: shop\nVersion: 1.0\nRequires-Dist: dep>=1\n"
-        archive.writestr("shop-1.0.dist-info/METADATA", about)
-        archive.writestr("shop-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n")
-        archive.writestr("shop-1.0.dist-info/RECORD", "")
-    files = build(make(wheel, index=index))
+    files = build(make(wheel(tmp_path / "shop-1.0-py3-none-any.whl", "Requires-Dist: dep>=1\n"), index=index))
     assert "./shop-1.0-py3-none-any.whl --hash=sha256:" in files["requirements.txt"]
     assert "dep==1.1 " in files["requirements.txt"]
     assert "file:" not in files["requirements.txt"]
+
+
+@pytest.fixture
+def runtime_wheel(tmp_path: Path) -> Path:
+    """Return a stand-in for the wheel of the runtime, which an installed collection has, with its lock."""
+    (tmp_path / "collection").mkdir()
+    (tmp_path / "collection" / "requirements.lock").write_text(OWN_LOCK)
+    about = """Requires-Python: >=3.12
+Requires-Dist: dep
+Provides-Extra: all
+Requires-Dist: rt-only; extra == 'all'
+"""
+    return wheel(tmp_path / "collection" / "celery_fleet_runtime-2.0-py3-none-any.whl", about)
+
+
+def test_the_runtime_may_be_a_wheel(app: Path, tmp_path: Path, runtime_wheel: Path, index: str) -> None:
+    """The release carries it as it is, and what it requires comes from its lock, or from its metadata."""
+    make = functools.partial(builder, runtime=runtime_wheel, cache=tmp_path / "cache")
+    files = build(make(app))
+    pins = [line.split(" ", 1)[0] for line in files["requirements.txt"].splitlines() if line[0] != " "]
+    assert pins == ["./shop-1.0-py3-none-any.whl", f"./{runtime_wheel.name}", "dep==1.0", "rt-only==1.0"]
+    assert json.loads(files["release.json"])["runtime"] == {"version": "2.0"}
+
+    (app / "requirements.lock").unlink()
+    files = build(make(app, index=index))
+    pins = [line.split(" ", 1)[0] for line in files["requirements.txt"].splitlines() if line[0] != " "]
+    assert pins[2:] == ["dep==0.9", "rt-only==1.0"]
+    assert "file:" not in files["requirements.txt"]
+    texts = [path.read_text() for path in (tmp_path / "cache" / "requirements").iterdir()]
+    assert [text for text in texts if text.startswith("# resolved for Python 3.12\n")]
+
+
+def test_the_wheel_of_the_runtime_and_its_lock_change_the_id(
+    app: Path, tmp_path: Path, runtime_wheel: Path
+) -> None:
+    """With the app's own lock alone, the cache would not see the other one."""
+    make = functools.partial(builder, app, runtime=runtime_wheel, cache=tmp_path / "cache")
+    seen = [make().identify(save=True)]
+    wheel(runtime_wheel, "Summary: newer\n")
+    seen.append(make().identify(save=True))
+    (runtime_wheel.parent / "requirements.lock").write_text(OWN_LOCK.replace(C, D))
+    seen.append(make().identify(save=True))
+    assert len(set(seen)) == len(seen)
+
+
+def test_what_is_no_runtime_is_refused(app: Path, runtime: Path, runtime_wheel: Path) -> None:
+    """Each with its path; preflight says it before a host is touched."""
+    folder = runtime_wheel.parent
+    (folder / "celery_fleet_runtime-3.0-py3-none-any.whl").write_text("no archive")
+    assert runtime_problem(str(runtime)) == runtime_problem(str(runtime_wheel)) == ""
+    for path, said in {
+        wheel(folder / "shop-1.0-py3-none-any.whl"): "is a wheel of shop, not of celery-fleet-runtime",
+        folder / "celery_fleet_runtime-3.0-py3-none-any.whl": "is no wheel",
+        folder / "celery_fleet_runtime-4.0-py3-none-any.whl": "There is no file",
+        folder / "runtime.whl": "There is no file",
+        folder: "has no pyproject.toml",
+    }.items():
+        assert said in runtime_problem(str(path))
+        assert path.name in runtime_problem(str(path))
+    (folder / "requirements.lock").unlink()
+    assert "There is no file" in (problem := runtime_problem(str(runtime_wheel)))
+    assert "requirements.lock" in problem
 
 
 def test_a_requirement_is_resolved(make: functools.partial[Builder], index: str, tmp_path: Path) -> None:
