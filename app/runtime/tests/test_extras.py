@@ -3,10 +3,13 @@
 
 from __future__ import annotations
 
+import ast
 import subprocess
 import sys
 from importlib.metadata import metadata
+from pathlib import Path
 
+import fleet_runtime
 import pytest
 from celery import Celery
 from fleet_runtime import extras
@@ -59,6 +62,25 @@ def run(component: str, *words: str, hidden: set[str]) -> subprocess.CompletedPr
 def test_each_package_is_an_extra_of_the_wheel() -> None:
     """Else the sentence would name an extra that pip does not know."""
     assert extras.PACKAGES.keys() <= set(metadata("celery-fleet-runtime").get_all("Provides-Extra") or ())
+
+
+def test_the_core_needs_celery_kombu_and_redis_only() -> None:
+    """So no other package can conflict with what an app pins. Celery brings billiard and click."""
+    package = Path(fleet_runtime.__file__).parent
+    known = {*sys.stdlib_module_names, "fleet_runtime", "celery", "kombu", "redis", "billiard", "click"}
+    found = set()
+    for path in package.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            match node:
+                case ast.Import(names=names):
+                    modules = [alias.name for alias in names]
+                case ast.ImportFrom(module=str(module)):
+                    modules = [module]
+                case _:
+                    continue
+            top = {module.partition(".")[0] for module in modules}
+            found |= {(str(path.relative_to(package)), name) for name in top - known}
+    assert found == {("cli/render.py", "rich")}
 
 
 def test_a_package_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,15 +4,12 @@
 from __future__ import annotations
 
 import re
+from dataclasses import MISSING, Field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import fleet_runtime
-from fleet_runtime.settings import PREFIX, FleetSettings
-from pydantic_core import PydanticUndefinedType
-
-if TYPE_CHECKING:
-    from pydantic.fields import FieldInfo
+from fleet_runtime.settings import FleetSettings, required, variable
 
 UNLISTED = {"errors", "functions", "give_back"}  # one class, and old names
 
@@ -22,9 +19,10 @@ README = (Path(__file__).parents[1] / "README.md").read_text()
 def test_the_table_of_variables_is_that_of_the_settings() -> None:
     """To bring it up to date, put what this test prints between the two marks."""
     rows = ["| variable | default | meaning |", "|---|---|---|"]
-    for name, field in FleetSettings.model_fields.items():
-        variable = field.validation_alias or f"{PREFIX}{name.upper()}"
-        rows.append(f"| `{variable}` | {default(field)} | {field.description} |")
+    rows += [
+        f"| `{variable(field)}` | {default(field)} | {field.metadata['description']} |"
+        for field in fields(FleetSettings)
+    ]
     print("\n".join(rows))
     found = re.search(r"<!-- BEGIN variables -->\n(.*)\n<!-- END variables -->", README, re.DOTALL)
     assert found
@@ -43,16 +41,16 @@ def test_the_table_of_modules_is_complete() -> None:
     assert listed == {name for name in modules if not name.endswith("__init__")} - UNLISTED
 
 
-def default(field: FieldInfo) -> str:
+def default(field: Field[Any]) -> str:
     """Return what a variable is if it is not set, as it would be set."""
-    if field.is_required():
+    if required(field):
         return "required"
-    match field.get_default():
+    match field.default:
         case bool(value):
             return str(value).lower()
         case tuple(values):
             return ",".join(values)
-        case None | PydanticUndefinedType():
+        case value if value in {None, MISSING}:
             return ""
         case value:
             return str(value)

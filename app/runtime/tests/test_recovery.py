@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -99,7 +100,7 @@ def hold(admin: Any) -> Callable[..., None]:
 
 def give_back(channel: Any, step: int = 100, **options: Any) -> int:
     """Requeue what the dead node held."""
-    settings = FleetSettings.from_environment().model_copy(update={"give_back_step": step})
+    settings = replace(FleetSettings.from_environment(), give_back_step=step)
     return requeue.restore_unacked(channel, DEAD, "finder@test", settings, **options)
 
 

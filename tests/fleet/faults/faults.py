@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 REDIS = "redis-server.service"
 KILLS = 100  # of a node, in the trial that is about nothing else
 # Seconds after which what a node held is given to the others; no inventory here says otherwise.
-LEASE = int(FleetSettings.model_fields["lease"].default)
+LEASE = int(FleetSettings.lease)
 TOO_MUCH = ("demo.tasks.count_primes", 2**31)  # 2 GB
 DATA = "/var/lib/redis"
 SPARE = 8192  # KB of disk that Redis has left, before somebody takes them

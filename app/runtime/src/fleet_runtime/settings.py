@@ -8,20 +8,19 @@ A field `name` is the variable FLEET_NAME; an inventory sets it as `celery_app_s
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
+from dataclasses import MISSING, Field, dataclass, field, fields
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self, get_args, get_type_hints
 from urllib.parse import parse_qsl, urlsplit
-
-from pydantic import Field, ValidationError, field_validator, model_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from fleet_runtime.errors import FleetError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
 PREFIX = "FLEET_"
 # Variables of units, which have the prefix and are not settings.
@@ -32,9 +31,11 @@ RENAMED = {"PATIENCE": "PUBLISH_RETRY_TIMEOUT", "MAX_LOSSES": "MAX_CRASHES"}
 SOFT_TIME_LIMIT_SHARE = 0.95
 # Default of the grace period, as a share of the lease.
 GRACE_SHARE = 2 / 3
-
-Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Url = Annotated[str, Field(repr=False)]  # it contains a password
+# Words for each value of a switch.
+WORDS = {
+    **dict.fromkeys(("1", "on", "t", "true", "y", "yes"), True),
+    **dict.fromkeys(("0", "f", "false", "n", "no", "off"), False),
+}
 
 
 def installed_release() -> str:
@@ -43,180 +44,252 @@ def installed_release() -> str:
     return str(json.loads(manifest.read_text(encoding="utf-8"))["id"]) if manifest.is_file() else ""
 
 
-class FleetSettings(BaseSettings):
+def setting(
+    description: str,
+    *,
+    default: Any = MISSING,
+    factory: Any = MISSING,
+    variable: str = "",
+    above: float = -math.inf,
+    least: float = -math.inf,
+    most: float = math.inf,
+    check: Callable[[Any], None] | None = None,
+) -> Any:
+    """Return a field of FleetSettings.
+
+    Args:
+        description: What it is for, for README.md.
+        default: Its value where the variable is not set or empty; without one it is required.
+        factory: Returns the default.
+        variable: The variable, if it has another name than the field.
+        above: The number must be greater.
+        least: The number must not be less.
+        most: The number must not be greater.
+        check: Raises a ValueError for a value that cannot be.
+    """
+    about: dict[str, Any] = {"description": description, "variable": variable, "check": check}
+    about |= {"above": above, "least": least, "most": most}
+    if factory is not MISSING:
+        return field(default_factory=factory, metadata=about)
+    # A URL contains a password.
+    return field(default=default, metadata=about, repr=check is not require_verified)
+
+
+def require_words(value: tuple[str, ...]) -> None:
+    """Refuse an empty list.
+
+    Raises:
+        ValueError: It is empty.
+    """
+    if not value:
+        raise ValueError("Input should have at least one name")
+
+
+def require_absolute(path: str) -> None:
+    """Refuse a relative path.
+
+    Raises:
+        ValueError: It is relative.
+    """
+    if path and not path.startswith("/"):
+        raise ValueError("Input should be an absolute path")
+
+
+def require_verified(url: str) -> None:
+    """Refuse a URL with which Celery would not verify the server's certificate.
+
+    Raises:
+        ValueError: Celery would not, or it is no URL.
+    """
+    try:
+        scheme, port = urlsplit(url).scheme, urlsplit(url).port
+    except ValueError as error:
+        raise ValueError("is not a URL; special characters of a password must be encoded") from error
+    if scheme == "rediss" and (port is None or _tls(url).get("ssl_cert_reqs") != "required"):
+        raise ValueError("must have a port, and end with ?ssl_cert_reqs=required&ssl_ca_certs=<file>")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FleetSettings:
     """The settings that the fleet decides for every app."""
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="ignore", env_ignore_empty=True)
-
-    app: str = Field(description="The app, as package.module:attribute.")
-    component: Literal["worker", "beat", "flower", "web", "ops"] = Field(
+    app: str = setting(description="The app, as package.module:attribute.")
+    component: Literal["worker", "beat", "flower", "web", "ops"] = setting(
         description="The kind of this process. Only a worker keeps unacknowledged messages, and requeues "
         "them: another component would redeliver tasks that run, by its own timeout (kombu, "
         "QoS.restore_visible)."
     )
-    broker_url: Url = Field(
+    broker_url: str = setting(
+        check=require_verified,
         default="",
-        validation_alias="CELERY_BROKER_URL",
+        variable="CELERY_BROKER_URL",
         description="URL of the broker, with user, password and CA certificate. Celery reads it, too.",
     )
-    result_backend: Url = Field(
+    result_backend: str = setting(
+        check=require_verified,
         default="",
-        validation_alias="CELERY_RESULT_BACKEND",
+        variable="CELERY_RESULT_BACKEND",
         description="URL of the result backend. Celery reads it, too.",
     )
-    release: str = Field(
-        default_factory=installed_release,
+    release: str = setting(
+        factory=installed_release,
         description="Id of the release that runs, for `fleet probe`. Default: the id in release.json.",
     )
-    level: Literal["full", "standard"] = Field(
+    level: Literal["full", "standard"] = setting(
         default="full",
         description="`full`: nodes lose no message, on the versions of Celery, kombu, billiard and redis-py "
         "that are supported; with others no process starts. `standard`: any version, with Celery's own "
         "transport, pool and result backend. An inventory sets it as celery_app_level.",
     )
 
-    accept_content: Annotated[tuple[str, ...], NoDecode, Field(min_length=1)] = Field(
+    accept_content: tuple[str, ...] = setting(
         default=("json",),
+        check=require_words,
         description="Accepted serializers, separated by commas. With pickle a message can run any code.",
     )
-    accept_overrides: Annotated[tuple[str, ...], NoDecode] = Field(
+    accept_overrides: tuple[str, ...] = setting(
         default=(),
         description="Settings of the app that the fleet may override silently, separated by commas: `fleet "
         "check` neither refuses a release because of them nor warns of them.",
     )
-    prefetch_multiplier: int = Field(
+    prefetch_multiplier: int = setting(
         default=1,
-        ge=1,
+        least=1,
         description="Messages that a node prefetches for each task that it can run. With more, short tasks "
         "wait behind long ones, and more messages wait for the end of the lease when a node dies. A prefork "
         'or threads node prefetches some more if its tasks are short: see "Transport".',
     )
-    atomic_fetch: bool | None = Field(
+    atomic_fetch: bool | None = setting(
         default=None,
         description="Whether nodes fetch messages with the runtime's own transport, which records each one "
         "as unacknowledged in the same step. With kombu's transport, a node that dies in between loses a "
         "message. Default: true at the level full, false at standard; any other combination is refused.",
     )
-    fast_pool: bool | None = Field(
+    fast_pool: bool | None = setting(
         default=None,
         description="Whether prefork nodes have the runtime's own pool. Celery's, with corrected time "
         "limits, needs more CPU for each task, and loses nothing. Default: true at the level full; at "
         "standard the pool is Celery's as it is, and true is refused.",
     )
-    visibility_timeout: int = Field(
+    visibility_timeout: int = setting(
         default=604800,
-        gt=0,
+        above=0,
         description="Seconds after which an unacknowledged message that its node does not know is "
         "redelivered. This is a last resort, because the messages of a dead node are requeued when its "
         "lease ends. A node knows a task that runs, or waits for its ETA, for as long as it takes.",
     )
-    lease: float = Field(
+    lease: float = setting(
         default=30,
-        ge=3,
-        le=3600,
-        allow_inf_nan=False,
+        least=3,
+        most=3600,
         description="Seconds without a heartbeat after which a node counts as dead, and other nodes requeue "
         "its messages. A node renews its lease three times in that time. A task that blocks the other "
         "threads of its node for longer runs twice: C code in solo or threads, any computation in gevent.",
     )
-    lease_grace: Seconds | None = Field(
+    lease_grace: float | None = setting(
+        above=0,
         default=None,
         description="Seconds in which a node that has just started or reconnected counts no other node as "
         "dead: after Redis was away all leases have ended, and the other nodes need time to renew theirs. "
         "Default: two thirds of the lease.",
     )
-    give_back_step: int = Field(
+    give_back_step: int = setting(
         default=100,
-        ge=1,
+        least=1,
         description="Messages that are requeued in one step. Redis does nothing else during a step: one or "
         "two milliseconds for 100 messages.",
     )
-    task_time_limit: Seconds = Field(
+    task_time_limit: float = setting(
+        above=0,
         default=3600,
         description="Seconds after which a task is killed, in a node without --time-limit. A limit of the "
         "app or of the task comes before both.",
     )
-    task_soft_time_limit: Seconds | None = Field(
+    task_soft_time_limit: float | None = setting(
+        above=0,
         default=None,
         description="Seconds after which a task gets SoftTimeLimitExceeded. Default: 95 % of the time limit.",
     )
-    result_expires: Seconds = Field(
+    result_expires: float = setting(
+        above=0,
         default=86400,
         description="Longest time in seconds that Redis keeps a result; an app may set less. Redis evicts "
         "nothing here, so that permanent results would fill it.",
     )
-    track_started: bool = Field(
+    track_started: bool = setting(
         default=False,
         description="Also store that a task started: a second write for each. false leaves it to the app.",
     )
-    task_events: bool = Field(
+    task_events: bool = setting(
         default=False, description="Send an event to monitors for each step of each task, which costs CPU."
     )
-    soft_shutdown_timeout: float = Field(
+    soft_shutdown_timeout: float = setting(
         default=10,
-        ge=0,
-        allow_inf_nan=False,
+        least=0,
         description="Seconds that a cold shutdown (SIGQUIT) leaves running tasks, before it requeues them.",
     )
-    max_crashes: int = Field(
+    max_crashes: int = setting(
         default=3,
-        ge=1,
+        least=1,
         description="Crashes of the process that runs a message (by a signal, for lack of memory, or with "
         "its node) after which the message becomes a dead letter instead of running again.",
     )
-    dead_letter_limit: int = Field(
+    dead_letter_limit: int = setting(
         default=10000,
-        ge=0,
+        least=0,
         description="Dead letters that are kept, with their arguments; above that, the oldest are deleted. "
         "Each takes as much memory as in its queue, and some kB for its traceback. 0 keeps none.",
     )
-    dead_letter_age: float = Field(
+    dead_letter_age: float = setting(
         default=14 * 86400,
-        ge=60,
-        allow_inf_nan=False,
+        least=60,
         description="Seconds that dead letters are kept. They contain the personal data in the arguments.",
     )
-    dead_letter_expired: bool = Field(
+    dead_letter_expired: bool = setting(
         default=False,
         description="Also keep messages that expired before they ran.",
     )
-    log_arguments: bool = Field(
+    log_arguments: bool = setting(
         default=False,
         description="Log the arguments and the result of each task, which may be personal data. The text of "
         "an exception is always in the log.",
     )
-    log_file: str = Field(
+    log_file: str = setting(
         default="",
-        pattern="^(/.+)?$",
+        check=require_absolute,
         description="Also write each log record to this file, as a line of JSON; {node} is replaced by the "
         "short name of the node. The file may be renamed at any time, as logrotate does.",
     )
-    publish_retry_timeout: int = Field(
+    publish_retry_timeout: int = setting(
         default=60,
-        gt=0,
+        above=0,
         description="Seconds for which a task or Beat retries to publish, or to store a result, while the "
         "broker is away. With Celery's own, about one second, messages that a task sends while Redis "
         "restarts are lost.",
     )
-    socket_timeout: Seconds = Field(
+    socket_timeout: float = setting(
         default=30,
-        ge=5,
+        least=5,
         description="Seconds without a reply after which a connection counts as dead. Without it, a "
         "connection to a host that vanished blocks for ever (kombu, socket_timeout). A node that waits for "
         "messages sends a command every ten seconds.",
     )
-    socket_connect_timeout: Seconds = Field(default=5, description="Seconds to wait for a connection.")
-    health_check_interval: int = Field(
+    socket_connect_timeout: float = setting(
+        above=0, default=5, description="Seconds to wait for a connection."
+    )
+    health_check_interval: int = setting(
         default=25,
-        gt=0,
+        above=0,
         description="Seconds between checks of idle connections. A node that waits on a half-open connection "
         "consumes again after about twice that (kombu, health_check_interval).",
     )
-    beat_max_interval: Seconds = Field(
+    beat_max_interval: float = setting(
+        above=0,
         default=5,
         description="Longest sleep of Beat in seconds, after which it sees a change of the schedule.",
     )
-    beat_lock_timeout: Seconds = Field(
+    beat_lock_timeout: float = setting(
+        above=0,
         default=30,
         description="Seconds without a renewal of its lock after which a standby Beat takes over. RedBeat "
         "renews the lock only between two sleeps (schedulers.py, tick).",
@@ -233,14 +306,26 @@ class FleetSettings(BaseSettings):
         for old, new in renamed.items():
             if os.environ.get(new, os.environ[old]) != os.environ[old]:
                 raise FleetError(f"{old} is the old name of {new}, and they differ. Remove {old}.")
-        values: dict[str, Any] = {
-            new.removeprefix(PREFIX).lower(): os.environ[old] for old, new in renamed.items()
-        }
+        given = {**os.environ, **{new: os.environ[old] for old, new in renamed.items()}}
+        kinds = get_type_hints(cls)
+        values: dict[str, Any] = {}
+        faults = []
+        for each in fields(cls):
+            name = variable(each)
+            if not (text := given.get(name)):
+                if required(each):
+                    faults.append(f"{name} is not set")
+                continue
+            try:
+                values[each.name] = _parsed(text, kinds[each.name], each.metadata)
+            except ValueError as error:
+                faults.append(f"{name}: {error}")
         try:
-            return cls(**values)
-        except ValidationError as error:
-            faults = [_fault(details) for details in error.errors(include_url=False)]
-            raise FleetError("; ".join(faults) + ".") from None
+            if not faults:
+                return cls(**values)
+        except ValueError as error:
+            faults.append(str(error))
+        raise FleetError("; ".join(faults) + ".")
 
     @property
     def is_full(self) -> bool:
@@ -267,27 +352,12 @@ class FleetSettings(BaseSettings):
         """The TLS options of the result backend's URL, for redis_backend_use_ssl; empty for a plain URL."""
         return _tls(self.result_backend)
 
-    @field_validator("accept_content", "accept_overrides", mode="before")
-    @classmethod
-    def _split(cls, value: Any) -> Any:
-        """Split a list that the environment has as one text."""
-        return tuple(value.replace(",", " ").split()) if isinstance(value, str) else value
+    def __post_init__(self) -> None:
+        """Refuse values that contradict each other.
 
-    @field_validator("broker_url", "result_backend")
-    @classmethod
-    def _verified(cls, url: str) -> str:
-        """Refuse a URL with which Celery would not verify the server's certificate."""
-        try:
-            scheme, port = urlsplit(url).scheme, urlsplit(url).port
-        except ValueError as error:
-            raise ValueError("is not a URL; special characters of a password must be encoded") from error
-        if scheme == "rediss" and (port is None or _tls(url).get("ssl_cert_reqs") != "required"):
-            raise ValueError("must have a port, and end with ?ssl_cert_reqs=required&ssl_ca_certs=<file>")
-        return url
-
-    @model_validator(mode="after")
-    def _agree(self) -> Self:
-        """Refuse values that contradict each other."""
+        Raises:
+            ValueError: Two of them do; the message names their variables.
+        """
         if not self.broker_url and self.component != "ops":
             raise ValueError(
                 f"CELERY_BROKER_URL is not set, and this {self.component} would use a broker the app names"
@@ -329,7 +399,6 @@ class FleetSettings(BaseSettings):
                 f"FLEET_BEAT_LOCK_TIMEOUT ({self.beat_lock_timeout:g}) must be at least five times "
                 f"FLEET_BEAT_MAX_INTERVAL ({self.beat_max_interval:g}), or Beat loses its lock as it sleeps"
             )
-        return self
 
 
 def unknown_variables(environment: Mapping[str, str] = os.environ) -> list[str]:
@@ -337,7 +406,7 @@ def unknown_variables(environment: Mapping[str, str] = os.environ) -> list[str]:
 
     A process that starts accepts such variables: it may be of an older release, after a rollback.
     """
-    known = {name.upper() for name, field in FleetSettings.model_fields.items() if not field.validation_alias}
+    known = {each.name.upper() for each in fields(FleetSettings) if not each.metadata["variable"]}
     present = {name.removeprefix(PREFIX) for name in environment if name.startswith(PREFIX)}
     sentences = []
     for name in sorted(present - known - UNIT_VARIABLES - RENAMED.keys()):
@@ -364,11 +433,65 @@ def _tls(url: str) -> dict[str, str]:
     return {name: value for name, value in options.items() if name.startswith("ssl_")}
 
 
-def _fault(details: Any) -> str:
-    """Return an error of pydantic as the beginning of a sentence that names the variable."""
-    message = str(details["msg"]).removeprefix("Value error, ")
-    if not details["loc"]:
-        return message
-    name = str(details["loc"][0])
-    variable = name if name.isupper() else f"{PREFIX}{name.upper()}"
-    return f"{variable} is not set" if details["type"] == "missing" else f"{variable}: {message}"
+def variable(of: Field[Any]) -> str:
+    """Return the environment variable of a field."""
+    return str(of.metadata["variable"] or PREFIX + of.name.upper())
+
+
+def required(of: Field[Any]) -> bool:
+    """Return whether a field has no default."""
+    return of.default is MISSING and of.default_factory is MISSING
+
+
+def _parsed(text: str, kind: Any, about: Mapping[str, Any]) -> Any:
+    """Return the value of a variable.
+
+    Args:
+        text: The value of the variable, which is not empty.
+        kind: The type of the field.
+        about: The metadata of the field.
+
+    Raises:
+        ValueError: It is no such value.
+    """
+    kinds = get_args(kind)
+    if isinstance(kinds[0] if kinds else None, str):  # a Literal
+        if text not in kinds:
+            *first, last = map(repr, kinds)
+            raise ValueError(f"Input should be {', '.join(first)} or {last}")
+        return text
+    value: Any = text
+    if str in kinds:
+        value = tuple(text.replace(",", " ").split())
+    elif kind is bool or bool in kinds:
+        value = WORDS.get(text.lower())
+        if value is None:
+            raise ValueError("Input should be a valid boolean, unable to interpret input")
+    elif kind is not str:
+        value = _number(text, int if kind is int else float, about)
+    if about["check"]:
+        about["check"](value)
+    return value
+
+
+def _number(text: str, kind: type[int] | type[float], about: Mapping[str, Any]) -> float:
+    """Return a number within its bounds.
+
+    Raises:
+        ValueError: It is none.
+    """
+    try:
+        value = kind(text)
+    except ValueError:
+        name = "integer" if kind is int else "number"
+        raise ValueError(f"Input should be a valid {name}, and is {text}") from None
+    if not abs(value) < math.inf:
+        raise ValueError("Input should be a finite number")
+    for holds, words in (
+        (value > about["above"], f"greater than {about['above']:g}"),
+        (value >= about["least"], f"greater than or equal to {about['least']:g}"),
+        (value <= about["most"], f"less than or equal to {about['most']:g}"),
+    ):
+        if not holds:
+            raise ValueError(f"Input should be {words}")
+    return value

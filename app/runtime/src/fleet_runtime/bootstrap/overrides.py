@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -314,7 +314,7 @@ def _values(own: Mapping[str, Any], settings: FleetSettings) -> dict[str, Any]:
     conf = SimpleNamespace(**{**DEFAULTS, **own})
     values: dict[str, Any] = {}
     for component in ("web", "beat", "worker"):
-        values |= configure.configured(conf, settings.model_copy(update={"component": component}))
+        values |= configure.configured(conf, replace(settings, component=component))
     return values
 
 
