@@ -163,8 +163,16 @@ def test_a_node_of_an_older_release_has_no_level(broker: Broker, fleet: Fleet) -
 
 
 def test_a_pool_of_celerys_is_at_the_level_full(broker: Broker, web: Celery) -> None:
-    """FLEET_FAST_POOL is about speed alone."""
-    with at("full", broker).worker("one", "--queues=default", *FLAGS, FLEET_FAST_POOL="false"):
+    """FLEET_FAST_POOL is about speed alone: the pool is Celery's, unreplaced, and the transport is not."""
+    fleet = Fleet(broker, "shop:app", PYTHONPATH=APPS, FLEET_FAST_POOL="false")
+    names, classes = replaced(fleet, "worker", "prefork")
+    assert not [
+        name
+        for name in names
+        if name.startswith(("celery.concurrency.asynpool", "celery.concurrency.prefork"))
+    ]
+    assert all(one.startswith(OWN) for one in classes)
+    with fleet.worker("one", "--queues=default", *FLAGS):
         assert web.send_task("shop.add", (40, 2), queue="default").get(timeout=PATIENCE) == 42
         facts: Any = json.loads(broker.client("admin").hget(keys.NODES, "one@test"))
         assert facts["level"] == "full"

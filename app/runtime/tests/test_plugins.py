@@ -10,10 +10,10 @@ from celery import Celery
 from celery.concurrency import prefork
 from celery.concurrency.asynpool import AsynPool, ResultHandler
 from fleet_runtime.bootstrap import plugins
+from fleet_runtime.compat import surface
 from fleet_runtime.compat.surface import SURFACE, Feature, Name, resolve
 from fleet_runtime.errors import FleetError
 from fleet_runtime.prefork import pool
-from fleet_runtime.prefork.time_limits import StockAsynPool
 from fleet_runtime.transport import channel, poller, qos, transports
 from fleet_runtime.worker import results
 from fleet_runtime.worker.transports import NodeSentinelTransport, NodeTransport
@@ -115,19 +115,13 @@ def test_processes_are_run_by_a_pool_of_its_own() -> None:
 
 
 @pytest.mark.usefixtures("_own_pool")
-def test_celerys_pool_has_its_time_limits_mended() -> None:
-    """Where the runtime's own is not wanted."""
-    plugins.select_pool(fast=False)
-    assert prefork.TaskPool.Pool is StockAsynPool
-
-
-@pytest.mark.usefixtures("_own_pool")
-@pytest.mark.parametrize("fast", [True, False])
-def test_a_changed_pool_is_refused(monkeypatch: pytest.MonkeyPatch, *, fast: bool) -> None:
-    """As by a package that has corrected something."""
+def test_a_changed_pool_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A package that has corrected Celery's pool may have changed it; without the fast pool it may stay."""
     monkeypatch.setattr(ResultHandler, "_make_process_result", lambda self, hub, more: None)
     with pytest.raises(
         FleetError, match=r"replaced celery.concurrency.asynpool:ResultHandler._make_process_r"
     ):
-        plugins.select_pool(fast=fast)
+        plugins.select_pool()
+    assert len([*surface.problems()]) == 1
+    assert not [*surface.problems(fast_pool=False)]
     assert prefork.TaskPool.Pool is AsynPool

@@ -115,7 +115,9 @@ def test_what_fits_the_level_is_accepted(
     """Both switches may be given as the level has them, and the pool may be Celery's at either."""
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    assert FleetSettings.from_environment().is_full is is_full
+    settings = FleetSettings.from_environment()
+    assert settings.is_full is settings.atomic_fetch is is_full
+    assert settings.fast_pool is (is_full and "FLEET_FAST_POOL" not in variables)
 
 
 def test_serializers_have_commas_between(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,10 +25,9 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture(autouse=True)
-def _no_changes(configure_app: Callable[..., Any], web: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Give the process a node's settings, and leave Celery as it is."""
+def _no_changes(configure_app: Callable[..., Any], web: Any) -> None:
+    """Give the process a node's settings, at the level at which Celery stays as it is."""
     configure_app(web, FLEET_LEVEL="standard")
-    monkeypatch.setattr(memory, "patch_process_exit", lambda: None)
 
 
 class GreenPool(BasePool):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from billiard.exceptions import SoftTimeLimitExceeded, TimeLimitExceeded
 from fleet_runtime.prefork.pool import FastAsynPool
-from fleet_runtime.prefork.time_limits import StockAsynPool, requested
+from fleet_runtime.prefork.time_limits import requested
 
 from fleet_testing.commands import FLAGS, PATIENCE, wait_until
 from fleet_testing.dead_letters import failing, letters
@@ -73,30 +73,26 @@ class Loop:
         return Loop()
 
 
-@pytest.mark.parametrize("kind", [FastAsynPool, StockAsynPool])
 @pytest.mark.parametrize(("message", "task", "node", "soft", "hard"), TABLE)
 def test_limits_of_message_task_and_node(
-    kind: Any,
     message: tuple[Any, Any],
     task: tuple[Any, Any],
     node: tuple[Any, Any],
     soft: float | None,
     hard: float | None,
 ) -> None:
-    """By the runtime's pool and by Celery's own, once a process has taken the task."""
+    """The pool counts them once a process has accepted the task."""
     passed: dict[str, float] = {}
-    pool, loop = kind.__new__(kind), Loop()
+    pool: Any = FastAsynPool.__new__(FastAsynPool)
+    loop = Loop()
     pool.on_soft_timeout = lambda job: passed.update(soft=loop.now)
     pool.on_hard_timeout = lambda job: passed.update(hard=loop.now)
     wanted = requested(message, task)
     # what billiard makes of it (billiard 4.3, Pool.apply_async)
     job = SimpleNamespace(_job=1, _timeout=wanted[0] or node[0], _soft_timeout=wanted[1] or node[1])
     pool._cache = {1: job}
+    pool._deadlines = SimpleNamespace(begin=lambda job, limits: passed.update(_named(limits)), arm=list)
     pool._create_timelimit_handlers(loop)
-    if kind is FastAsynPool:  # which has timers of its own; they begin with what is tested here
-        pool._deadlines = SimpleNamespace(begin=lambda job, limits: passed.update(_named(limits)))
-        pool._deadlines.arm = list
-        pool._create_timelimit_handlers(loop)
     pool.on_timeout_set(job, job._soft_timeout, job._timeout)
     assert passed == _named((soft, hard))
 
@@ -106,11 +102,10 @@ def _named(limits: tuple[float | None, float | None]) -> dict[str, float]:
     return {name: limit for name, limit in zip(("soft", "hard"), limits, strict=True) if limit}
 
 
-@pytest.fixture(scope="module", params=["true", "false"], ids=["fast", "stock"])
-def node(request: Any, redis_server: Broker) -> Iterator[None]:
-    """Run a node with the runtime's pool, and one with Celery's."""
-    fleet = failing(redis_server, FLEET_FAST_POOL=request.param)
-    with fleet.worker("limits", "--queues=default", *FLAGS):
+@pytest.fixture(scope="module")
+def node(redis_server: Broker) -> Iterator[None]:
+    """Run a node with the runtime's pool."""
+    with failing(redis_server).worker("limits", "--queues=default", *FLAGS):
         yield
 
 

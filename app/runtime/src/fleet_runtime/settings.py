@@ -161,15 +161,14 @@ class FleetSettings:
     )
     atomic_fetch: bool | None = setting(
         default=None,
-        description="Whether nodes fetch messages with the runtime's own transport, which records each one "
-        "as unacknowledged in the same step. With kombu's transport, a node that dies in between loses a "
-        "message. Default: true at the level full, false at standard; any other combination is refused.",
+        description="Durability: whether nodes fetch messages with the runtime's own transport, which "
+        "records each one as unacknowledged in the same step. With kombu's transport, a node that dies in "
+        "between loses a message, so false needs the level standard. Default: true at full, else false.",
     )
     fast_pool: bool | None = setting(
         default=None,
-        description="Whether prefork nodes have the runtime's own pool. Celery's, with corrected time "
-        "limits, needs more CPU for each task, and loses nothing. Default: true at the level full; at "
-        "standard the pool is Celery's as it is, and true is refused.",
+        description="Speed: whether prefork nodes have the runtime's own pool. With Celery's, no message is "
+        "lost, and a task needs more CPU. Default: true at full, else false; true is refused at standard.",
     )
     visibility_timeout: int = setting(
         default=604800,
@@ -329,7 +328,10 @@ class FleetSettings:
 
     @property
     def is_full(self) -> bool:
-        """Whether this process may replace functions of Celery and kombu, as the level `full` does."""
+        """Whether this process may replace functions of Celery and kombu, as the level `full` does.
+
+        The transport depends on `atomic_fetch` alone, and the pool on `fast_pool`.
+        """
         return self.level == "full"
 
     @property
@@ -353,16 +355,19 @@ class FleetSettings:
         return _tls(self.result_backend)
 
     def __post_init__(self) -> None:
-        """Refuse values that contradict each other.
+        """Set the switches that the environment does not have, and refuse values that contradict each other.
 
         Raises:
             ValueError: Two of them do; the message names their variables.
         """
+        for name in ("atomic_fetch", "fast_pool"):
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, self.is_full)  # a frozen dataclass has no other way
         if not self.broker_url and self.component != "ops":
             raise ValueError(
                 f"CELERY_BROKER_URL is not set, and this {self.component} would use a broker the app names"
             )
-        if self.is_full and self.atomic_fetch is False:
+        if self.is_full and not self.atomic_fetch:
             raise ValueError(
                 "FLEET_ATOMIC_FETCH=false gives up that no message is lost, which the level full promises: "
                 "remove it, or accept the level standard with celery_app_level: standard "

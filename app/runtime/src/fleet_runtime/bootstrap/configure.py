@@ -165,7 +165,7 @@ def _pin_broker_url(conf: Any, settings: FleetSettings, read_url: str) -> None:
 
 def _read_from(settings: FleetSettings) -> tuple[str, str | None]:
     """Return the URL from which messages are fetched, and the transport; None is kombu's own."""
-    fetches = settings.component == "worker" and settings.is_full
+    fetches = settings.component == "worker" and settings.atomic_fetch
     return plugins.select_transport(settings.broker_url) if fetches else (settings.broker_url, None)
 
 

@@ -40,9 +40,7 @@ STORING_BACKENDS = {
     "sentinel": "fleet_runtime.worker.results:StoringSentinelBackend",
 }
 
-# The prefork pools: the runtime's, and Celery's with patched time limits.
 POOL = "fleet_runtime.prefork.pool:FastAsynPool"
-STOCK_POOL = "fleet_runtime.prefork.time_limits:StockAsynPool"
 
 
 def select_transport(url: str) -> tuple[str, str]:
@@ -80,14 +78,11 @@ def select_backend(app: Celery, *, stores: bool) -> None:
     app.loader.override_backends = {**app.loader.override_backends, **backends}
 
 
-def select_pool(*, fast: bool = True) -> None:
-    """Select the prefork pool of a node: the runtime's, or Celery's with patched time limits.
-
-    Args:
-        fast: Whether to select the runtime's pool.
+def select_pool() -> None:
+    """Select the runtime's prefork pool for this node.
 
     Raises:
-        FleetError: Another package has replaced a name that either relies on.
+        FleetError: Another package has replaced a name that the pool relies on.
     """
     surface.require(Feature.POOL)
-    prefork.TaskPool.Pool = symbol_by_name(POOL if fast else STOCK_POOL)
+    prefork.TaskPool.Pool = symbol_by_name(POOL)

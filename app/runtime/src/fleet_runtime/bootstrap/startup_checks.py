@@ -46,9 +46,9 @@ class StartupChecks(bootsteps.Step):
             _check_memory_limit(parent)
             _warn_of_unsupported_limits(parent)
             if settings.is_full:
-                memory.patch_process_exit()
                 tracing.patch()
-                plugins.select_pool(fast=settings.fast_pool is not False)
+            if settings.fast_pool:
+                plugins.select_pool()
         except FleetError as error:
             raise SystemExit(f"celery: {error}") from None
         memory.share_memory()

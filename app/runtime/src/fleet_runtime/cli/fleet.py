@@ -118,7 +118,7 @@ def check(ctx: click.Context, text: str, beat: str, allowed: dict[str, Any] | No
     with sentences():
         import_tasks(app)
         faults = [
-            *(surface.problems() if settings.is_full else ()),
+            *(surface.problems(fast_pool=settings.fast_pool) if settings.is_full else ()),
             *findings(app, [name for name in text.split(",") if name], beat, allowed),
         ]
     # The module celery_release recognizes a warning by the beginning of its line.

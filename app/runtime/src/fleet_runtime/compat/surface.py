@@ -99,16 +99,20 @@ def require(feature: Feature) -> None:
             raise FleetError(_replaced(name))
 
 
-def problems() -> Iterator[str]:
+def problems(*, fast_pool: bool = True) -> Iterator[str]:
     """Yield why this process cannot have the level `full`, a sentence each.
 
     Names of modules that are imported for a kind of pool only count if the app has imported them.
+
+    Args:
+        fast_pool: Whether nodes have the runtime's pool, so that the names that it relies on count.
     """
     if sentence := unsupported():
         yield sentence
         return
     for name in SURFACE:
         checked = name.feature or (name.kind is Kind.REPLACE and name.parameters is not None)
+        checked = checked and (fast_pool or name.feature is not Feature.POOL)
         is_there = name.owner != "celery.concurrency.gevent" or name.owner in sys.modules
         if checked and is_there and not has_parameters(name):
             yield _replaced(name)
@@ -280,7 +284,7 @@ celery.concurrency.asynpool:AsynPool
   override prefork: Worker ResultHandler close(self) create_process_queues(self)
   override prefork pool: flush(self) process_flush_queues(self proc) destroy_queues(self queues proc)
   override prefork pool: _create_timelimit_handlers(self hub) _worker_active(self worker)
-  replace prefork: _event_process_exit(self hub proc)=a8405bca6bf9
+  override prefork pool: _event_process_exit(self hub proc)
   copied prefork pool: _create_write_handlers(self hub pack dumps protocol)=c7381a1afb8c
   call prefork pool: _on_soft_timeout(self job soft hard hub) _on_hard_timeout(self job)
   call prefork: _discard_tref

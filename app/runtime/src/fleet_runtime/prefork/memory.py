@@ -1,23 +1,15 @@
 # SPDX-License-Identifier: MIT
-"""Memory that child processes share with the node, and how soon the node sees that one has died."""
+"""Memory that child processes share with the node."""
 
 from __future__ import annotations
 
 import gc
 from contextlib import suppress
-from functools import cache, wraps
+from functools import cache
 from typing import Any
 
 from billiard.util import get_pdeathsig
 from celery import signals
-from celery.concurrency.asynpool import AsynPool
-
-from fleet_runtime.compat.surface import may_replace
-
-# Seconds until the first further check of a dying process. Each further one waits twice as long.
-FIRST_CHECK_S = 0.02
-# Further checks: after these, the pool itself has checked, which it does every 5 seconds.
-CHECKS = 8
 
 
 def share_memory() -> None:
@@ -45,34 +37,3 @@ def _freeze_once() -> None:
 def _freeze(**_: Any) -> None:
     """Handle the signal."""
     _freeze_once()
-
-
-def patch_process_exit() -> None:
-    """Check a dying process again, until it is dead.
-
-    A process closes its files before its parent can wait for it. The closed files wake the pool, which checks
-    once whether the process has ended (celery 5.7, AsynPool._event_process_exit). In one of three deaths on
-    two cores it has not, and the pool notices 5 seconds later. A task whose time limit passes in between
-    fails with a timeout, instead of running again, because the pool takes it for running.
-    """
-    original = may_replace("celery.concurrency.asynpool:AsynPool", "_event_process_exit")
-    if original is None:
-        return
-
-    @wraps(original)
-    def _event_process_exit(pool: Any, hub: Any, process: Any) -> None:
-        original(pool, hub, process)
-        _check_again(pool, hub, process, FIRST_CHECK_S, CHECKS)
-
-    AsynPool._event_process_exit = _event_process_exit
-
-
-def _check_again(pool: Any, hub: Any, process: Any, delay: float, checks: int) -> None:
-    """Check a process after a delay in seconds, if the pool takes it for alive."""
-
-    def check() -> None:
-        pool.maintain_pool()
-        _check_again(pool, hub, process, delay * 2, checks - 1)
-
-    if checks and process in pool._pool:
-        hub.call_later(delay, check)

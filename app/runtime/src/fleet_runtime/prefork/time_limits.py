@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The time limits of a task, and a prefork pool that enforces them.
+"""The time limits of a task.
 
 A hard limit kills the process of a task; a soft limit raises SoftTimeLimitExceeded in it before that. Each
 comes from the message, else from the task (which copies the app's settings), else from the node. A soft limit
@@ -10,12 +10,7 @@ an hour and a minute.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
-from celery.concurrency.asynpool import AsynPool
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
+from typing import Any
 
 Limit = float | None  # seconds; Celery takes 0 for none, too
 
@@ -24,7 +19,8 @@ def requested(message: tuple[Limit, Limit], task: tuple[Limit, Limit]) -> tuple[
     """Return the hard and the soft limit of a request for the pool.
 
     A hard limit without a soft one, or with one that is not below it, gets a soft limit that equals it. That
-    keeps the pool from adding the soft limit of the node, and `drop_soft` removes it.
+    keeps the pool from adding the soft limit of the node. The runtime's pool removes it by `drop_soft`;
+    Celery's raises SoftTimeLimitExceeded in the task just before it kills the process.
 
     Args:
         message: The hard and the soft limit of the message.
@@ -42,17 +38,3 @@ def drop_soft(job: Any, soft: Limit, hard: Limit) -> Limit:
         job._soft_timeout = None
         return None
     return soft
-
-
-class StockAsynPool(AsynPool):
-    """Celery's own pool, with `drop_soft` applied."""
-
-    def _create_timelimit_handlers(self, hub: Any) -> None:
-        """Drop a soft limit that is not below the hard one, before Celery starts its timers."""
-        super()._create_timelimit_handlers(hub)
-        count: Callable[[Any, Limit, Limit], object] = vars(self)["on_timeout_set"]
-
-        def on_timeout_set(job: Any, soft: Limit, hard: Limit) -> None:
-            count(job, drop_soft(job, soft, hard), hard)
-
-        self.on_timeout_set = on_timeout_set

@@ -98,9 +98,9 @@ class Recovery(bootsteps.StartStopStep):
         self.node, self._settings = context.node, context.settings
         self._consumer = consumer
         self._started, self._started_monotonic = time.time(), time.monotonic()
-        self._in_flight = context.in_flight = (InFlight if context.settings.is_full else StandardInFlight)(
-            consumer
-        )
+        self._in_flight = context.in_flight = (
+            InFlight if context.settings.atomic_fetch else StandardInFlight
+        )(consumer)
         self._is_reconnect = False
         self._reconnects: deque[float] = deque(maxlen=100)
         self._heartbeat = LeaseHeartbeat(
