@@ -159,13 +159,13 @@ class FleetSettings:
         "wait behind long ones, and more messages wait for the end of the lease when a node dies. A prefork "
         'or threads node prefetches some more if its tasks are short: see "Transport".',
     )
-    atomic_fetch: bool | None = setting(
+    atomic_fetch: bool = setting(
         default=None,
         description="Durability: whether nodes fetch messages with the runtime's own transport, which "
         "records each one as unacknowledged in the same step. With kombu's transport, a node that dies in "
         "between loses a message, so false needs the level standard. Default: true at full, else false.",
     )
-    fast_pool: bool | None = setting(
+    fast_pool: bool = setting(
         default=None,
         description="Speed: whether prefork nodes have the runtime's own pool. With Celery's, no message is "
         "lost, and a task needs more CPU. Default: true at full, else false; true is refused at standard.",
