@@ -13,7 +13,7 @@ export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
 export LC_ALL := C.UTF-8
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help up down lab-args lab-secret test test-all lint unit apps apps-long wheel servers upstream molecule matrix bench functions fixtures docs lock release clean
+.PHONY: help up down lab-args lab-secret test test-all lint unit apps apps-long wheel servers upstream molecule matrix bench functions fixtures docs lock collection release clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z% -]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 26
@@ -87,6 +87,10 @@ docs: ## Write the tables of the docs: the roles' variables, and what becomes of
 lock: ## Pin the Python packages; UPGRADE=1 takes their newest versions
 	@lab/bootstrap tools
 	@requirements/lock $(if $(UPGRADE),--upgrade)
+
+collection: ## Build the collection of this commit, with the runtime's wheel inside (dist)
+	@lab/bootstrap tools
+	@python3 tools/collection.py
 
 release: ## Write VERSION in every place, and the changelogs from their fragments
 	@lab/bootstrap tools
