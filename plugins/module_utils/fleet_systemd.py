@@ -7,13 +7,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     # argv -> (exit code, standard output, standard error), as AnsibleModule.run_command
     Run = Callable[[list[str]], tuple[int, str, str]]
 
 PROPERTIES = ("LoadState", "ActiveState", "SubState", "UnitFileState", "NeedDaemonReload", "InvocationID")
 ENABLED = ("enabled", "static")
+UNIT_DIRECTORY = "/etc/systemd/system/"
 
 
 class SystemdError(Exception):
@@ -30,6 +31,12 @@ def call(run: Run, *argv: str) -> str:
     if code:
         raise SystemdError(err.strip() or out.strip() or f"systemctl {argv[0]} ended with exit code {code}")
     return out
+
+
+def reload_for(run: Run, paths: Iterable[str]) -> None:
+    """Have systemd read its units again, if one of the paths that were changed belongs to them."""
+    if any(path.startswith(UNIT_DIRECTORY) for path in paths):
+        call(run, "daemon-reload")
 
 
 def show(run: Run, units: Sequence[str]) -> dict[str, dict[str, str]]:

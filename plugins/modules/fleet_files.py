@@ -15,6 +15,7 @@ description:
   - A role whose units, drop-ins and environment files follow from the inventory needs one task for all of
     them, not one round trip for each.
   - A file is replaced in one step. It is never seen half written, nor with a wider mode than it shall have.
+  - If a file below C(/etc/systemd/system) changes, systemd reads its units again.
   - In check mode an owner or a group that the host does not have yet is taken as one that a task before this
     one would have made.
 options:
@@ -133,6 +134,7 @@ from typing import TYPE_CHECKING
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.fleet.celery.plugins.module_utils.files import replace_file
 from ansible_collections.fleet.celery.plugins.module_utils.fleet_kept import Kept
+from ansible_collections.fleet.celery.plugins.module_utils.fleet_systemd import SystemdError, reload_for
 from ansible_collections.fleet.celery.plugins.module_utils.kernel_values import set_values
 
 if TYPE_CHECKING:
@@ -337,6 +339,8 @@ def apply(
     directories = {item["path"] for item in params["directories"]}
     removed = purge(params["purge"], set(diffs), directories, check=check)
     removed += remove_empty(params["empty"], removed, check=check)
+    if run and not check:
+        reload_for(run, [*written, *removed])
     return {
         "changed": bool(made or written or removed),
         "as_asked": not (made or written or removed),
@@ -386,7 +390,7 @@ def main() -> None:
     try:
         kept = Kept(module.params["keep_for"]) if module.params["keep_for"] else None
         result = apply(module.params, check=module.check_mode, kept=kept, run=module.run_command)
-    except (FilesError, OSError) as error:
+    except (FilesError, SystemdError, OSError) as error:
         module.fail_json(msg=str(error))
     values, refused = set_values(module.params["kernel"], check=module.check_mode)
     for path, why in refused.items():

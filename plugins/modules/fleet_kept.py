@@ -23,7 +23,7 @@ options:
   state:
     description:
       - C(known) changes nothing, and tells what is kept.
-      - C(restored) puts all back, and forgets it.
+      - C(restored) puts all back, and forgets it. systemd reads its units again, if one of them was kept.
       - C(dropped) forgets it.
     type: str
     choices: [known, restored, dropped]
@@ -66,6 +66,7 @@ from ansible_collections.fleet.celery.plugins.module_utils.fleet_kept import (
     Kept,
     everyones,
 )
+from ansible_collections.fleet.celery.plugins.module_utils.fleet_systemd import SystemdError, reload_for
 
 
 def main() -> None:
@@ -86,8 +87,9 @@ def main() -> None:
             for kept in chosen:
                 if state == "restored":
                     kept.restore()
+                    reload_for(module.run_command, was + was_not)
                 kept.drop()
-    except OSError as error:
+    except (OSError, SystemdError) as error:
         module.fail_json(msg=str(error))
     changed = state == "restored" and bool(was or was_not)
     module.exit_json(changed=changed, restored=was, removed=was_not)

@@ -13,6 +13,7 @@ description:
   - Units are enabled and started together, stopped together, or restarted one after another. A loop over
     M(ansible.builtin.systemd_service) can do neither of the first two, and a warm stop of a Celery node takes
     as long as its longest task.
+  - Before units are started or restarted, systemd reads them again, if their files have changed since.
   - If a unit fails, the message ends with the last lines of its journal.
   - In check mode a unit that the host does not have yet is taken as one that a task before this one would
     have made.
@@ -153,6 +154,9 @@ class Services:
             "up": self.watch,
             "settled": self.settle,
         }
+        starts = self.params["state"] in {"started", "restarted"}
+        if starts and not self.check and self.where("NeedDaemonReload", "yes"):
+            call(self.run, "daemon-reload")
         return states[self.params["state"]]()
 
     def where(self, key: str, *values: str) -> list[str]:

@@ -98,7 +98,6 @@ current:
   returned: always
   type: str
 previous: {description: The same of C(previous)., returned: always, type: str}
-reload: {description: Whether systemd has yet to read a changed unit file., returned: always, type: bool}
 """
 
 from fnmatch import fnmatchcase
@@ -173,7 +172,6 @@ def compare(params: dict[str, Any], run: Run, unit_dir: Path = UNIT_DIR, proc: P
         "reason": mark.read_text(encoding="utf-8").strip() if mark and drained else "",
         "current": (tree and tree.linked("current")) or "",
         "previous": (tree and tree.linked("previous")) or "",
-        "reload": any(state["NeedDaemonReload"] == "yes" for state in states.values()),
     }
 
 

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from ansible_collections.fleet.celery.plugins.module_utils import fleet_systemd
+from ansible_collections.fleet.celery.plugins.module_utils.fleet_systemd import SystemdError
 from ansible_collections.fleet.celery.plugins.modules import fleet_files
 from ansible_collections.fleet.celery.plugins.modules.fleet_files import FilesError
 
@@ -45,6 +47,32 @@ def run(
 def mode(path: Path) -> int:
     """Return the permission bits of a path."""
     return path.stat().st_mode & 0o7777
+
+
+def test_systemd_reads_its_units_again_when_one_has_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where it cannot, the task fails."""
+    units = tmp_path / "system"
+    units.mkdir()
+    monkeypatch.setattr(fleet_systemd, "UNIT_DIRECTORY", f"{units}/")
+    ran: list[list[str]] = []
+
+    def systemctl(argv: list[str]) -> tuple[int, str, str]:
+        ran.append(argv)
+        return len(ran) > 2, "", "no bus"
+
+    unit, other = file(units / "a.service"), file(tmp_path / "a.env")
+    run(unit, check=True, run=systemctl)
+    run(other, run=systemctl)
+    assert ran == []
+    run(unit, run=systemctl)
+    run(unit, run=systemctl)
+    assert ran == [["systemctl", "--no-pager", "daemon-reload"]]
+    run(purge=[f"{units}/*"], run=systemctl)
+    assert len(ran) == 2
+    with pytest.raises(SystemdError, match="no bus"):
+        run(unit, run=systemctl)
 
 
 def test_writes_what_is_missing_and_then_nothing(tmp_path: Path) -> None:

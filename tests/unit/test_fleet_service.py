@@ -35,6 +35,7 @@ class Host:
         self.proved: list[str] = []
         self.sick: set[str] = set()
         self.sub: dict[str, str] = {}
+        self.reload = "no"
 
     def __call__(self, argv: list[str]) -> tuple[int, str, str]:
         """Do what the command says, and note it unless it only asks."""
@@ -65,7 +66,7 @@ class Host:
         sub = self.sub.get(unit, "auto-restart" if active == "activating" else "")
         return (
             f"LoadState=loaded\nActiveState={active}\nSubState={sub}\nUnitFileState={file}\n"
-            f"NeedDaemonReload=no\nInvocationID={self.invocations}\n"
+            f"NeedDaemonReload={self.reload}\nInvocationID={self.invocations}\n"
         )
 
     def act(self, verb: str, unit: str) -> None:
@@ -116,6 +117,20 @@ def test_a_start_that_is_under_way_is_waited_for(sub: str) -> None:
     assert host.proved == ["b", "a"]
     host.units["a"][0] = "activating"
     assert apply(host, "started", "a", check=True) == []
+
+
+@pytest.mark.parametrize(
+    ("state", "read"), [("started", True), ("restarted", True), ("stopped", False), ("down", False)]
+)
+def test_a_unit_file_that_systemd_has_not_read_is_read_before_a_start(state: str, *, read: bool) -> None:
+    """A run that was interrupted left it behind. A stop is that of the unit as it was started."""
+    host = Host(a=("active", "enabled"))
+    host.reload = "yes"
+    apply(host, state, "a", check=True)
+    assert host.ran == []
+    apply(host, state, "a")
+    assert ("daemon-reload " in host.ran) is read
+    assert "daemon-reload " not in host.ran[1:]
 
 
 def test_a_start_that_was_under_way_and_fails_is_tried_again() -> None:
