@@ -183,7 +183,7 @@ def test_a_task_that_says_by_itself_what_costs_much_is_told() -> None:
 def test_the_command_tells_what_costs_much_and_is_content() -> None:
     """In words by which the module celery_release knows a warning."""
     app = shop(broker_pool_limit=0)
-    app.fleet_settings = SimpleNamespace(level="full", is_full=True)
+    app.fleet_settings = SimpleNamespace(app_file="", level="full", is_full=True, fast_pool=True)
     told = CliRunner().invoke(fleet, ["check"], obj=SimpleNamespace(app=app))
     assert told.exit_code == 0
     first, last = told.stdout.splitlines()

@@ -91,14 +91,16 @@ def test_a_package_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatc
     assert str(caught.value) == f"The fleet's Beat needs celery-redbeat, {INSTALL.format('redbeat')}"
 
 
-def test_check_refuses_an_app_without_the_scheduler_of_beat(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Before a release is switched, and only where the fleet has that scheduler."""
+def test_check_refuses_an_app_without_what_beat_and_pools_need(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before a release is switched, and only where the fleet has that scheduler, or a pool of that kind."""
     app = Celery(set_as_current=False)
     app.conf.broker_transport_options = {"visibility_timeout": 3600}
-    assert app_check.findings(app, [], "redbeat") == []
+    assert app_check.findings(app, [], "redbeat", pools=["gevent"]) == []
     monkeypatch.setattr(extras, "find_spec", lambda _: None)
-    assert [said for said in app_check.findings(app, [], "redbeat") if INSTALL.format("redbeat") in said]
-    assert app_check.findings(app, [], "persistent") == []
+    found = " ".join(app_check.findings(app, [], "redbeat", pools=["prefork", "gevent"]))
+    assert INSTALL.format("redbeat") in found
+    assert INSTALL.format("gevent") in found
+    assert app_check.findings(app, [], "persistent", pools=["threads"]) == []
 
 
 @pytest.mark.parametrize(

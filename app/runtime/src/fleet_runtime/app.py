@@ -2,7 +2,8 @@
 """The app that every Celery process of the fleet is started with: `celery -A fleet_runtime.app ...`.
 
 Importing this module loads the app that FLEET_APP names, and configures it with the fleet's settings. `app`
-is that app: there is no second one, and its code is unchanged.
+is that app: there is no second one, and its code is unchanged. With FLEET_APP_FILE, which Flower and the
+operator's commands have, it is made from the description of that app.
 """
 
 import sys
@@ -21,7 +22,7 @@ else:
     from fleet_runtime import extras
     from fleet_runtime.bootstrap import app_loader, configure
     from fleet_runtime.errors import FleetError
-    from fleet_runtime.inspect import probe
+    from fleet_runtime.inspect import description, probe
     from fleet_runtime.messages import json_decoder
     from fleet_runtime.settings import FleetSettings
 
@@ -34,7 +35,7 @@ else:
         if settings.is_full:
             json_decoder.register_json()
         configure.override_task_defaults()
-        app = app_loader.load(settings.app)
+        app = description.load(settings.app_file) if settings.app_file else app_loader.load(settings.app)
         configure.configure(app, settings)
         probe.register(app, settings.release)
         if settings.component == "worker":

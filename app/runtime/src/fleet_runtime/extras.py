@@ -10,6 +10,7 @@ from fleet_runtime.errors import FleetError
 #: By extra: the module by which its package is found, and the package.
 PACKAGES = {
     "flower": ("flower", "flower"),
+    "gevent": ("gevent", "gevent"),
     "redbeat": ("redbeat", "celery-redbeat"),
     "rich": ("rich", "rich"),
 }

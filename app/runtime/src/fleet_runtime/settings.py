@@ -31,6 +31,8 @@ RENAMED = {"PATIENCE": "PUBLISH_RETRY_TIMEOUT", "MAX_LOSSES": "MAX_CRASHES"}
 SOFT_TIME_LIMIT_SHARE = 0.95
 # Default of the grace period, as a share of the lease.
 GRACE_SHARE = 2 / 3
+# Components that run without the app, from its description.
+DESCRIBED = frozenset({"flower", "ops"})
 # Words for each value of a switch.
 WORDS = {
     **dict.fromkeys(("1", "on", "t", "true", "y", "yes"), True),
@@ -113,7 +115,15 @@ def require_verified(url: str) -> None:
 class FleetSettings:
     """The settings that the fleet decides for every app."""
 
-    app: str = setting(description="The app, as package.module:attribute.")
+    app: str = setting(
+        default="", description="The app, as package.module:attribute. Required, but for FLEET_APP_FILE."
+    )
+    app_file: str = setting(
+        default="",
+        check=require_absolute,
+        description="File that describes the app, as `fleet check --json` prints it. Flower and the "
+        "operator's commands load it in place of the app, and need nothing that the app needs.",
+    )
     component: Literal["worker", "beat", "flower", "web", "ops"] = setting(
         description="The kind of this process. Only a worker keeps unacknowledged messages, and requeues "
         "them: another component would redeliver tasks that run, by its own timeout (kombu, "
@@ -363,6 +373,13 @@ class FleetSettings:
         for name in ("atomic_fetch", "fast_pool"):
             if getattr(self, name) is None:
                 object.__setattr__(self, name, self.is_full)  # a frozen dataclass has no other way
+        if not (self.app or self.app_file):
+            raise ValueError("FLEET_APP is not set")
+        if self.app_file and self.component not in DESCRIBED:
+            raise ValueError(
+                f"FLEET_APP_FILE is for Flower and the operator's commands, and this is a {self.component}, "
+                "which needs the app itself: set FLEET_APP in its place"
+            )
         if not self.broker_url and self.component != "ops":
             raise ValueError(
                 f"CELERY_BROKER_URL is not set, and this {self.component} would use a broker the app names"

@@ -101,7 +101,7 @@ def configure(app: Celery, settings: FleetSettings) -> None:
     """
     if settings.is_full and settings.component != "ops" and (sentence := unsupported()):
         raise FleetError(sentence)
-    with reraising_app_errors(f"The settings of {settings.app} cannot be read"):
+    with reraising_app_errors(f"The settings of {settings.app or settings.app_file} cannot be read"):
         conf = app.conf.finalize()
     app.fleet_settings = settings  # for the boot steps of a node
     overrides.remember(app, settings)

@@ -89,6 +89,13 @@ def probe(ctx: click.Context, names: tuple[str, ...], timeout: float, as_json: b
     help="The scheduler of the fleet's Beat: redbeat or persistent. Default: no Beat.",
 )
 @click.option(
+    "--pools",
+    envvar="CHECK_POOLS",  # as above
+    metavar="A,B",
+    default="",
+    help="The kinds of the nodes' pools, such as gevent. Default: they are not known.",
+)
+@click.option(
     "--redis",
     "allowed",
     envvar="CHECK_REDIS",  # as above
@@ -101,27 +108,32 @@ def probe(ctx: click.Context, names: tuple[str, ...], timeout: float, as_json: b
     "--json",
     "as_json",
     is_flag=True,
-    help="Print {level, faults, renamed, overridden, costs}: the level, and lists of sentences.",
+    help="Print {level, faults, renamed, overridden, costs, app}: the level, lists of sentences, and the "
+    "description of the app for FLEET_APP_FILE.",
 )
 @click.pass_context
-def check(ctx: click.Context, text: str, beat: str, allowed: dict[str, Any] | None, as_json: bool) -> None:
+def check(
+    ctx: click.Context, text: str, beat: str, pools: str, allowed: dict[str, Any] | None, as_json: bool
+) -> None:
     """Check the app with all its tasks: what would fail, has no effect, or costs much. Needs no broker.
 
     Exits with 1 if something would fail, with a line for each fault.
     """
     from fleet_runtime.compat import surface
     from fleet_runtime.inspect.app_check import costs, findings, import_tasks, overridden
+    from fleet_runtime.inspect.description import describe
     from fleet_runtime.settings import renamed_variables
 
     app = ctx.obj.app
     settings: FleetSettings = app.fleet_settings
     with sentences():
+        if settings.app_file:
+            raise FleetError("`fleet check` checks the app itself: set FLEET_APP in place of FLEET_APP_FILE.")
         import_tasks(app)
         faults = [
             *(surface.problems(fast_pool=settings.fast_pool) if settings.is_full else ()),
-            *findings(app, [name for name in text.split(",") if name], beat, allowed),
+            *findings(app, [name for name in text.split(",") if name], beat, allowed, pools.split(",")),
         ]
-    # The module celery_release recognizes a warning by the beginning of its line.
     warnings = {
         "renamed": ("This is renamed: ", renamed_variables()),
         "overridden": ("This does not hold: ", overridden(app, beat, allowed)),
@@ -129,7 +141,8 @@ def check(ctx: click.Context, text: str, beat: str, allowed: dict[str, Any] | No
     }
     if as_json:
         lists = {name: found for name, (_, found) in warnings.items()}
-        click.echo(json.dumps({"level": settings.level, "faults": faults, **lists}))
+        about = {} if faults else {"app": describe(app)}
+        click.echo(json.dumps({"level": settings.level, "faults": faults, **lists, **about}))
         ctx.exit(1 if faults else 0)
     if faults:
         click.echo("\n".join(faults), err=True)

@@ -15,7 +15,7 @@ from fleet_runtime.inspect import queues, rights
 from fleet_runtime.settings import unknown_variables
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Iterator
 
     from celery import Celery
 
@@ -41,7 +41,11 @@ def import_tasks(app: Celery) -> None:
 
 
 def findings(
-    app: Celery, consumed: Collection[str], beat_scheduler: str = "", allowed: Rights | None = None
+    app: Celery,
+    consumed: Collection[str],
+    beat_scheduler: str = "",
+    allowed: Rights | None = None,
+    pools: Collection[str] = (),
 ) -> list[str]:
     """Return a sentence for each fault, with which the release is refused.
 
@@ -50,6 +54,7 @@ def findings(
         consumed: The queues that nodes consume; empty if they are not known.
         beat_scheduler: The scheduler of Beat: redbeat or persistent; empty without Beat.
         allowed: Variables of the role redis that allow the app more in Redis; None if they are not known.
+        pools: Kinds of the pools of the nodes, such as gevent.
     """
     refused = [each.sentence for each in overrides.find(app, beat_scheduler, allowed) if each.refuses]
     return [
@@ -59,7 +64,7 @@ def findings(
         *rights.refused(app, consumed, allowed),
         *_repeated(app),
         *_unreadable(app),
-        *_scheduler_missing(beat_scheduler),
+        *_missing(beat_scheduler, pools),
     ]
 
 
@@ -139,14 +144,18 @@ def _unconsumed(app: Celery, consumed: Collection[str]) -> list[str]:
     ]
 
 
-def _scheduler_missing(beat_scheduler: str) -> list[str]:
-    """Return whether the package of Beat's scheduler is not installed."""
-    if beat_scheduler == "redbeat":
+def _missing(beat_scheduler: str, pools: Collection[str]) -> Iterator[str]:
+    """Yield each package that is not installed, of Beat's scheduler or of a kind of pool."""
+    wanted = {
+        "redbeat": ("The fleet's Beat (celery_beat_scheduler)", beat_scheduler == "redbeat"),
+        "gevent": ("A pool of the kind gevent (celery_worker_pools)", "gevent" in pools),
+    }
+    for extra, (purpose, is_wanted) in wanted.items():
         try:
-            extras.require("redbeat", "The fleet's Beat (celery_beat_scheduler)")
+            if is_wanted:
+                extras.require(extra, purpose)
         except FleetError as error:
-            return [str(error)]
-    return []
+            yield str(error)
 
 
 def _unreadable(app: Celery) -> list[str]:

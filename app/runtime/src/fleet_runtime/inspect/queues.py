@@ -30,8 +30,10 @@ def routed(app: Celery) -> dict[str, list[str]]:
 
     The app's tasks must have been imported. A function that computes routes is called for each task without
     arguments, and for each entry of the schedule with its arguments. Routes that depend on other arguments
-    are not found.
+    are not found. An app that was made from a description has the queues of the one that is described.
     """
+    if described := getattr(app, "fleet_described", None):
+        return dict(described["routed"])
     reasons = defaultdict(set)
     for finder in (_configured, _routes, _senders):
         for queue, reason in finder(app):
@@ -58,6 +60,8 @@ def declared(app: Celery) -> list[Queue]:
 
 def configured(app: Celery) -> list[str]:
     """Return the queues in the settings of an app, whose tasks need not have been imported."""
+    if described := getattr(app, "fleet_described", None):
+        return list(described["configured"])
     return sorted({queue for finder in (_configured, _routes) for queue, _ in finder(app)})
 
 
@@ -84,18 +88,28 @@ def _senders(app: Celery) -> Found:
 
 def _configured_routes(app: Celery) -> Iterator[Route]:
     """Yield the routes in task_routes, also for tasks that this app does not have, without functions."""
-    for route in _listed(app.conf.task_routes):
-        pairs = route.items() if isinstance(route, Mapping) else _listed(route)
-        for pattern, options in filter(_is_pair, pairs):
+    for route in listed(app.conf.task_routes):
+        pairs = route.items() if isinstance(route, Mapping) else listed(route)
+        for pattern, options in filter(is_pair, pairs):
             reason = f"task_routes for {getattr(pattern, 'pattern', pattern)}"
             yield {"queue": options} if isinstance(options, str) else dict(options or {}), reason
 
 
+def task_routes(app: Celery, *, own_options: bool = True) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the name of each task of the app, and the route by which Celery would send it.
+
+    Args:
+        app: The app, with its tasks imported.
+        own_options: Whether the options of the task itself count, as for a caller who has the task.
+    """
+    for name, task in sorted(app.tasks.items()):
+        if not name.startswith(OWN):
+            yield name, _route(app, name, sending_options(task) if own_options else {}, task=task)
+
+
 def _computed_routes(app: Celery) -> Iterator[Route]:
     """Yield the route by which Celery would send each task, and each entry of the schedule."""
-    for name, task in app.tasks.items():
-        if not name.startswith(OWN):
-            yield _route(app, name, sending_options(task), task=task), f"the task {name}"
+    yield from ((route, f"the task {name}") for name, route in task_routes(app))
     for entry, given in (app.conf.beat_schedule or {}).items():
         task = app.tasks.get(given["task"])
         options = {**(sending_options(task) if task else {}), **given.get("options", {})}
@@ -121,14 +135,14 @@ def _route(
         return {}
 
 
-def _listed(value: Any) -> list[Any]:
+def listed(value: Any) -> list[Any]:
     """Return a setting as a list: it may be None, one value or several."""
     if value is None:
         return []
     return list(value) if isinstance(value, (list, tuple)) else [value]
 
 
-def _is_pair(value: Any) -> bool:
+def is_pair(value: Any) -> bool:
     """Return whether an element of task_routes is a pair, and not a function or its name."""
     return isinstance(value, (list, tuple)) and len(value) == 2
 
