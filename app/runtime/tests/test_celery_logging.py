@@ -8,6 +8,7 @@ import logging
 import os
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -152,10 +153,11 @@ def logger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> logging.Logger:
     stream = (tmp_path / "stderr").open("w")
     status = os.fstat(stream.fileno())
     monkeypatch.setenv("JOURNAL_STREAM", f"{status.st_dev}:{status.st_ino}")
-    monkeypatch.setenv("FLEET_NODE", "io-2@host")
     monkeypatch.setattr(sys, "__stderr__", stream)
     logger = logging.Logger("a")
-    FleetLogging(Celery(set_as_current=False)).setup_handlers(logger, None, "%(message)s", False)
+    app = Celery(set_as_current=False)
+    app.fleet_settings = SimpleNamespace(node="io-2@host", log_file="")
+    FleetLogging(app).setup_handlers(logger, None, "%(message)s", False)
     return logger
 
 
@@ -206,6 +208,6 @@ def test_an_app_keeps_its_own_words(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_line_of_json_is_one_line() -> None:
     """Whatever is in it."""
     record = logging.LogRecord("a", logging.INFO, "a.py", 1, "one\ntwo %s", ("ü",), None)
-    line = JsonLines().format(record)
+    line = JsonLines("").format(record)
     assert "\n" not in line
     assert json.loads(line)["message"] == "one\ntwo ü"

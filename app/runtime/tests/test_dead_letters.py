@@ -16,8 +16,9 @@ from celery import chord
 from celery.exceptions import ChordError, InvalidTaskError
 from fleet_runtime.broker.unacked import UnackedRef
 from fleet_runtime.dead_letters import store
-from fleet_runtime.dead_letters.malformed import RETENTION_OPTION, dead_letter_malformed
 from fleet_runtime.dead_letters.model import DeadLetter, End, Filter, Reason
+from fleet_runtime.worker.transports import NodeChannel
+from kombu import Connection
 
 from fleet_testing.broker import Broker
 from fleet_testing.commands import FLAGS, PATIENCE, Daemon, Fleet, together, wait_until
@@ -347,14 +348,23 @@ def test_letters_are_bounded_by_count(worker: Any, broker: Broker) -> None:
 
 def test_malformed_items_are_bounded_by_the_retention_of_the_node(worker: Any, broker: Broker) -> None:
     """Each channel of a node's app has it, also one that a task has opened."""
-    options = {RETENTION_OPTION: [2, 86400]}
-    channel = SimpleNamespace(
-        connection=SimpleNamespace(client=SimpleNamespace(transport_options=options)),
-        conn_or_acquire=lambda: nullcontext(worker),
+    channel: Any = SimpleNamespace(
+        node="n", dead_letter_retention=[2, 86400], conn_or_acquire=lambda: nullcontext(worker)
     )
     for number in range(4):
-        dead_letter_malformed(channel, b"item %d" % number, "default", None, ValueError("no JSON"))
-    assert sorted(letter["raw"] for letter in letters(broker).values()) == ["item 2", "item 3"]
+        NodeChannel.on_malformed(channel, b"item %d" % number, "default", None, ValueError("no JSON"))
+    found = sorted((letter["raw"], letter["node"]) for letter in letters(broker).values())
+    assert found == [("item 2", "n"), ("item 3", "n")]
+
+
+def test_each_channel_of_a_nodes_app_has_its_options(broker: Broker) -> None:
+    """Also one that a task has opened."""
+    options = {"node": "n", "dead_letter_retention": [2, 86400]}
+    transport = "fleet_runtime.worker.transports:NodeTransport"
+    url = broker.url("admin")
+    with Connection(url, transport=transport, transport_options=options) as connection:
+        channel = connection.channel()
+        assert (channel.node, channel.dead_letter_retention) == ("n", [2, 86400])
 
 
 def test_letters_are_bounded_by_age(worker: Any, broker: Broker) -> None:

@@ -6,11 +6,14 @@ is that app: there is no second one, and its code is unchanged. With FLEET_APP_F
 operator's commands have, it is made from the description of that app.
 """
 
+import os
 import sys
 
 from fleet_runtime.logging import journal
 
-journal.adopt_streams()  # first, so that the journal has every later error
+if os.environ.get("FLEET_COMPONENT") == "worker":
+    # Before the settings are parsed, so that the journal has every later error.
+    journal.adopt_streams(os.environ.get("FLEET_NODE", ""))
 
 if "--detach" in sys.argv:
     # A process of `celery multi` replaces itself with the node. To import the app here would only delay the
@@ -45,7 +48,7 @@ else:
         if settings.component == "beat":
             from fleet_runtime.beat import lease, watchdog
 
-            watchdog.register(app)
+            watchdog.register(app, settings.beat_watchdog)
             lease.register(app)
     except FleetError as error:
         # Celery's command line would print another exception with its traceback.

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
 PREFIX = "FLEET_"
-# Variables of units, which have the prefix and are not settings.
-UNIT_VARIABLES = frozenset({"NODE", "NODE_ARGUMENTS", "NODE_TIME_LIMIT", "NODE_WATCHDOG", "BEAT_WATCHDOG"})
+# A variable of units that has the prefix, and that the runtime does not read.
+UNIT_VARIABLE = "NODE_ARGUMENTS"
 # Old names of settings, which are accepted for one release.
 RENAMED = {"PATIENCE": "PUBLISH_RETRY_TIMEOUT", "MAX_LOSSES": "MAX_CRASHES"}
 # Default of the soft time limit, as a share of the hard one: a task needs the rest to clean up.
@@ -304,6 +304,22 @@ class FleetSettings:
         "renews the lock only between two sleeps (schedulers.py, tick).",
     )
 
+    node: str = setting(
+        default="",
+        description="Name of the node, which each record in the journal has. Default: Celery's name of it.",
+    )
+    node_time_limit: float = setting(
+        above=0,
+        default=math.inf,
+        description="Seconds for which the unit of a node waits for tasks as it stops.",
+    )
+    node_watchdog: float = setting(
+        least=0,
+        default=0,
+        description="Seconds without a sign of life after which systemd restarts a node; 0 for never.",
+    )
+    beat_watchdog: float = setting(least=0, default=0, description="The same for Beat.")
+
     @classmethod
     def from_environment(cls) -> Self:
         """Parse the settings from the environment.
@@ -431,7 +447,7 @@ def unknown_variables(environment: Mapping[str, str] = os.environ) -> list[str]:
     known = {each.name.upper() for each in fields(FleetSettings) if not each.metadata["variable"]}
     present = {name.removeprefix(PREFIX) for name in environment if name.startswith(PREFIX)}
     sentences = []
-    for name in sorted(present - known - UNIT_VARIABLES - RENAMED.keys()):
+    for name in sorted(present - known - {UNIT_VARIABLE} - RENAMED.keys()):
         nearest = get_close_matches(name, known, n=1)
         hint = f" Is it {PREFIX}{nearest[0]}?" if nearest else ""
         sentences.append(f"{PREFIX}{name} is not a setting of this runtime.{hint}")

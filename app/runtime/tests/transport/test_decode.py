@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from fleet_runtime.broker.unacked import UnackedRef
-from fleet_runtime.transport.decode import MALFORMED, RecordedPayload, deliver, leave_malformed
+from fleet_runtime.transport.channel import Channel
+from fleet_runtime.transport.decode import MALFORMED, RecordedPayload, deliver
 from kombu.transport.virtual import Message
 
 from fleet_testing.items import message
@@ -56,7 +57,7 @@ class FakeChannel:
 
     def deliver(self, item: bytes, ref: UnackedRef | None = None) -> None:
         """Deliver an item of the queue default."""
-        deliver(self, item, "default", self.on_malformed, ref)
+        deliver(self, item, "default", ref)
 
 
 @pytest.fixture
@@ -143,11 +144,11 @@ def test_deliver_raises_the_error_of_a_consumer(channel: FakeChannel) -> None:
 @pytest.mark.parametrize(
     ("ref", "fate"), [(REF, "stays unacknowledged as tag-1"), (None, "is lost")], ids=["recorded", "not"]
 )
-def test_leave_malformed_logs_no_text_of_the_item(
+def test_on_malformed_logs_no_text_of_the_item(
     caplog: pytest.LogCaptureFixture, ref: UnackedRef | None, fate: str
 ) -> None:
     """It may have secrets in it, and so may the error."""
-    leave_malformed(None, b"pa55word", "default", ref, ValueError("pa55word"))
+    Channel.on_malformed(object.__new__(Channel), b"pa55word", "default", ref, ValueError("pa55word"))
     (line,) = caplog.messages
     assert "8 bytes in the queue default" in line
     assert fate in line

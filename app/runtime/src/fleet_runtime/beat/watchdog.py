@@ -22,15 +22,17 @@ from fleet_runtime.systemd import Systemd, broker_answers
 if TYPE_CHECKING:
     from celery import Celery
 
-# The unit's variable with the watchdog time in seconds. Without it, systemd does not watch Beat.
-VARIABLE = "FLEET_BEAT_WATCHDOG"
-
 logger = logging.getLogger(__name__)
 
 
-def register(app: Celery) -> None:
-    """Start the watchdog with Beat, if Beat runs in this process and systemd expects notifications."""
-    address, seconds = os.environ.get("NOTIFY_SOCKET", ""), float(os.environ.get(VARIABLE) or 0)
+def register(app: Celery, seconds: float) -> None:
+    """Start the watchdog with Beat, if Beat runs in this process and systemd expects notifications.
+
+    Args:
+        app: The app.
+        seconds: The watchdog time; 0 if systemd does not watch Beat.
+    """
+    address = os.environ.get("NOTIFY_SOCKET", "")
     if not (address and seconds):
         return
 

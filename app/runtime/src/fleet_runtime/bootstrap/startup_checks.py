@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import resource
 from pathlib import Path
 from typing import Any
@@ -42,7 +41,7 @@ class StartupChecks(bootsteps.Step):
             settings: FleetSettings = parent.app.fleet_settings
             _require_component(settings)
             _set_time_limit(parent, settings)
-            _require_time_to_stop(parent)
+            _require_time_to_stop(parent, settings.node_time_limit)
             _check_memory_limit(parent)
             _warn_of_unsupported_limits(parent)
             if settings.is_full:
@@ -89,15 +88,18 @@ def _set_time_limit(worker: Any, settings: FleetSettings) -> None:
         )
 
 
-def _require_time_to_stop(worker: Any) -> None:
+def _require_time_to_stop(worker: Any, granted: float) -> None:
     """Refuse a worker whose tasks may take longer than its unit waits when it stops.
 
     A time limit of a task itself is only logged: the task is requeued then, and not lost.
 
+    Args:
+        worker: The worker.
+        granted: Seconds for which the unit waits.
+
     Raises:
         FleetError: The time limit of the worker is too long.
     """
-    granted = float(os.environ.get("FLEET_NODE_TIME_LIMIT") or "inf")
     if worker.time_limit > granted:
         raise FleetError(
             f"the time limit ({worker.time_limit:g}) must not exceed FLEET_NODE_TIME_LIMIT ({granted:g}), "

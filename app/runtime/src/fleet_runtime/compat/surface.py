@@ -246,6 +246,7 @@ celery.app.defaults
   write compat: DEFAULTS _OLD_DEFAULTS
   read compat: _TO_OLD_KEY
 celery.app.log:Logging
+  override logging: __init__(self app)
   override logging: setup(self loglevel logfile redirect_stdouts redirect_level colorize hostname)
   override logging: setup_handlers(self logger logfile format colorize formatter datefmt kwargs)
 celery.app.task:Context
@@ -389,7 +390,8 @@ kombu.transport
 kombu.transport.redis
   call transport: _socket_readable(sock)
 kombu.transport.redis:Channel
-  override transport: __init__(self args kwargs) QoS from_transport_options active_queues(self)
+  override transport,worker: QoS from_transport_options
+  override transport: __init__(self args kwargs) active_queues(self)
   copied transport: client=f7d3bed91d63
   copied transport transport: conn_or_acquire(self client)=73c0765b5280
   copied transport transport: _size(self queue)=f2b9c57a7dd6
@@ -426,13 +428,12 @@ kombu.transport.redis:QoS
   copied transport transport: restore_by_tag(self tag client leftmost)=da84a4be670b
   override transport transport: restore_visible(self start num interval)
   override recovery: restore_unacked_once(self stderr)
-  write recovery: __class__
   call transport: _flush(self)
   call recovery: _quick_append _quick_ack
   read recovery,transport: _delivered
   read recovery: _dirty _on_collect
 kombu.transport.redis:SentinelChannel
-  override transport: from_transport_options
+  override transport,worker: from_transport_options
   override transport transport: _sentinel_managed_pool(self asynchronous)
 kombu.transport.redis:Transport
   override transport: __init__(self args kwargs) default_port

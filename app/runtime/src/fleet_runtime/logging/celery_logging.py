@@ -90,19 +90,20 @@ class JournalEmitter:
     goes to the stream. The handler keeps its level, filters and formatter, which an app may replace.
     """
 
-    def __init__(self, handler: logging.Handler) -> None:
+    def __init__(self, handler: logging.Handler, node: str) -> None:
         """Open a socket to the journal.
 
         Args:
             handler: A StreamHandler of Celery, or of the app.
+            node: Name of the node; empty in other processes.
         """
-        self.handler = handler
+        self.handler, self.node = handler, node
         self.records = journal.Records()
 
     def __call__(self, record: logging.LogRecord) -> None:
         """Send a record, under the lock of the handler. No error is raised: the handler handles it."""
         try:
-            if not self.records.send(_fields(record, self.handler.format(record))):
+            if not self.records.send(_fields(record, self.handler.format(record), self.node)):
                 self._print(record)
         except Exception:  # as in all handlers: an error of logging must not end a task
             self.handler.handleError(record)
@@ -120,6 +121,11 @@ class JournalEmitter:
 class JsonLines(logging.Formatter):
     """Formats a record as a line of JSON."""
 
+    def __init__(self, node: str) -> None:
+        """Format records of a node; the name is empty in other processes."""
+        super().__init__()
+        self.node = node
+
     def format(self, record: logging.LogRecord) -> str:
         """Return the line, without a newline. The time is in UTC, in milliseconds."""
         values = {
@@ -127,7 +133,7 @@ class JsonLines(logging.Formatter):
             "level": record.levelname,
             "logger": record.name,
             "process": record.process,
-            **_task_fields(record),
+            **_task_fields(record, self.node),
             "message": record.getMessage(),
         }
         if record.exc_info:
@@ -138,16 +144,24 @@ class JsonLines(logging.Formatter):
 class JsonFile(WatchedFileHandler):
     """A file of JSON lines, to which all processes of a node append."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, node: str) -> None:
         """Open or create a file.
 
+        Args:
+            path: Its path; {node} is replaced by the short name of the node.
+            node: Name of the node; empty in other processes.
+
         Raises:
-            OSError: The file cannot be opened.
+            SystemExit: The file cannot be opened.
         """
-        super().__init__(path, encoding="utf-8", errors="backslashreplace")
+        path = path.replace("{node}", journal.identifier(node))
+        try:
+            super().__init__(path, encoding="utf-8", errors="backslashreplace")
+        except OSError as error:
+            raise SystemExit(f"celery: FLEET_LOG_FILE: {error}.") from None
         with suppress(OSError):
             Path(path).chmod(0o640)  # for log collectors; the umask of a node gives its group no rights
-        self.setFormatter(JsonLines())
+        self.setFormatter(JsonLines(node))
 
 
 class FleetLogging(Logging):
@@ -158,13 +172,20 @@ class FleetLogging(Logging):
     apps/multi.py, format_opt). So nodes are started with --logfile=/dev/null.
     """
 
+    def __init__(self, app: Any) -> None:
+        """Prepare for an app that is configured."""
+        super().__init__(app)
+        self.node, self.path = app.fleet_settings.node, app.fleet_settings.log_file
+
     def setup(self, loglevel: Any = None, logfile: Any = None, *args: Any, **kwargs: Any) -> Any:
         """Set up logging for a node or a child process, or adopt the logging that the app has set up."""
+        if self.app.fleet_settings.component == "worker":
+            self.node = self.node or kwargs.get("hostname") or ""
         handled = super().setup(loglevel, None if logfile == os.devnull else logfile, *args, **kwargs)
-        adopt_logging()
+        self.adopt()
         # An app may set up logging later, too. Its receivers are connected by now, so that this runs after.
         for signal in (signals.worker_process_init, signals.worker_ready, signals.beat_init):
-            signal.connect(adopt_logging, weak=False, dispatch_uid="fleet_runtime.logging.celery_logging")
+            signal.connect(self.adopt, weak=False, dispatch_uid="fleet_runtime.logging.celery_logging")
         return handled
 
     def setup_handlers(self, logger: Any, logfile: Any, layout: Any, *args: Any, **kwargs: Any) -> Any:
@@ -175,36 +196,56 @@ class FleetLogging(Logging):
             layout = FORMATS.get(layout, layout)
         super().setup_handlers(logger, logfile, layout, *args, **kwargs)
         for handler in logger.handlers:
-            _connect_to_journal(handler)
-        _add_json_file(logger)
+            self._connect_to_journal(handler)
+        self._add_json_file(logger)
         return logger
 
+    def adopt(self, **_: Any) -> None:
+        """Give the app's own logging the fields and the JSON file that Celery's logging would have.
 
-def adopt_logging(**_: Any) -> None:
-    """Give the app's own logging the fields and the JSON file that Celery's logging would have.
+        An app with a receiver of `setup_logging` keeps Celery from setting up logging; Django's LOGGING adds
+        handlers to loggers. This checks all handlers, not only those of loggers: a handler may be the target
+        of another one, or of a QueueListener.
+        """
+        for reference in tuple(getattr(logging, "_handlerList", ())):  # as logging.shutdown() does
+            if handler := reference():
+                self._connect_to_journal(handler)
+        root = logging.getLogger()
+        for logger in _loggers():
+            if logger.name.partition(".")[0] in ALWAYS_ENABLED:
+                logger.disabled = False
+            for handler in logger.handlers:
+                if isinstance(handler, QueueHandler):
+                    handler.addFilter(self._store_task_fields)
+            # A logger that does not propagate, and writes only to its own file, gets no other one.
+            if not logger.propagate and any(map(_writes_fields, logger.handlers)):
+                self._add_json_file(logger)
+        self._add_json_file(root)
+        stream = logging.StreamHandler(sys.__stderr__)
+        if self._connect_to_journal(stream) and not any(map(_writes_fields, root.handlers)):
+            stream.addFilter(_is_not_in_journal)
+            root.addHandler(stream)
 
-    An app with a receiver of `setup_logging` keeps Celery from setting up logging; Django's LOGGING adds
-    handlers to loggers. This checks all handlers, not only those of loggers: a handler may be the target of
-    another one, or of a QueueListener.
-    """
-    for reference in tuple(getattr(logging, "_handlerList", ())):  # as logging.shutdown() does
-        if handler := reference():
-            _connect_to_journal(handler)
-    root = logging.getLogger()
-    for logger in _loggers():
-        if logger.name.partition(".")[0] in ALWAYS_ENABLED:
-            logger.disabled = False
-        for handler in logger.handlers:
-            if isinstance(handler, QueueHandler):
-                handler.addFilter(_store_task_fields)
-        # A logger that does not propagate, and writes only to its own file, gets no other one.
-        if not logger.propagate and any(map(_writes_fields, logger.handlers)):
-            _add_json_file(logger)
-    _add_json_file(root)
-    stream = logging.StreamHandler(sys.__stderr__)
-    if _connect_to_journal(stream) and not any(map(_writes_fields, root.handlers)):
-        stream.addFilter(_is_not_in_journal)
-        root.addHandler(stream)
+    def _connect_to_journal(self, handler: logging.Handler) -> bool:
+        """Let a handler whose stream leads to the journal write fields; return whether it does."""
+        if not _writes_fields(handler) and _writes_to_journal(handler):
+            emitter = JournalEmitter(handler, self.node)
+            handler.emit = emitter  # type: ignore[method-assign]  # of this handler only
+        return _writes_fields(handler)
+
+    def _add_json_file(self, logger: logging.Logger) -> None:
+        """Add the JSON file to a logger, if FLEET_LOG_FILE is set.
+
+        Raises:
+            SystemExit: The file cannot be opened.
+        """
+        if self.path and not any(isinstance(handler, JsonFile) for handler in logger.handlers):
+            logger.addHandler(JsonFile(self.path, self.node))
+
+    def _store_task_fields(self, record: logging.LogRecord) -> bool:
+        """Store the fields of the task in a record, before a thread that runs no task writes it."""
+        record.fleet_fields = _task_fields(record, self.node)
+        return True
 
 
 def set_task_messages(*, with_arguments: bool, texts: bool = True) -> None:
@@ -230,24 +271,18 @@ def syslog_priority(record: logging.LogRecord) -> int:
     return next(number for level, number in PRIORITIES if record.levelno >= level)
 
 
-def _fields(record: logging.LogRecord, text: str) -> dict[str, str]:
+def _fields(record: logging.LogRecord, text: str, node: str) -> dict[str, str]:
     """Return the fields of a record for the journal. Source: systemd.journal-fields(7)."""
     return {
         "MESSAGE": text,
         "PRIORITY": str(syslog_priority(record)),
-        "SYSLOG_IDENTIFIER": journal.identifier(os.environ.get("FLEET_NODE", "")),
+        "SYSLOG_IDENTIFIER": journal.identifier(node),
         "LOGGER": record.name,
         "CODE_FILE": record.pathname,
         "CODE_LINE": str(record.lineno),
         "CODE_FUNC": record.funcName or "",
-        **{name.upper(): str(value) for name, value in _task_fields(record).items()},
+        **{name.upper(): str(value) for name, value in _task_fields(record, node).items()},
     }
-
-
-def _store_task_fields(record: logging.LogRecord) -> bool:
-    """Store the fields of the task in a record, before a thread that runs no task writes it."""
-    record.fleet_fields = _task_fields(record)
-    return True
 
 
 def _is_not_in_journal(record: logging.LogRecord) -> bool:
@@ -260,11 +295,11 @@ def _is_not_in_journal(record: logging.LogRecord) -> bool:
     return True
 
 
-def _task_fields(record: logging.LogRecord) -> dict[str, Any]:
+def _task_fields(record: logging.LogRecord, node: str) -> dict[str, Any]:
     """Return the fields of the node and the task that a record is about."""
     if stored := getattr(record, "fleet_fields", None):
         return dict(stored)
-    values: dict[str, Any] = {"node": os.environ.get("FLEET_NODE")}
+    values: dict[str, Any] = {"node": node}
     task = current_task
     request = task.request if task else None
     data = getattr(record, "data", None)  # Celery's own records: trace.py, strategy.py
@@ -308,23 +343,9 @@ def _loggers() -> list[logging.Logger]:
     return [root, *(logger for logger in named if isinstance(logger, logging.Logger))]
 
 
-def _connect_to_journal(handler: logging.Handler) -> bool:
-    """Let a handler whose stream leads to the journal write fields; return whether it does."""
-    if not _writes_fields(handler) and _writes_to_journal(handler):
-        handler.emit = JournalEmitter(handler)  # type: ignore[method-assign]  # of this handler only
-    return _writes_fields(handler)
-
-
 def _writes_fields(handler: logging.Handler) -> bool:
     """Return whether a handler writes fields to the journal, itself or in another thread."""
     return isinstance(handler, QueueHandler) or isinstance(vars(handler).get("emit"), JournalEmitter)
-
-
-def _add_json_file(logger: logging.Logger) -> None:
-    """Add the JSON file to a logger, if FLEET_LOG_FILE is set."""
-    path = os.environ.get("FLEET_LOG_FILE")
-    if path and not any(isinstance(handler, JsonFile) for handler in logger.handlers):
-        logger.addHandler(_open_json_file(path))
 
 
 def _writes_to_journal(handler: logging.Handler) -> bool:
@@ -335,16 +356,3 @@ def _writes_to_journal(handler: logging.Handler) -> bool:
         return journal.is_journal(handler.stream.fileno())
     except (AttributeError, OSError, ValueError):  # not a file, or closed
         return False
-
-
-def _open_json_file(path: str) -> JsonFile:
-    """Return the handler of a JSON file.
-
-    Raises:
-        SystemExit: The file cannot be opened.
-    """
-    node = journal.identifier(os.environ.get("FLEET_NODE", ""))
-    try:
-        return JsonFile(path.replace("{node}", node))
-    except OSError as error:
-        raise SystemExit(f"celery: FLEET_LOG_FILE: {error}.") from None

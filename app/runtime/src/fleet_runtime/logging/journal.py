@@ -29,21 +29,24 @@ RECORDS = Path("/run/systemd/journal/socket")
 TOO_LARGE = frozenset({errno.EMSGSIZE, errno.ENOBUFS})
 
 
-def adopt_streams(stream: Path = STREAM) -> bool:
+def adopt_streams(node: str, stream: Path = STREAM) -> bool:
     """Connect the standard output and error of a node to the journal, if they lead to /dev/null.
 
-    In other components, such output was discarded on purpose.
+    Only a node calls this: in other components, such output was discarded on purpose.
+
+    Args:
+        node: Name of the node; may be empty.
+        stream: The socket of the journal.
 
     Returns:
         Whether the streams are connected. A node also works without a journal.
     """
-    is_node = os.environ.get("FLEET_COMPONENT") == "worker"
-    if not (is_node and _is_null(1) and _is_null(2) and stream.exists()):
+    if not (_is_null(1) and _is_null(2) and stream.exists()):
         return False
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         try:
             connection.connect(str(stream))
-            connection.sendall(_header(os.environ.get("FLEET_NODE", "")))
+            connection.sendall(_header(node))
             connection.shutdown(socket.SHUT_RD)
         except OSError:
             return False

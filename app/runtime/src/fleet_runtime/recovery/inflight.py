@@ -42,9 +42,14 @@ MAILBOX_STOP_TIMEOUT_S = 10.0
 
 
 class InFlightQoS(QoS):
-    """The QoS of a node's channel: it loses no message and no acknowledgement with the connection."""
+    """The QoS of a node's channel: it loses no message and no acknowledgement with the connection.
 
-    in_flight: InFlight
+    Attributes:
+        in_flight: The messages of the node, once its consumer has adopted the channel. Until then, and on
+            other channels, this is a plain `QoS`.
+    """
+
+    in_flight: InFlight | None = None
 
     def append(self, message: Any, delivery_tag: str) -> None:
         """Record a message as unacknowledged; if that fails, remember it for the next connection.
@@ -53,33 +58,38 @@ class InFlightQoS(QoS):
         """
         try:
             super().append(message, delivery_tag)
-        except ResponseError as error:
+        except Exception as error:
+            if self.in_flight is None:
+                raise
             self.in_flight.remember(delivery_tag, message)
-            raise NoConnectionError(f"Redis refuses to record a fetched message: {error}") from error
-        except Exception:
-            self.in_flight.remember(delivery_tag, message)
-            raise
+            raise as_connection_error(error) from error
 
     def ack(self, delivery_tag: str) -> None:
         """Acknowledge a message; if that fails, remember it for the next connection."""
-        if self.in_flight.qos is not self:
-            self.in_flight.qos.ack(delivery_tag)
+        in_flight = self.in_flight
+        if in_flight is not None and in_flight.qos is not self:
+            in_flight.qos.ack(delivery_tag)
             return
         try:
             super().ack(delivery_tag)
         except Exception as error:
-            self.in_flight.unsettled[delivery_tag] = "ack"
+            if in_flight is None:
+                raise
+            in_flight.unsettled[delivery_tag] = "ack"
             raise as_connection_error(error) from error
 
     def reject(self, delivery_tag: str, requeue: bool = False) -> None:
         """Reject a message; if that fails, remember it for the next connection."""
-        if self.in_flight.qos is not self:
-            self.in_flight.qos.reject(delivery_tag, requeue)
+        in_flight = self.in_flight
+        if in_flight is not None and in_flight.qos is not self:
+            in_flight.qos.reject(delivery_tag, requeue)
             return
         try:
             super().reject(delivery_tag, requeue)
         except Exception as error:
-            self.in_flight.unsettled[delivery_tag] = "requeue" if requeue else "ack"
+            if in_flight is None:
+                raise
+            in_flight.unsettled[delivery_tag] = "requeue" if requeue else "ack"
             raise as_connection_error(error) from error
 
     def restore_unacked_once(self, stderr: Any = None) -> None:
@@ -88,7 +98,8 @@ class InFlightQoS(QoS):
         If the node goes on, kombu would requeue what still runs here. If an error ends the node, a message
         may be the cause: it is requeued as a message of a dead node, so that the crash is counted.
         """
-        if self.in_flight.crashed or self.in_flight.goes_on() or self.in_flight.qos is not self:
+        in_flight = self.in_flight
+        if in_flight is not None and (in_flight.crashed or in_flight.goes_on() or in_flight.qos is not self):
             self._on_collect.cancel()
             return
         super().restore_unacked_once(stderr)
@@ -139,11 +150,8 @@ class InFlight:
         if self.qos is not None:  # of the connection that was lost
             self.unsettled.update(dict.fromkeys(self.qos.channel.unconfirmed_acks(), "ack"))
         self._track_received()
-        qos = channel.qos
-        # Not a new object: with worker_disable_prefetch, Celery has patched this one.
-        qos.__class__ = InFlightQoS
+        self.qos = qos = channel.qos
         qos.in_flight = self
-        self.qos = qos
         running = {request.message.delivery_tag: request for request in self._running()}
         for tag, request in running.items():
             request.message.channel = channel

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import socket
 import time
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from redis.exceptions import RedisError, ResponseError
 
 from fleet_runtime.broker import functions, keys, scripts
 from fleet_runtime.broker.unacked import UnackedRef
+from fleet_runtime.errors import FleetError
 from fleet_runtime.messages.headers import RECOVERED
 from fleet_runtime.settings import FleetSettings
 
@@ -213,17 +213,20 @@ def main() -> None:
     A failure is only printed, for the journal: the node requeues the rest when it starts.
     """
     try:
-        node, settings = os.environ["FLEET_NODE"], FleetSettings.from_environment()
-        moved = _restore_without_app(node, settings)
+        settings = FleetSettings.from_environment()
+        if not settings.node:
+            raise FleetError("FLEET_NODE is not set.")
+        moved = _restore_without_app(settings)
     except Exception as error:
         print(f"<4>The messages of this node are requeued when it starts: {error}")
         return
     if moved:
-        print(f"<4>Requeued what {node} held when it died: {moved} messages.")
+        print(f"<4>Requeued what {settings.node} held when it died: {moved} messages.")
 
 
-def _restore_without_app(node: str, settings: FleetSettings) -> int:
+def _restore_without_app(settings: FleetSettings) -> int:
     """Requeue the messages of a node by what it has published about its app, and return how many."""
+    node = settings.node
     options = {
         "ack_emulation": False,
         "socket_timeout": UNIT_TIMEOUT_S,

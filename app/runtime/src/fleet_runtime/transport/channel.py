@@ -16,7 +16,7 @@ import logging
 import threading
 from math import inf
 from time import monotonic
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from kombu.transport import redis as stock
 from kombu.utils.scheduling import priority_cycle, round_robin_cycle
@@ -59,14 +59,12 @@ class Channel(BaseChannel):
         fetch_limit: Most messages that one command fetches.
         nodes: How many nodes Redis may notify of a message. Whoever knows sets it; the default is many.
         eta_count: How many messages were delivered whose tasks wait for their ETA. Their handler counts them.
-        on_malformed: Handles an item that is no message.
     """
 
     QoS = QoS
     fetch_limit = tuning.FETCH_BATCH
     nodes = tuning.BACKOFF_MAX_NODES
     from_transport_options = (*stock.Channel.from_transport_options, FETCH_LIMIT_OPTION)
-    on_malformed: ClassVar[decode.MalformedHandler] = decode.leave_malformed
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         """Connect, as kombu does; nothing is consumed yet."""
@@ -446,15 +444,30 @@ class Channel(BaseChannel):
         self.connection.cycle.delivered = True
         queue = message.queue
         if queue in self._lists.no_ack:
-            decode.deliver(self, message.item, queue, self.on_malformed)
+            decode.deliver(self, message.item, queue)
             return
         before, runs = self.eta_count, self._eta_runs
         ref = UnackedRef(self.unacked_key, self.unacked_index_key, message.tag)
-        decode.deliver(self, message.item, queue, self.on_malformed, ref)
+        decode.deliver(self, message.item, queue, ref)
         if self.eta_count > before:
             runs.add(queue)
         elif runs.lengths and not message.is_newest:
             runs.end(queue)
+
+    def on_malformed(self, item: bytes, queue: str, ref: UnackedRef | None, error: Exception) -> None:
+        """Log an item that is no message. Its text is not shown: it may be secret.
+
+        Args:
+            item: The item.
+            queue: The queue that it was in.
+            ref: Its record; None if it has none, and so is lost.
+            error: What is wrong with it.
+        """
+        fate = f"stays unacknowledged as {ref.tag}" if ref else "is lost"
+        logger.critical(
+            "An item of %d bytes in the queue %s is no message, and %s: %s",
+            len(item), queue, fate, type(error).__name__,
+        )  # fmt: skip
 
     # --- prefetched messages ---
 

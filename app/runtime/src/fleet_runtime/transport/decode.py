@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""Decodes and delivers the items of queues. An item that is no message goes to a handler."""
+"""Decodes and delivers the items of queues. An item that is no message goes to `Channel.on_malformed`."""
 
 from __future__ import annotations
 
-import logging
 from typing import TYPE_CHECKING, Any
 
 from kombu.utils.encoding import bytes_to_str
@@ -12,14 +11,7 @@ from kombu.utils.json import dumps
 from fleet_runtime.messages.json_decoder import loads
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from fleet_runtime.broker.unacked import UnackedRef
-
-    #: Takes the channel, the item, its queue, its record if it has one, and the error.
-    MalformedHandler = Callable[[Any, bytes, str, UnackedRef | None, Exception], None]
-
-logger = logging.getLogger(__name__)
 
 #: Prefix of the delivery tags that `fetch_and_ack` gives to items that it cannot parse.
 MALFORMED = "malformed:"
@@ -29,43 +21,19 @@ class RecordedPayload(dict[str, Any]):
     """The payload of a message that its fetch has recorded as unacknowledged."""
 
 
-def leave_malformed(channel: Any, item: bytes, queue: str, ref: UnackedRef | None, error: Exception) -> None:
-    """Log an item that is no message, and do nothing about it. Its text is not shown: it may be secret.
+def deliver(channel: Any, item: bytes, queue: str, ref: UnackedRef | None = None) -> None:
+    """Deliver an item of a queue to its consumer; to `channel.on_malformed` if it is no message.
 
     Args:
         channel: The channel that fetched it.
         item: The item.
         queue: The queue that it was in.
-        ref: Its record; None if it has none, and so is lost.
-        error: What is wrong with it.
-    """
-    fate = f"stays unacknowledged as {ref.tag}" if ref else "is lost"
-    logger.critical(
-        "An item of %d bytes in the queue %s is no message, and %s: %s",
-        len(item), queue, fate, type(error).__name__,
-    )  # fmt: skip
-
-
-def deliver(
-    channel: Any,
-    item: bytes,
-    queue: str,
-    on_malformed: Callable[[bytes, str, UnackedRef | None, Exception], object],
-    ref: UnackedRef | None = None,
-) -> None:
-    """Deliver an item of a queue to its consumer.
-
-    Args:
-        channel: The channel that fetched it.
-        item: The item.
-        queue: The queue that it was in.
-        on_malformed: Is called in place of the consumer if the item is no message.
         ref: Where the fetch has recorded it; None if it has not.
     """
     try:
         message = loads(bytes_to_str(item))
     except Exception as error:
-        on_malformed(item, queue, ref, error)
+        channel.on_malformed(item, queue, ref, error)
         return
     try:
         if ref:
@@ -83,7 +51,7 @@ def deliver(
         fault = _fault(channel, message)
         if fault is None:
             raise
-        on_malformed(item, queue, ref, fault)
+        channel.on_malformed(item, queue, ref, fault)
 
 
 def _record(channel: Any, item: bytes, queue: str, ref: UnackedRef) -> None:

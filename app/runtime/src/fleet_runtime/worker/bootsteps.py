@@ -24,7 +24,6 @@ from kombu.transport.redis import PRIORITY_STEPS
 from fleet_runtime.bootstrap.startup_checks import is_graph
 from fleet_runtime.broker import keys
 from fleet_runtime.compat.surface import may_replace
-from fleet_runtime.dead_letters.malformed import RETENTION_OPTION
 from fleet_runtime.dead_letters.store import Retention
 from fleet_runtime.errors import FleetError
 from fleet_runtime.inspect.queues import consumed
@@ -45,6 +44,8 @@ from fleet_runtime.worker.request import retry_postponed
 if TYPE_CHECKING:
     from celery import Celery
 
+    from fleet_runtime.settings import FleetSettings
+
 logger = logging.getLogger(__name__)
 
 # Seconds to wait for each reply of Redis as the process ends.
@@ -62,26 +63,26 @@ class NodeSetup(bootsteps.Step):
 
     def __init__(self, worker: Any, **kwargs: Any) -> None:
         """Set up the worker before it connects."""
-        node = os.environ.setdefault("FLEET_NODE", worker.hostname)
-        worker.fleet = WorkerContext(node, worker.app.fleet_settings)
+        settings: FleetSettings = worker.app.fleet_settings
+        node = settings.node or worker.hostname
+        worker.fleet = WorkerContext(node, settings)
         if is_graph():
             return
         options = worker.app.conf.broker_transport_options
-        options.update(own_keys(node))
-        options[RETENTION_OPTION] = Retention.of(worker.fleet.settings)
+        options.update(own_keys(node), node=node, dead_letter_retention=Retention.of(settings))
         if issubclass(worker.pool_cls, solo.TaskPool):
             # It runs each message as it is delivered: others fetched with it would wait, unacknowledged.
             options[FETCH_LIMIT_OPTION] = 1
         try:
-            if worker.fleet.settings.is_full:
+            if settings.is_full:
                 inflight.patch()
                 task_end.patch(worker)
                 revoke_command.patch()
                 broadcast.patch(may_replace)
                 register_commands()
-            timeout = worker.fleet.settings.socket_timeout
-            require_name(worker.app, node, timeout)  # first: the check of rights writes under this name
-            require_rights(worker.app, node, timeout)
+            # The name first: the check of rights writes under it.
+            require_name(worker.app, node, settings.socket_timeout)
+            require_rights(worker.app, node, settings.socket_timeout)
         except FleetError as error:
             raise SystemExit(f"celery: {error}") from None
 

@@ -19,7 +19,7 @@ import logging
 import os
 import threading
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from celery import bootsteps, signals
@@ -31,8 +31,9 @@ from fleet_runtime.recovery.inflight import snapshot
 from fleet_runtime.systemd import Systemd, broker_answers
 from fleet_runtime.transport.tuning import POLL_INTERVAL_S
 
-# The unit's variable with the watchdog time in seconds. systemd's own WATCHDOG_USEC holds during the start.
-VARIABLE = "FLEET_NODE_WATCHDOG"
+if TYPE_CHECKING:
+    from fleet_runtime.settings import FleetSettings
+
 # Variables by which a task, or a program that it starts, could notify systemd in the name of the node.
 SYSTEMD_VARIABLES = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
 # Seconds until the first turn of the loop, which waits for the child processes and for recovery.
@@ -59,11 +60,13 @@ class Watchdog(bootsteps.Step):
         Raises:
             SystemExit: The watchdog time is too short.
         """
-        address, seconds = os.environ.get("NOTIFY_SOCKET", ""), float(os.environ.get(VARIABLE) or 0)
+        settings: FleetSettings = parent.app.fleet_settings
+        # The unit has the watchdog time in two places: systemd's own WATCHDOG_USEC holds during the start.
+        address, seconds = os.environ.get("NOTIFY_SOCKET", ""), settings.node_watchdog
         self.enabled = bool(address and seconds)
         if not self.enabled:
             return
-        _require_longer_than_socket_timeout(seconds, parent.app.fleet_settings.socket_timeout)
+        _require_longer_than_socket_timeout(seconds, settings.socket_timeout)
         _remove_systemd_variables()
         self.worker, self.seconds = parent, seconds
         self.systemd = Systemd(address, seconds)
