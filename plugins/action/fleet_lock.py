@@ -53,9 +53,9 @@ class ActionModule(ActionBase):
             )
         return result
 
-    def ask(self, me: dict[str, Any], instead_of: str, task_vars: Any) -> dict[str, Any]:
+    def ask(self, me: dict[str, Any], previous_run: str, task_vars: Any) -> dict[str, Any]:
         """Run the module."""
-        arguments = {"state": self._task.args["state"], "who": me, "instead_of": instead_of}
+        arguments = {"state": self._task.args["state"], "run": me, "previous_run": previous_run}
         answer: dict[str, Any] = self._execute_module(
             module_name="fleet.celery.fleet_lock", module_args=arguments, task_vars=task_vars
         )

@@ -46,7 +46,7 @@ class ActionModule(ActionBase):
             why = make(host, given, check=bool(self._task.check_mode))
         except (pki.PkiError, OSError) as error:
             raise AnsibleActionFail(f"No certificate was made for {host}. {error}") from None
-        return {**result, "changed": bool(why), "why": why}
+        return {**result, "changed": bool(why), "reasons": why}
 
 
 def make(host: str, given: dict[str, Any], *, check: bool) -> list[str]:

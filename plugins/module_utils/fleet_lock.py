@@ -1,6 +1,6 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A lock on the whole fleet: a file on one host, which says who has it."""
+"""A lock on the whole fleet: a file on one host, which names the run that has it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LOCK = Path("/var/lib/fleet/lock")
 
 
 def holder(lock: Path = LOCK) -> dict[str, Any] | None:
-    """Return who has the lock, or None."""
+    """Return the run that has the lock, or None."""
     try:
         found: dict[str, Any] = json.loads(lock.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -31,24 +31,24 @@ def holder(lock: Path = LOCK) -> dict[str, Any] | None:
     return found
 
 
-def take(who: dict[str, Any], instead_of: str = "", lock: Path = LOCK) -> dict[str, Any]:
-    """Take the lock, if nobody has it, or who has it is the one in place of whom it is taken.
+def take(run: dict[str, Any], previous_run: str = "", lock: Path = LOCK) -> dict[str, Any]:
+    """Take the lock, if no run has it, or only the previous run that it is taken from.
 
     Args:
-        who: `id`, and what is said of it to others.
-        instead_of: The `id` of the one who had it.
+        run: The run that takes it: its `id`, and what others are told of it.
+        previous_run: The `id` of the run that had it.
         lock: The file.
 
     Returns:
-        Who has it now.
+        The run that has it now.
     """
     lock.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
     with alone(lock):
         found = holder(lock)
-        if found and found["id"] not in {who["id"], instead_of or who["id"]}:
+        if found and found["id"] not in {run["id"], previous_run or run["id"]}:
             return found
-        replace_file(lock, json.dumps(who))
-    return who
+        replace_file(lock, json.dumps(run))
+    return run
 
 
 def free(identity: str, lock: Path = LOCK) -> bool:

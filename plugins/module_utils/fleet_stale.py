@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Whether a service runs with other files than the host has now.
 
-Each service of the fleet writes the checksums of the files that shape it to a stamp when it starts.
+Each service of the fleet writes the checksums of the files that shape it to a fingerprint when it starts.
 """
 
 from __future__ import annotations
@@ -15,20 +15,22 @@ if TYPE_CHECKING:
     from collections.abc import Collection
 
 
-def read_stamp(stamp: Path) -> dict[str, str]:
+def read_stamp(fingerprint: Path) -> dict[str, str]:
     """Return the checksum of each file as it was when the unit started; nothing where that is not known."""
     try:
-        lines = stamp.read_text().splitlines()
+        lines = fingerprint.read_text().splitlines()
     except FileNotFoundError:
         return {}
-    # sha256sum prints "<sum>  <path>"; a file it cannot read is missing from the stamp
+    # sha256sum prints "<sum>  <path>"; a file it cannot read is missing from the fingerprint
     return {path: checksum for checksum, _, path in (line.partition("  ") for line in lines)}
 
 
-def is_stale(stamp: Path, pending: Collection[str]) -> bool:
-    """Whether a file that the stamp names is not what it was, or no stamp tells."""
-    sums = read_stamp(stamp)
-    return not sums or any(path in pending or checksum(Path(path)) != then for path, then in sums.items())
+def is_stale(fingerprint: Path, changed_files: Collection[str]) -> bool:
+    """Whether a file that the fingerprint names is not what it was, or no fingerprint tells."""
+    sums = read_stamp(fingerprint)
+    return not sums or any(
+        path in changed_files or checksum(Path(path)) != then for path, then in sums.items()
+    )
 
 
 def checksum(path: Path) -> str:

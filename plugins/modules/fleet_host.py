@@ -31,7 +31,7 @@ options:
     required: true
   data_dir: {description: Directory of Redis's data., type: path}
   disk_space: {description: "Bytes that its data may need. With I(data_dir).", type: int}
-  mark: {description: "File that only this collection's Redis has. With I(data_dir).", type: path}
+  marker: {description: "File that only this collection's Redis has. With I(data_dir).", type: path}
 extends_documentation_fragment:
   - fleet.celery.attributes
   - fleet.celery.attributes.info
@@ -47,7 +47,7 @@ EXAMPLES = r"""
     prefix: redis
     data_dir: /var/lib/redis
     disk_space: 2147483648
-    mark: /etc/systemd/system/redis-server.service.d/fleet.conf
+    marker: /etc/systemd/system/redis-server.service.d/fleet.conf
 
 - name: Refuse a port that is taken
   fleet.celery.fleet_host:
@@ -115,7 +115,7 @@ def somebody_elses(params: dict[str, Any], run: Run) -> Iterator[str]:
     """Find a Redis, or its data, that was here before."""
     data = Path(params["data_dir"])
     if (
-        not Path(params["mark"]).exists()
+        not Path(params["marker"]).exists()
         and run(["systemctl", "is-active", "--quiet", params["unit"]])[0] == 0
     ):
         yield (
@@ -148,9 +148,9 @@ def main() -> None:
             "prefix": {"type": "str", "required": True},
             "data_dir": {"type": "path"},
             "disk_space": {"type": "int"},
-            "mark": {"type": "path"},
+            "marker": {"type": "path"},
         },
-        required_together=[("data_dir", "disk_space", "mark")],
+        required_together=[("data_dir", "disk_space", "marker")],
         supports_check_mode=True,
     )
     if found := list(findings(module.params, module.run_command)):

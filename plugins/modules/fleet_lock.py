@@ -10,7 +10,8 @@ module: fleet_lock
 short_description: Let one operator at a time change the fleet
 version_added: 0.1.0
 description:
-  - The lock is a file on one host. It says who has it, on which controller, with which playbook, since when.
+  - The lock is a file on one host. It names the user, the controller and the playbook that hold it, and since
+    when.
   - It is held until it is given back. A run that failed, or was interrupted, leaves it behind. The next run
     on the same controller sees that the process is gone, and takes it. Another controller is refused, unless
     I(takeover) is set.
@@ -21,16 +22,16 @@ options:
     choices: [held, free]
     required: true
   takeover:
-    description: Take the lock from whoever has it.
+    description: Take the lock from the run that has it.
     type: bool
     default: false
-  who:
+  run:
     description:
-      - Whom the lock is for, its C(id), and what is said of it to others.
+      - The run that the lock is for: its C(id), and what others are told of it.
       - The action of this name sets it; a task leaves it out.
     type: dict
     required: true
-  instead_of:
+  previous_run:
     description: The C(id) of a holder whose run is over, from whom the lock is taken. The action sets it.
     type: str
     default: ""
@@ -51,7 +52,7 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
-holder: {description: Who has the lock now., returned: always, type: dict}
+holder: {description: The run that has the lock now., returned: always, type: dict}
 """
 
 from ansible.module_utils.basic import AnsibleModule
@@ -64,8 +65,8 @@ def main() -> None:
         argument_spec={
             "state": {"type": "str", "choices": ["held", "free"], "required": True},
             "takeover": {"type": "bool", "default": False},
-            "who": {"type": "dict", "required": True},
-            "instead_of": {"type": "str", "default": ""},
+            "run": {"type": "dict", "required": True},
+            "previous_run": {"type": "str", "default": ""},
         },
         supports_check_mode=True,
     )
@@ -74,9 +75,9 @@ def main() -> None:
         if module.check_mode:
             found = holder() or {}
         elif given["state"] == "held":
-            found = take(given["who"], given["instead_of"])
+            found = take(given["run"], given["previous_run"])
         else:
-            free(given["who"]["id"])
+            free(given["run"]["id"])
             found = holder() or {}
     except OSError as error:
         module.fail_json(msg=str(error))

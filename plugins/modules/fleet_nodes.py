@@ -15,9 +15,9 @@ description:
 options:
   state:
     description:
-      - C(dispensable) fails if a queue would have no consumer without these nodes, as the leases are now. It
+      - C(redundant) fails if a queue would have no consumer without these nodes, as the leases are now. It
         changes nothing.
-      - C(forgotten) waits until these nodes hold no message, and removes their leases, bindings, what they
+      - C(absent) waits until these nodes hold no message, and removes their leases, bindings, what they
         said of themselves, and the notes of which hosts are drained. What a node held that ended badly is
         given back by others when its lease has ended. Fails if nobody gives it back in time, and if a node
         lives.
@@ -25,7 +25,7 @@ options:
         I(hosts) it leaves what was told before. On a host without Redis a run in check mode says that it
         would be told.
     type: str
-    choices: [dispensable, forgotten, wanted]
+    choices: [redundant, absent, wanted]
     required: true
   override:
     description: Variable of the playbook by which one says that what is sent there may wait, for the message.
@@ -58,7 +58,7 @@ author: The celery-fleet contributors (!UNKNOWN)
 EXAMPLES = r"""
 - name: Have Redis forget the nodes of a host that is gone
   fleet.celery.fleet_nodes:
-    state: forgotten
+    state: absent
     hosts: [worker2]
     host: 192.0.2.11
     port: 6379
@@ -231,7 +231,7 @@ def apply(nodes: Nodes, params: Mapping[str, Any], *, check: bool) -> dict[str, 
     """Do what the state asks for, and return the module's result."""
     if params["state"] == "wanted":
         return want(nodes.client, params, check=check)
-    if params["state"] == "dispensable":
+    if params["state"] == "redundant":
         if orphans := nodes.orphans():
             anyway = f", or say -e {params['override']}=true" if params["override"] else ""
             raise NodesError(
@@ -249,7 +249,7 @@ def main() -> None:
     module = AnsibleModule(
         argument_spec={
             **login_arguments(),
-            "state": {"type": "str", "choices": ["dispensable", "forgotten", "wanted"], "required": True},
+            "state": {"type": "str", "choices": ["redundant", "absent", "wanted"], "required": True},
             "nodes": {"type": "dict", "default": {}},
             "idle_queues": {"type": "list", "elements": "str", "default": []},
             "beat": {"type": "str", "default": ""},

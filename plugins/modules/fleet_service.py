@@ -24,14 +24,14 @@ options:
       - C(started) enables the units and starts those that are not up. A start that is under way is waited
         for, for as long as the unit lets it take. If it fails, the unit is restarted, since it began before
         what the run has changed.
-      - C(stopped) disables the units and stops those that are up.
-      - C(down) stops those that are up, together, and leaves them enabled.
+      - C(disabled) disables the units and stops those that are up.
+      - C(stopped) stops those that are up, together, and leaves them enabled.
       - C(restarted) restarts each unit when the one before it is ready. It does not enable them.
-      - C(up) changes nothing. It waits until the units are ready.
+      - C(ready) changes nothing. It waits until the units are ready.
       - C(settled) waits until no start is under way, for as long as the units let it take, whatever comes of
         it. It joins the starts that it finds, and starts nothing else.
     type: str
-    choices: [started, stopped, down, restarted, up, settled]
+    choices: [started, disabled, stopped, restarted, ready, settled]
     required: true
   ready:
     description: Command that ends with exit code 0 once the units work. They are ready if it does, and if all
@@ -39,11 +39,11 @@ options:
     type: list
     elements: str
     default: []
-  ready_of:
+  ready_by_unit:
     description: Unit -> such a command of its own, in place of I(ready).
     type: dict
     default: {}
-  later:
+  enable_only:
     description: Units that C(started) enables only. They run with something old, and are restarted next.
     type: list
     elements: str
@@ -148,10 +148,10 @@ class Services:
         """Bring the units to the state asked for, and return those that were acted upon."""
         states = {
             "started": self.start,
+            "disabled": self.disable,
             "stopped": self.stop,
-            "down": self.take_down,
             "restarted": self.restart,
-            "up": self.watch,
+            "ready": self.watch,
             "settled": self.settle,
         }
         starts = self.params["state"] in {"started", "restarted"}
@@ -167,7 +167,7 @@ class Services:
         """Enable the units, and start together those that are not up."""
         enabled = self.where("UnitFileState", *ENABLED)
         enable = [unit for unit in self.states if unit not in enabled]
-        now = {unit: state for unit, state in self.states.items() if unit not in self.params["later"]}
+        now = {unit: state for unit, state in self.states.items() if unit not in self.params["enable_only"]}
         start = [unit for unit, state in now.items() if state["ActiveState"] in DOWN]
         activating = [unit for unit, state in now.items() if state["ActiveState"] == "activating"]
         joined = [unit for unit in activating if is_starting(now[unit])]
@@ -191,14 +191,14 @@ class Services:
             self.call_for("start", units)
         return [unit for unit, state in show(self.run, units).items() if state["ActiveState"] != "active"]
 
-    def stop(self) -> list[str]:
+    def disable(self) -> list[str]:
         """Disable the units, and stop together those that are up."""
         disable = self.where("UnitFileState", "enabled")
         if not self.check:
             self.call_for("disable", disable)
-        return sorted({*disable, *self.take_down()})
+        return sorted({*disable, *self.stop()})
 
-    def take_down(self) -> list[str]:
+    def stop(self) -> list[str]:
         """Stop together the units that are up."""
         stop = [unit for unit, state in self.states.items() if is_up(state)]
         failed = self.where("ActiveState", "failed")
@@ -254,7 +254,7 @@ class Services:
             before = time.monotonic()
             call(self.run, verb, *units)
             done = time.monotonic()
-            if self.params["ready"] or self.params["ready_of"]:
+            if self.params["ready"] or self.params["ready_by_unit"]:
                 self.wait(units)
             if verb == "restart" and len(units) == 1:
                 self.clock(units[0], before, done)
@@ -303,7 +303,7 @@ class Services:
 
     def commands(self, units: list[str]) -> list[list[str]]:
         """Return the commands that tell whether units are ready, each once."""
-        of_units = [self.params["ready_of"].get(unit, self.params["ready"]) for unit in units]
+        of_units = [self.params["ready_by_unit"].get(unit, self.params["ready"]) for unit in units]
         return [command for at, command in enumerate(of_units) if command and command not in of_units[:at]]
 
     def complaint(self, command: list[str]) -> str:
@@ -331,12 +331,12 @@ def main() -> None:
             "units": {"type": "list", "elements": "str", "required": True},
             "state": {
                 "type": "str",
-                "choices": ["started", "stopped", "down", "restarted", "up", "settled"],
+                "choices": ["started", "disabled", "stopped", "restarted", "ready", "settled"],
                 "required": True,
             },
             "ready": {"type": "list", "elements": "str", "default": []},
-            "ready_of": {"type": "dict", "default": {}},
-            "later": {"type": "list", "elements": "str", "default": []},
+            "ready_by_unit": {"type": "dict", "default": {}},
+            "enable_only": {"type": "list", "elements": "str", "default": []},
             "keep_going": {"type": "bool", "default": False},
             "ready_retries": {"type": "int", "default": 10},
             "ready_delay": {"type": "int", "default": 1},

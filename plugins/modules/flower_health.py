@@ -20,7 +20,7 @@ options:
   ca_file: {description: CA certificate that nginx's must chain to., type: path, required: true}
   certificate: {description: File of the certificate that nginx must show., type: path, default: ""}
   expected: {description: Nodes that must be online., type: list, elements: str, default: []}
-  some: {description: "Whether any node must be, if it is not known which.", type: bool, default: false}
+  any_node: {description: "Whether any node must be, if it is not known which.", type: bool, default: false}
   timeout: {description: Seconds to wait for one answer., type: int, default: 15}
   retries: {description: How often an unhealthy Flower is asked again., type: int, default: 30}
   delay: {description: Seconds between two questions., type: int, default: 2}
@@ -105,7 +105,7 @@ def examine(params: dict[str, Any]) -> None:
     missing = [node for node in params["expected"] if not shown.get(node)]
     if missing:
         raise UnhealthyError(f"it does not show as online: {', '.join(missing)}")
-    if params["some"] and not any(shown.values()):
+    if params["any_node"] and not any(shown.values()):
         raise UnhealthyError("it shows no node as online; or are the hosts of all nodes drained?")
     if params["certificate"]:
         refuse_other_certificate(params)
@@ -180,7 +180,7 @@ def main() -> None:
             "ca_file": {"type": "path", "required": True},
             "certificate": {"type": "path", "default": ""},
             "expected": {"type": "list", "elements": "str", "default": []},
-            "some": {"type": "bool", "default": False},
+            "any_node": {"type": "bool", "default": False},
             "timeout": {"type": "int", "default": 15},
             "retries": {"type": "int", "default": 30},
             "delay": {"type": "int", "default": 2},

@@ -52,5 +52,5 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
-why: {description: Why it was made., returned: success, type: list, elements: str}
+reasons: {description: Why it was made., returned: success, type: list, elements: str}
 """

@@ -39,7 +39,7 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
-lacks:
+problems:
   description: What is not as it should be; nothing if all is.
   returned: always
   type: list
@@ -85,7 +85,7 @@ def has_access(path: str, gid: int | None, mode: int) -> bool:
     return (found.st_uid, found.st_gid, stat.S_IMODE(found.st_mode)) == (ROOT, gid, mode)
 
 
-def lacks(params: dict[str, Any]) -> Iterator[str]:
+def problems(params: dict[str, Any]) -> Iterator[str]:
     """Yield what is not as it should be."""
     yield from (f"the package {name}" for name in missing(params["packages"]))
     gid = group_id(params["group"])
@@ -115,9 +115,9 @@ def main() -> None:
         },
         supports_check_mode=True,
     )
-    found = list(lacks(module.params))
+    found = list(problems(module.params))
     absent = [name for name in module.params["packages"] if f"the package {name}" in found]
-    module.exit_json(changed=False, lacks=found, missing_packages=absent)
+    module.exit_json(changed=False, problems=found, missing_packages=absent)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ options:
         not in time, the message ends with the journal of its unit.
       - C(writable) fails if Redis answers and its append-only file refuses writes, since a restart would then
         lose what only memory holds. It asks once. A Redis that does not answer passes.
-      - C(logins) fails unless Redis takes each password of I(taken), and none of I(refused).
+      - C(logins) fails unless Redis takes each password of I(accepted), and none of I(refused).
     type: str
     choices: [healthy, writable, logins]
     default: healthy
@@ -43,7 +43,7 @@ options:
   unit: {description: The systemd unit., type: str, default: redis-server.service}
   retries: {description: How often an unhealthy Redis is asked again., type: int, default: 30}
   delay: {description: Seconds between two questions., type: int, default: 1}
-  taken:
+  accepted:
     description: Passwords that Redis should take, by user, in as many mappings as a user has passwords.
     type: list
     elements: dict
@@ -71,13 +71,13 @@ EXAMPLES = r"""
     host: 127.0.0.1
     port: 6379
     ca_file: /etc/fleet/tls/ca.crt
-    taken: [{worker: "{{ new }}"}]
+    accepted: [{worker: "{{ new }}"}]
     refused: {worker: "{{ old }}"}
 """
 
 RETURN = r"""
 role: {description: "C(master), if it is healthy.", returned: check is healthy, type: str}
-taken:
+accepted:
   description: Users with a password that Redis takes.
   returned: check is logins
   type: list
@@ -244,7 +244,7 @@ def wrong_logins(params: dict[str, Any]) -> list[str]:
     served_certificate(*place)
     found = [
         f"It does not take a password of user {user} that it should."
-        for passwords in params["taken"]
+        for passwords in params["accepted"]
         for user, password in passwords.items()
         if not takes(place, user, str(password))
     ]
@@ -295,7 +295,7 @@ def check_logins(module: AnsibleModule) -> dict[str, Any]:
     if found:
         module.fail_json(msg=f"{where}: {' '.join(found)}")
     return {
-        "taken": sorted({user for one in params["taken"] for user in one}),
+        "accepted": sorted({user for one in params["accepted"] for user in one}),
         "refused": sorted(params["refused"]),
     }
 
@@ -316,13 +316,13 @@ def main() -> None:
             "unit": {"type": "str", "default": "redis-server.service"},
             "retries": {"type": "int", "default": 30},
             "delay": {"type": "int", "default": 1},
-            "taken": {"type": "list", "elements": "dict", "default": [], "no_log": True},
+            "accepted": {"type": "list", "elements": "dict", "default": [], "no_log": True},
             "refused": {"type": "dict", "default": {}, "no_log": True},
         },
         required_if=[
             ("check", "healthy", ["health_password", "admin_password"]),
             ("check", "writable", ["admin_password"]),
-            ("check", "logins", ["taken"]),
+            ("check", "logins", ["accepted"]),
         ],
         supports_check_mode=True,
     )

@@ -18,15 +18,15 @@ options:
       - C(versions) tells which version the packages have, and which they should get. It fails if one of them
         is not installed, or is not in the archive in the version that is asked for. It changes nothing, loads
         no index from the network, and asks no Redis.
-      - C(recorded) returns the record. Asks no Redis.
-      - C(fit) fails with everything because of which an upgrade might lose data, or might not end well.
-      - C(snapshotted) has Redis rewrite its append-only file, and copies it to a directory of root's. It
+      - C(record) returns the record. Asks no Redis.
+      - C(upgradable) fails with every reason why an upgrade might lose data, or might not end well.
+      - C(snapshot) has Redis rewrite its append-only file, and copies it to a directory of root's. It
         writes two keys, one before the rewrite and one after it.
       - C(readable) fails if the C(redis-check-aof) that is installed cannot read the newest snapshot.
-      - C(proven) fails unless the Redis that runs has loaded both keys, and with them all that was written
+      - C(verified) fails unless the Redis that runs has loaded both keys, and with them all that was written
         before, and is the version that is installed. Then it removes the keys and the record.
     type: str
-    choices: [versions, recorded, fit, snapshotted, readable, proven]
+    choices: [versions, record, upgradable, snapshot, readable, verified]
     required: true
   packages:
     description: With C(versions), names of the packages. They are of one source, and are upgraded together.
@@ -51,7 +51,7 @@ options:
   keep: {description: How many snapshots stay., type: int, default: 2}
   version:
     description:
-      - The version of the packages, for C(snapshotted) the installed one, for C(proven) the wanted.
+      - The version of the packages, for C(snapshot) the installed one, for C(verified) the wanted.
       - With C(versions), the one that they should have; the candidate of each, if it is empty.
     type: str
     default: ""
@@ -78,7 +78,7 @@ EXAMPLES = r"""
 
 - name: Refuse to upgrade a Redis that is not fit for it
   fleet.celery.redis_upgrade:
-    state: fit
+    state: upgradable
     host: 127.0.0.1
     port: 6379
     ca_file: /etc/fleet/tls/ca.crt
@@ -91,13 +91,13 @@ RETURN = r"""
 record:
   description: Of the upgrade that is not proven yet, C(snapshot) (its path), C(from) (the version), C(taken)
     (when), and C(counts).
-  returned: state is recorded or snapshotted
+  returned: state is record or snapshot
   type: dict
 packages:
   description: Packages of the version before, which are kept on the host.
-  returned: state is recorded
+  returned: state is record
   type: list
-counts: {description: What Redis holds now., returned: state is snapshotted or proven, type: dict}
+counts: {description: What Redis holds now., returned: state is snapshot or verified, type: dict}
 installed: {description: The version that the first package has., returned: state is versions, type: str}
 wanted: {description: The version that it should have., returned: state is versions, type: str}
 due: {description: Whether a package has another version than it should., returned: state is versions, type:
@@ -195,26 +195,26 @@ class Upgrade:
 
     # --- the steps ---
 
-    def recorded(self) -> dict[str, Any]:
+    def record(self) -> dict[str, Any]:
         """Return what is known of an upgrade that was not proven."""
         record = json.loads(self.file.read_text()) if self.file.exists() else {}
         packages = sorted(str(path) for path in self.directory.glob("packages/*.deb"))
         return {"changed": False, "record": record, "packages": packages}
 
-    def fit(self) -> dict[str, Any]:
+    def upgradable(self) -> dict[str, Any]:
         """Refuse what an upgrade might harm."""
         findings = [*unfit(self.client().info(), self.params["memory_percent"]), *self.small_disks()]
         if findings:
             raise UpgradeError("This Redis is not fit for an upgrade.\n- " + "\n- ".join(findings))
         return {"changed": False}
 
-    def snapshotted(self) -> dict[str, Any]:
+    def snapshot(self) -> dict[str, Any]:
         """Have the append-only file rewritten, and copy it."""
         name = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
         target = self.directory / name
         client = self.client()
         counts = self.counts(client)
-        before = self.recorded()["record"]
+        before = self.record()["record"]
         record = {
             "snapshot": str(target),
             "from": before.get("from") or self.params["version"],
@@ -236,15 +236,15 @@ class Upgrade:
 
     def readable(self) -> dict[str, Any]:
         """Have the newest snapshot read by what is installed now."""
-        snapshot = Path(self.recorded()["record"]["snapshot"])
+        snapshot = Path(self.record()["record"]["snapshot"])
         [files] = [path for path in snapshot.iterdir() if path.is_dir()]
         [manifest] = files.glob("*.manifest")
         redis_snapshot.check(files, manifest.name)
         return {"changed": False}
 
-    def proven(self) -> dict[str, Any]:
+    def verified(self) -> dict[str, Any]:
         """Make sure that the Redis which runs has all that there was."""
-        record = self.recorded()["record"]
+        record = self.record()["record"]
         if not record:
             return {"changed": False, "record": {}, "counts": {}}
         client = self.client()
@@ -384,7 +384,7 @@ def versions(module: AnsibleModule) -> dict[str, Any]:
 
 def main() -> None:
     """Run the module."""
-    steps = ("recorded", "fit", "snapshotted", "readable", "proven")
+    steps = ("record", "upgradable", "snapshot", "readable", "verified")
     connection = {name: {**option, "required": False} for name, option in login_arguments().items()}
     needed = ["host", "port", "ca_file", "password", "data_dir", "snapshot_dir"]
     module = AnsibleModule(

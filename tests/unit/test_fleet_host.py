@@ -22,7 +22,7 @@ def arguments(tmp_path: Path, **given: Any) -> dict[str, Any]:
         "prefix": "redis",
         "data_dir": str(tmp_path / "not yet" / "redis"),
         "disk_space": 1024,
-        "mark": str(tmp_path / "users.acl"),
+        "marker": str(tmp_path / "users.acl"),
     }
     return fine | given
 
@@ -54,7 +54,7 @@ def test_a_small_disk_is_refused_but_for_what_is_there(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("active", "mark", "files", "found"),
+    ("active", "marker", "files", "found"),
     [
         (False, False, [], None),
         (True, True, ["appendonlydir", "dump.rdb"], None),
@@ -65,13 +65,13 @@ def test_a_small_disk_is_refused_but_for_what_is_there(tmp_path: Path) -> None:
     ],
 )
 def test_the_data_of_somebody_else_are_not_lost(
-    tmp_path: Path, active: bool, mark: bool, files: list[str], found: str | None
+    tmp_path: Path, active: bool, marker: bool, files: list[str], found: str | None
 ) -> None:
     data = tmp_path / "data"
     data.mkdir()
     for name in files:
         (data / name).touch()
-    if mark:
+    if marker:
         (tmp_path / "users.acl").touch()
     params = arguments(tmp_path, data_dir=str(data))
     findings = list(fleet_host.somebody_elses(params, lambda argv: (0 if active else 3, "", "")))

@@ -14,8 +14,8 @@ from ansible_collections.fleet.celery.plugins.modules.fleet_nodes import Nodes, 
 from fleet_runtime.broker import keys
 
 LEASE = 30.0
-FORGOTTEN = {"state": "forgotten", "wait": 0}
-DISPENSABLE = {"state": "dispensable", "override": "fleet_drain_anyway"}
+ABSENT = {"state": "absent", "wait": 0}
+REDUNDANT = {"state": "redundant", "override": "fleet_drain_anyway"}
 
 
 def add(
@@ -57,13 +57,13 @@ def test_nodes_that_have_ended_are_forgotten(client: redis.Redis) -> None:
     client.rpush(keys.self_test_queue("a-1@w2"), "not run")
     client.set(keys.unacked_mutex("a-1@w2"), "1")
     others = traces(client, "w1")
-    assert apply(Nodes(client, ["w2"]), FORGOTTEN, check=False) == {
+    assert apply(Nodes(client, ["w2"]), ABSENT, check=False) == {
         "changed": True,
         "nodes": ["a-1@w2", "b-1@w2"],
     }
     assert traces(client, "w2") == []
     assert traces(client, "w1") == others
-    assert not apply(Nodes(client, ["w2"]), FORGOTTEN, check=False)["changed"]
+    assert not apply(Nodes(client, ["w2"]), ABSENT, check=False)["changed"]
 
 
 def test_a_host_is_not_one_whose_name_it_ends_with(client: redis.Redis) -> None:
@@ -74,7 +74,7 @@ def test_a_host_is_not_one_whose_name_it_ends_with(client: redis.Redis) -> None:
 def test_check_mode_forgets_nothing(client: redis.Redis) -> None:
     add(client, "a-1@w2", lease=-1)
     before = traces(client, "w2")
-    assert apply(Nodes(client, ["w2"]), FORGOTTEN, check=True)["changed"]
+    assert apply(Nodes(client, ["w2"]), ABSENT, check=True)["changed"]
     assert traces(client, "w2") == before
 
 
@@ -121,15 +121,15 @@ def test_a_queue_needs_another_consumer_that_lives(client: redis.Redis) -> None:
     add(client, "b-1@w1", lease=-1, queues=("b",))
     add(client, "a-1@w2", queues=("a", "b", "c"))
     with pytest.raises(NodesError, match=r"nobody else consumes b, c now.*or say -e fleet_drain_anyway=true"):
-        apply(Nodes(client, ["w2"]), DISPENSABLE, check=False)
-    assert not apply(Nodes(client, ["w1"]), DISPENSABLE, check=False)["changed"]
+        apply(Nodes(client, ["w2"]), REDUNDANT, check=False)
+    assert not apply(Nodes(client, ["w1"]), REDUNDANT, check=False)["changed"]
 
 
 def test_a_host_that_is_forgotten_is_not_drained_any_more(client: redis.Redis) -> None:
     """Or one of its name that comes later would be shown as such. Check mode tells, and removes nothing."""
     client.hset(keys.DRAINED, mapping={"w1": "{}", "w2": "{}"})
     for check, changed, left in ((True, True, ["w1", "w2"]), (False, True, ["w1"]), (False, False, ["w1"])):
-        assert apply(Nodes(client, ["w2"]), FORGOTTEN, check=check)["changed"] is changed
+        assert apply(Nodes(client, ["w2"]), ABSENT, check=check)["changed"] is changed
         assert sorted(client.hkeys(keys.DRAINED)) == left
 
 
@@ -180,6 +180,6 @@ def test_a_host_that_is_forgotten_is_not_wanted_any_more(client: redis.Redis) ->
     """What there was of its nodes goes as well."""
     want(client, {"a-1@w1": ["a"], "a-1@w2": ["a"]})
     client.hset(keys.HISTORY, mapping={"a-1@w2": "{}"})
-    assert apply(Nodes(client, ["w2"]), FORGOTTEN, check=False)["changed"]
+    assert apply(Nodes(client, ["w2"]), ABSENT, check=False)["changed"]
     assert traces(client, "w2") == []
     assert client.hexists(keys.WANTED, "a-1@w1")

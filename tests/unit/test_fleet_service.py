@@ -84,8 +84,8 @@ class Host:
 
 def apply(host: Host, state: str, *units: str, check: bool = False, **params: Any) -> list[str]:
     """Run the module."""
-    ready: dict[str, Any] = {"ready_of": {}, "ready": [], "ready_retries": 2, "ready_delay": 0}
-    defaults = {**ready, "keep_going": False, "later": [], "journal_lines": 5}
+    ready: dict[str, Any] = {"ready_by_unit": {}, "ready": [], "ready_retries": 2, "ready_delay": 0}
+    defaults = {**ready, "keep_going": False, "enable_only": [], "journal_lines": 5}
     return Services({"units": list(units), "state": state, **defaults, **params}, host, check=check).apply()
 
 
@@ -112,7 +112,7 @@ def test_a_start_that_is_under_way_is_waited_for(sub: str) -> None:
     """One that imports a large app takes minutes, and would begin anew with each run."""
     host = Host(a=("activating", "enabled"), b=("inactive", "enabled"))
     host.sub["a"] = sub
-    assert apply(host, "started", "a", "b", ready_of=PROOFS) == ["b"]
+    assert apply(host, "started", "a", "b", ready_by_unit=PROOFS) == ["b"]
     assert host.ran == ["start b", "start a", "start a"]
     assert host.proved == ["b", "a"]
     host.units["a"][0] = "activating"
@@ -120,7 +120,7 @@ def test_a_start_that_is_under_way_is_waited_for(sub: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("state", "read"), [("started", True), ("restarted", True), ("stopped", False), ("down", False)]
+    ("state", "read"), [("started", True), ("restarted", True), ("disabled", False), ("stopped", False)]
 )
 def test_a_unit_file_that_systemd_has_not_read_is_read_before_a_start(state: str, *, read: bool) -> None:
     """A run that was interrupted left it behind. A stop is that of the unit as it was started."""
@@ -164,7 +164,7 @@ def test_a_unit_that_is_restarted_next_is_only_enabled(state: str) -> None:
     """As one whose start is under way with files that are gone."""
     host = Host(a=(state, "disabled"), b=("inactive", "enabled"))
     host.sub["a"] = "start"
-    assert apply(host, "started", "a", "b", later=["a"]) == ["a", "b"]
+    assert apply(host, "started", "a", "b", enable_only=["a"]) == ["a", "b"]
     assert host.ran == ["enable a", "start b"]
 
 
@@ -172,12 +172,12 @@ def test_a_start_is_waited_for_however_few_tries_there_are(monkeypatch: pytest.M
     """As after a node that has died: systemd bounds how long a start takes; how often is bounded here."""
     host = Host(a=("activating", "enabled"))
     host.sub["a"] = "start"
-    assert apply(host, "up", "a", ready_of=PROOFS, ready_retries=0) == []
+    assert apply(host, "ready", "a", ready_by_unit=PROOFS, ready_retries=0) == []
     host = Host(a=("activating", "enabled"))
     host.sub["a"] = "start"
     monkeypatch.setattr(host, "act", lambda verb, unit: None)  # it starts without end
     with pytest.raises(ServiceError, match="a is activating"):
-        apply(host, "up", "a", ready_of=PROOFS, ready_retries=9)
+        apply(host, "ready", "a", ready_by_unit=PROOFS, ready_retries=9)
     assert host.ran == ["start a"] * 2
 
 
@@ -185,9 +185,9 @@ def test_units_are_disabled_and_stopped_together() -> None:
     """They drain side by side. Nothing is left that systemd would list for ever."""
     host = Host(a=("active", "enabled"), b=("active", "enabled"), c=("failed", "disabled"))
     host.broken.add("b")  # it has to be killed
-    assert apply(host, "stopped", "a", "b", "c") == ["a", "b", "c"]
+    assert apply(host, "disabled", "a", "b", "c") == ["a", "b", "c"]
     assert host.ran == ["disable a b", "stop a b", "reset-failed b c"]
-    assert apply(host, "stopped", "a", "b", "c") == []
+    assert apply(host, "disabled", "a", "b", "c") == []
 
 
 def test_units_are_restarted_one_by_one() -> None:
@@ -224,7 +224,7 @@ def test_watching_waits_and_changes_nothing() -> None:
     """A command that fails, and a unit that restarts while it runs, are given time."""
     host = Host(a=("active", "disabled"))
     host.pings_until_ready, host.crashes_while_asked = 1, 2
-    assert apply(host, "up", "a", ready=READY) == []
+    assert apply(host, "ready", "a", ready=READY) == []
     assert host.ran == []
 
 
@@ -233,21 +233,21 @@ def test_a_unit_in_a_crash_loop_is_not_up() -> None:
     host = Host(a=("active", "enabled"))
     host.crashes_while_asked = 99
     with pytest.raises(ServiceError, match="a was started again meanwhile"):
-        apply(host, "up", "a", ready=READY)
+        apply(host, "ready", "a", ready=READY)
 
 
 @pytest.mark.parametrize("state", ["inactive", "failed", "activating"])
 def test_a_unit_that_is_down_is_not_up(state: str) -> None:
     """Whatever the command says."""
     with pytest.raises(ServiceError, match=f"a is {state}"):
-        apply(Host(a=(state, "enabled")), "up", "a", ready=READY)
+        apply(Host(a=(state, "enabled")), "ready", "a", ready=READY)
 
 
-@pytest.mark.parametrize("state", ["started", "stopped", "restarted"])
+@pytest.mark.parametrize("state", ["started", "disabled", "restarted"])
 def test_check_mode_predicts_and_touches_nothing(state: str) -> None:
     """Also for a unit that the host does not have yet."""
     host = Host(a=("active", "disabled"))
-    units = {"started": ["a", "new"], "stopped": ["a"], "restarted": ["a", "new"]}[state]
+    units = {"started": ["a", "new"], "disabled": ["a"], "restarted": ["a", "new"]}[state]
     assert apply(host, state, "a", "new", check=True) == units
     assert host.ran == []
 
@@ -263,25 +263,25 @@ PROOFS = {unit: ["prove", unit] for unit in "abc"}
 
 def test_each_unit_proves_that_it_works_before_the_next_one_is_restarted() -> None:
     host = Host(a=("active", "enabled"), b=("active", "enabled"), c=("active", "enabled"))
-    assert apply(host, "restarted", "a", "b", ready_of=PROOFS) == ["a", "b"]
+    assert apply(host, "restarted", "a", "b", ready_by_unit=PROOFS) == ["a", "b"]
     assert host.proved == ["a", "b"]
     host.sick.add("a")
     with pytest.raises(ServiceError, match="a is not well"):
-        apply(host, "restarted", "a", "b", ready_of=PROOFS)
+        apply(host, "restarted", "a", "b", ready_by_unit=PROOFS)
     assert host.ran[-1] == "restart a", "the next one was not touched"
 
 
 def test_units_that_are_started_prove_it_too() -> None:
     host = Host(a=("active", "enabled"), b=("inactive", "enabled"), c=("inactive", "enabled"))
-    apply(host, "started", "a", "b", "c", ready_of=PROOFS)
+    apply(host, "started", "a", "b", "c", ready_by_unit=PROOFS)
     assert host.proved == ["b", "c"]
 
 
 def test_how_long_a_restart_took_is_told() -> None:
     host = Host(a=("active", "enabled"))
     services = Services(
-        {"units": ["a"], "state": "restarted", "ready": [], "ready_of": PROOFS, "ready_retries": 0}
-        | {"ready_delay": 0, "journal_lines": 5, "keep_going": False, "later": []},
+        {"units": ["a"], "state": "restarted", "ready": [], "ready_by_unit": PROOFS, "ready_retries": 0}
+        | {"ready_delay": 0, "journal_lines": 5, "keep_going": False, "enable_only": []},
         host,
         check=False,
     )
@@ -291,16 +291,16 @@ def test_how_long_a_restart_took_is_told() -> None:
 
 def test_units_are_taken_down_and_stay_enabled() -> None:
     host = Host(a=("active", "enabled"), b=("inactive", "enabled"))
-    assert apply(host, "down", "a", "b") == ["a"]
+    assert apply(host, "stopped", "a", "b") == ["a"]
     assert host.ran == ["stop a"]
-    assert apply(host, "down", "a", "b") == []
+    assert apply(host, "stopped", "a", "b") == []
 
 
 def test_all_units_are_restarted_though_one_fails() -> None:
     host = Host(a=("active", "enabled"), b=("active", "enabled"))
     host.sick.add("a")
     with pytest.raises(ServiceError, match="a is not well"):
-        apply(host, "restarted", "a", "b", ready_of=PROOFS, keep_going=True)
+        apply(host, "restarted", "a", "b", ready_by_unit=PROOFS, keep_going=True)
     assert host.ran == ["restart a", "restart b"]
 
 

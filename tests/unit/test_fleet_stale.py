@@ -50,14 +50,14 @@ class Systemd:
 
 @pytest.fixture
 def shaped(tmp_path: Path) -> dict[str, Any]:
-    """Arguments for one unit whose stamp was just written by sha256sum, as its ExecStartPre does."""
+    """Arguments for one unit whose fingerprint was just written by sha256sum, as its ExecStartPre does."""
     files = [tmp_path / name for name in ("app.env", "worker.env")]
     for file in files:
         file.write_text(f"{file.name}\n")
-    stamp = tmp_path / "a-1.started"
-    with stamp.open("w") as out:
+    fingerprint = tmp_path / "a-1.started"
+    with fingerprint.open("w") as out:
         subprocess.run(["sha256sum", *files], check=True, stdout=out)
-    return {"units": [{"unit": UNIT, "stamp": str(stamp)}], "pending": [], "family": None}
+    return {"units": [{"unit": UNIT, "fingerprint": str(fingerprint)}], "changed_files": [], "pattern": None}
 
 
 def compare(params: dict[str, Any], systemd: Systemd, unit_dir: Path | None = None) -> dict[str, Any]:
@@ -83,21 +83,21 @@ def test_a_unit_with_the_files_it_started_with_is_fresh(shaped: dict[str, Any]) 
 
 
 @pytest.mark.parametrize("state", ["active", "activating", "reloading"])
-@pytest.mark.parametrize("spoil", ["changed", "removed", "no stamp", "empty stamp"])
+@pytest.mark.parametrize("spoil", ["changed", "removed", "no fingerprint", "empty fingerprint"])
 def test_a_unit_with_other_files_is_stale(
     shaped: dict[str, Any], tmp_path: Path, state: str, spoil: str
 ) -> None:
     """So is one that does not tell what it started with. One in a crash loop counts as running."""
-    stamp = tmp_path / "a-1.started"
+    fingerprint = tmp_path / "a-1.started"
     match spoil:
         case "changed":
             (tmp_path / "worker.env").write_text("another password\n")
         case "removed":
             (tmp_path / "app.env").unlink()
-        case "no stamp":
-            stamp.unlink()
-        case "empty stamp":
-            stamp.write_text("")
+        case "no fingerprint":
+            fingerprint.unlink()
+        case "empty fingerprint":
+            fingerprint.write_text("")
     assert compare(shaped, Systemd(a_1=state))["stale"] == [UNIT]
 
 
@@ -121,18 +121,18 @@ def test_a_unit_that_does_not_run_is_not_stale(shaped: dict[str, Any], tmp_path:
 
 def test_a_dry_run_counts_what_would_change(shaped: dict[str, Any], tmp_path: Path) -> None:
     """In check mode the files are still the old ones."""
-    shaped["pending"] = [str(tmp_path / "worker.env")]
+    shaped["changed_files"] = [str(tmp_path / "worker.env")]
     assert compare(shaped, Systemd(a_1="active"))["stale"] == [UNIT]
-    shaped["pending"] = ["/etc/celery/beat.env"]
+    shaped["changed_files"] = ["/etc/celery/beat.env"]
     assert compare(shaped, Systemd(a_1="active"))["stale"] == []
 
 
 def test_a_dry_run_on_a_bare_host(tmp_path: Path) -> None:
-    """No unit, no stamp, no file: nothing would restart."""
+    """No unit, no fingerprint, no file: nothing would restart."""
     params = {
-        "units": [{"unit": UNIT, "stamp": str(tmp_path / "none")}],
-        "pending": [],
-        "family": "celery-worker@*",
+        "units": [{"unit": UNIT, "fingerprint": str(tmp_path / "none")}],
+        "changed_files": [],
+        "pattern": "celery-worker@*",
     }
     assert compare(params, Systemd(), tmp_path)["stale"] == []
 
@@ -170,7 +170,7 @@ def test_surplus_units_are_found_by_what_is_left_of_them(shaped: dict[str, Any],
     (tmp_path / "celery-worker@.service.d").mkdir()  # for all instances: an administrator's
     (tmp_path / "redis-server.service.d").mkdir()
     systemd = Systemd(a_1="active", running_1="active", broken_1="failed", gone_1="inactive")
-    shaped["family"] = "celery-worker@*.service"
+    shaped["pattern"] = "celery-worker@*.service"
     assert compare(shaped, systemd, tmp_path)["surplus"] == [
         f"celery-worker@{name}-1.service" for name in ("broken", "enabled", "running", "tuned")
     ]
@@ -178,7 +178,7 @@ def test_surplus_units_are_found_by_what_is_left_of_them(shaped: dict[str, Any],
 
 def test_a_host_may_have_no_unit_at_all(tmp_path: Path) -> None:
     """The last pool was removed: all that runs is surplus."""
-    params: dict[str, Any] = {"units": [], "pending": [], "family": "celery-worker@*.service"}
+    params: dict[str, Any] = {"units": [], "changed_files": [], "pattern": "celery-worker@*.service"}
     result = compare(params, Systemd(a_1="active"), tmp_path)
     assert (result["stale"], result["surplus"]) == ([], [UNIT])
 
@@ -190,10 +190,10 @@ def test_systemctl_that_fails_is_an_error(shaped: dict[str, Any]) -> None:
 
 
 def test_a_mark_says_that_the_host_is_drained(shaped: dict[str, Any], tmp_path: Path) -> None:
-    mark = tmp_path / "drained"
-    shaped["mark"] = str(mark)
+    marker = tmp_path / "drained"
+    shaped["drain_marker"] = str(marker)
     assert compare(shaped, Systemd(a_1="active"))["drained"] is False
-    mark.touch()
+    marker.touch()
     assert compare(shaped, Systemd(a_1="active"))["drained"] is True
 
 
@@ -210,11 +210,11 @@ def test_a_mark_says_that_the_host_is_drained(shaped: dict[str, Any], tmp_path: 
 def test_what_does_not_run_or_would_not_after_a_reboot_is_down(
     shaped: dict[str, Any], state: str, enabled: str, is_down: bool
 ) -> None:
-    """The same holds for what has no stamp."""
+    """The same holds for what has no fingerprint."""
     systemd = Systemd(a_1=state, other=state)
     systemd.enabled = enabled
     other = "celery-worker@other.service"
-    found = compare({**shaped, "besides": [other]}, systemd)
+    found = compare({**shaped, "other_units": [other]}, systemd)
     assert found["down"] == ([UNIT, other] if is_down else [])
     assert other not in found["stale"]
 
@@ -223,7 +223,7 @@ def test_the_reason_of_a_drain_and_the_releases_are_told(shaped: dict[str, Any],
     for link, release in (("current", "3f"), ("previous", "2e")):
         (tmp_path / link).symlink_to(f"releases/{release}")
     (tmp_path / "drained").write_text("a new disk\n")
-    arguments = {**shaped, "mark": str(tmp_path / "drained"), "app_dir": str(tmp_path)}
+    arguments = {**shaped, "drain_marker": str(tmp_path / "drained"), "app_dir": str(tmp_path)}
     result = compare(arguments, Systemd(a_1="inactive"))
     assert (result["drained"], result["reason"]) == (True, "a new disk")
     assert (result["current"], result["previous"]) == ("3f", "2e")

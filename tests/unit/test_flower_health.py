@@ -65,7 +65,7 @@ def params(server: Flower, **given: Any) -> dict[str, Any]:
         "ca_file": None,
         "certificate": "",
         "expected": ["a-1@h", "b-1@h"],
-        "some": False,
+        "any_node": False,
         "timeout": 5,
         "retries": 0,
         "delay": 0,
@@ -76,7 +76,7 @@ def params(server: Flower, **given: Any) -> dict[str, Any]:
 def test_a_flower_that_shows_every_node_is_well(server: Flower) -> None:
     server.nodes = {"a-1@h": True, "b-1@h": True, "old@h": False}
     flower_health.wait(params(server))
-    flower_health.wait(params(server, expected=[], some=True))
+    flower_health.wait(params(server, expected=[], any_node=True))
     flower_health.refuse_open_door(params(server))
 
 
@@ -85,8 +85,8 @@ def test_a_flower_that_shows_every_node_is_well(server: Flower) -> None:
     [
         ({"a-1@h": True, "b-1@h": False}, {}, "does not show as online: b-1@h$"),
         ({}, {}, "does not show as online: a-1@h, b-1@h$"),
-        ({"a-1@h": False}, {"expected": [], "some": True}, "shows no node as online"),
-        ({}, {"expected": [], "some": True}, "shows no node as online"),
+        ({"a-1@h": False}, {"expected": [], "any_node": True}, "shows no node as online"),
+        ({}, {"expected": [], "any_node": True}, "shows no node as online"),
         ("<html>", {}, "is not Flower's"),
         ({}, {"password": "wrong"}, "answers 401"),
         ({}, {"url": "http://127.0.0.1:1"}, "nobody answers there"),

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.skipif(os.getuid() != 0, reason="root's files are looke
 
 @pytest.fixture
 def directory(tmp_path: Path) -> Path:
-    """The directory of a host that lacks nothing."""
+    """The directory of a host that problems nothing."""
     tls = tmp_path / "tls"
     tls.mkdir()
     write_certificate(tls, 90, "host1")
@@ -31,7 +31,7 @@ def directory(tmp_path: Path) -> Path:
     return tls
 
 
-def lacks(directory: Path, **given: Any) -> list[str]:
+def problems(directory: Path, **given: Any) -> list[str]:
     """Return what the module finds, without the directory's name."""
     params = {
         "directory": str(directory),
@@ -44,18 +44,18 @@ def lacks(directory: Path, **given: Any) -> list[str]:
             str(directory / "host.crt"): (directory / "host.crt").read_text(),
         },
     }
-    return [found.replace(str(directory), "tls") for found in pki_host.lacks(params | given)]
+    return [found.replace(str(directory), "tls") for found in pki_host.problems(params | given)]
 
 
 def test_a_whole_host_lacks_nothing(directory: Path) -> None:
-    assert lacks(directory) == []
+    assert problems(directory) == []
 
 
 def test_what_is_changed_is_found(directory: Path) -> None:
     (directory / "ca.crt").write_text("another authority\n")
     (directory / "host.key").chmod(0o644)
     directory.chmod(0o700)
-    assert lacks(directory) == ["tls", "tls/host.key", "tls/ca.crt"]
+    assert problems(directory) == ["tls", "tls/host.key", "tls/ca.crt"]
 
 
 def test_another_key_is_found(directory: Path) -> None:
@@ -64,7 +64,7 @@ def test_another_key_is_found(directory: Path) -> None:
     write_certificate(directory, 90, "host1")
     shutil.move(directory / "kept", directory / "host.crt")
     (directory / "host.key").chmod(0o640)
-    assert lacks(directory) == ["a certificate for the key tls/host.key"]
+    assert problems(directory) == ["a certificate for the key tls/host.key"]
 
 
 def test_what_is_not_there_is_found(directory: Path) -> None:
@@ -72,7 +72,7 @@ def test_what_is_not_there_is_found(directory: Path) -> None:
     empty = directory / "empty"
     found = [
         one.replace(str(directory), "tls")
-        for one in pki_host.lacks(
+        for one in pki_host.problems(
             {
                 "directory": str(empty),
                 "key": str(empty / "host.key"),

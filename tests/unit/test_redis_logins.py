@@ -35,7 +35,7 @@ def problems(server: Server, taken: list[dict[str, str]], **given: Any) -> list[
         "port": server.port,
         "ca_file": str(server.authority.ca_file),
         "timeout": 5,
-        "taken": taken,
+        "accepted": taken,
         "refused": {},
     }
     return redis_ping.wrong_logins(params | given)

@@ -73,7 +73,7 @@ def upgrade(server: Server, *, check: bool = False, **given: Any) -> Upgrade:
 
 
 def test_a_redis_that_is_fit(server: Server) -> None:
-    assert upgrade(server).fit() == {"changed": False}
+    assert upgrade(server).upgradable() == {"changed": False}
     assert list(unfit(FIT, 80)) == []
 
 
@@ -110,50 +110,50 @@ def test_all_findings_are_told(server: Server) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1))
         with pytest.raises(UpgradeError, match=r"(?s)more than 80 %.*0 MiB free") as refusal:
-            task.fit()
+            task.upgradable()
     assert str(refusal.value).count("\n- ") == 2
 
 
 def test_a_redis_that_does_not_answer_is_not_fit(server: Server) -> None:
     with pytest.raises(UpgradeError, match="nothing listens there"):
-        upgrade(server, port=1).fit()
+        upgrade(server, port=1).upgradable()
 
 
 def test_the_data_are_proven_after_a_restart(server: Server) -> None:
     """Nothing is left of it then, but the snapshot."""
     task = upgrade(server)
-    done = task.snapshotted()
+    done = task.snapshot()
     assert done["changed"]
     assert done["counts"]["keys"] == 100
-    assert task.recorded()["record"] == done["record"]
+    assert task.record()["record"] == done["record"]
     task.readable()
     server.stop()
     server.start()
-    proven = task.proven()
+    proven = task.verified()
     assert (proven["counts"]["keys"], proven["record"]) == (102, done["record"])
     assert server.client("admin").dbsize() == 100
-    assert task.recorded()["record"] == {}
-    assert task.proven() == {"changed": False, "record": {}, "counts": {}}
+    assert task.record()["record"] == {}
+    assert task.verified() == {"changed": False, "record": {}, "counts": {}}
 
 
 def test_data_that_are_not_there_are_noticed(server: Server) -> None:
     """A Redis that starts without its files is well, and empty."""
     task = upgrade(server)
-    task.snapshotted()
+    task.snapshot()
     server.stop()
     shutil.rmtree(server.directory / "appendonlydir")
     server.start()
     with pytest.raises(UpgradeError, match="not loaded what was there before and what was written last"):
-        task.proven()
-    assert task.recorded()["record"]
+        task.verified()
+    assert task.record()["record"]
 
 
 def test_what_came_after_the_rewrite_counts_too(server: Server) -> None:
     task = upgrade(server)
-    task.snapshotted()
+    task.snapshot()
     server.client("admin").delete(redis_upgrade.MARKS[1])
     with pytest.raises(UpgradeError, match="has not loaded what was written last:"):
-        task.proven()
+        task.verified()
 
 
 @pytest.mark.parametrize(
@@ -171,23 +171,23 @@ def test_a_redis_that_is_not_as_it_should_be_is_not_proven(what: dict[str, Any],
 
 def test_check_mode_copies_nothing(server: Server) -> None:
     task = upgrade(server, check=True)
-    assert task.snapshotted()["changed"]
+    assert task.snapshot()["changed"]
     assert not task.directory.exists()
     assert server.client("admin").dbsize() == 100
 
 
 def test_the_version_of_before_is_that_of_the_first_try(server: Server) -> None:
     """A run that goes on after an interruption finds the new packages, and still knows the way back."""
-    first = upgrade(server, version="5:7.0.1-1").snapshotted()
+    first = upgrade(server, version="5:7.0.1-1").snapshot()
     shutil.rmtree(first["record"]["snapshot"])  # they are named by the second
-    again = upgrade(server).snapshotted()
+    again = upgrade(server).snapshot()
     assert again["record"]["from"] == "5:7.0.1-1"
 
 
 def test_a_snapshot_can_be_put_back(server: Server) -> None:
     """What came after it is not in it, though Redis goes on with the same files."""
     task = upgrade(server)
-    snapshot = task.snapshotted()["record"]["snapshot"]
+    snapshot = task.snapshot()["record"]["snapshot"]
     server.client("admin").set("later", "1")
     server.stop()
     shutil.rmtree(server.directory / "appendonlydir")
@@ -199,14 +199,14 @@ def test_a_snapshot_can_be_put_back(server: Server) -> None:
 
 def test_only_root_sees_snapshots(server: Server) -> None:
     task = upgrade(server)
-    task.snapshotted()
+    task.snapshot()
     assert task.directory.stat().st_mode & 0o777 == 0o700
 
 
 def test_most_of_a_snapshot_is_a_link(server: Server) -> None:
     """The base, that is; what is appended to is a copy."""
     task = upgrade(server)
-    task.snapshotted()
+    task.snapshot()
     links = {file.suffix: file.stat().st_nlink for file in task.directory.glob("*/appendonlydir/*")}
     assert links == {".rdb": 2, ".aof": 1, ".manifest": 1}
 
@@ -230,7 +230,7 @@ def test_snapshots_are_bounded(tmp_path: Path) -> None:
 
 def test_a_snapshot_that_cannot_be_read_is_refused(server: Server) -> None:
     task = upgrade(server)
-    task.snapshotted()
+    task.snapshot()
     [base] = task.directory.glob("*/appendonlydir/*.base.rdb")
     data = bytearray(base.read_bytes())
     data[len(data) // 2] ^= 0xFF

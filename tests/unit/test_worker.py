@@ -613,7 +613,7 @@ def test_the_unit_compares_what_it_reads() -> None:
                  "/etc/systemd/system/celery-worker@%i.service.d/limits.conf"):  # fmt: skip
         assert f" {path} " in stamp
     assert stamp.endswith(" >/run/celery/%i.started'")
-    assert role().evaluate("__celery_worker_units")[0]["stamp"] == "/run/celery/default-1.started"
+    assert role().evaluate("__celery_worker_units")[0]["fingerprint"] == "/run/celery/default-1.started"
 
 
 def test_the_unit_waits_for_signs_of_life() -> None:
