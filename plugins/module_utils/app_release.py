@@ -18,16 +18,17 @@ import os
 import sys
 import tarfile
 import tempfile
-import tomllib
 import zipfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ansible_collections.fleet.celery.plugins.module_utils import app_release_hook
+from ansible_collections.fleet.celery.plugins.module_utils import app_release_folder, app_release_hook
 from ansible_collections.fleet.celery.plugins.module_utils.app_release_lock import (
     Locked,
     find_lock,
+    fits,
+    is_lock,
     merge,
     parse_requirements,
     read_lock,
@@ -40,6 +41,7 @@ from ansible_collections.fleet.celery.plugins.module_utils.app_release_sandbox i
     own_file,
 )
 from ansible_collections.fleet.celery.plugins.module_utils.app_release_source import (
+    LOCK_NAMES,
     RUNTIME,
     Directory,
     Pinned,
@@ -47,7 +49,10 @@ from ansible_collections.fleet.celery.plugins.module_utils.app_release_source im
     RuntimeWheel,
     Source,
     Wheel,
+    at,
     file_digest,
+    is_package,
+    read_project,
     run,
     wheel_metadata,
 )
@@ -147,6 +152,7 @@ class Uv:
         with open_gate(env, self.index_hosts, group=self.sandbox.group) as gate:
             return str(call(env=without_proxies(env), gate=gate))
 
+    @at("build")
     def build(self, project: Path, work: Path, name: str) -> Distribution:
         """Build a project's wheel, or its sdist if the wheel would be for the controller's platform only.
 
@@ -165,6 +171,7 @@ class Uv:
         sdist_name, version = parse_sdist_filename(file.name)
         return Distribution(file, sdist_name, str(version))
 
+    @at("build")
     def build_wheel(self, project: Path, work: Path, name: str) -> Path:
         """Build a project's wheel, whatever platform it is for."""
         failure = f"{name} cannot be built"
@@ -272,6 +279,7 @@ class Uv:
         *,
         build: Iterable[str] = (),
         extras: Iterable[str] = (),
+        confined: bool = False,
     ) -> list[Locked]:
         """Resolve dependencies for every platform.
 
@@ -285,6 +293,7 @@ class Uv:
             work: A temporary directory.
             build: Packages that may be built.
             extras: Extras of the first input.
+            confined: Whether an input is the app's, and may so name a directory, which uv asks by running it.
         """
         output = work / "resolved.txt"
         output.write_bytes(preferred.read_bytes())  # uv keeps the versions of the file that it writes over
@@ -298,10 +307,10 @@ class Uv:
         options += ["--only-binary", ":all:", *(word for name in build for word in ("--no-binary", name))]
         options += ["--python-version", python, "--output-file", output]
         options += [word for extra in extras for word in ("--extra", extra)]
-        failure = f"The app's dependencies do not fit together with the runtime's on Python {python}"
+        failure = f"The dependencies of the app and the runtime cannot be resolved for Python {python}"
         command: list[str | Path] = ["pip", "compile", *options, "--python", PYTHON[0], *inputs]
         try:
-            if build:
+            if build or confined:
                 shown = [path for path in inputs if not path.is_relative_to(work)]
                 self.confined(*command, failure=failure, work=work, readable=shown, network=True)
             else:
@@ -328,19 +337,6 @@ def build_system(project: Path, failure: str) -> BuildSystem:
     return BuildSystem(
         list(table.get("requires", ["setuptools>=40.8"])), backend, list(table.get("backend-path", []))
     )
-
-
-def read_project(project: Path, failure: str) -> dict[str, Any]:
-    """Return a project's pyproject.toml, empty if it has none.
-
-    Raises:
-        ReleaseError: It is no TOML.
-    """
-    file = project / "pyproject.toml"
-    try:
-        return tomllib.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    except ValueError as error:
-        raise ReleaseError(f"{failure}: its pyproject.toml cannot be read as TOML: {error}") from error
 
 
 class Builder:
@@ -372,6 +368,7 @@ class Builder:
             pythons: The versions of that interpreter on the hosts, such as 3.11, as far as they are known.
             build: Packages that hosts may build from their source.
         """
+        self.warnings: list[str] = []  # for the operator
         self.extras = tuple(sorted(extras))
         self.pythons = sorted(pythons, key=Version)
         self.buildable = tuple(sorted(canonicalize_name(name) for name in build))
@@ -435,6 +432,7 @@ class Builder:
             case project:
                 return self.uv.build(project.fetch(work), work, "The runtime")
 
+    @at("build")
     def _app(self, work: Path) -> Distribution:
         """Return the app's distribution; a package of the index has a name and a version, but no file."""
         match self.source:
@@ -442,8 +440,11 @@ class Builder:
                 return _carried(path)
             case Pinned(requirement=requirement):
                 return Distribution(Path(), requirement.name, next(iter(requirement.specifier)).version)
-            case project:
-                app = self.uv.build(project.fetch(work), work, f"The app at {self.source}")
+            case source:
+                project = source.fetch(work)
+                if not is_package(project):
+                    return self._folder(project, work)
+                app = self.uv.build(project, work, f"The app at {self.source}")
         if app.path.suffix != ".whl" and canonicalize_name(app.name) not in self.buildable:
             raise ReleaseError(
                 f"The app at {self.source} has an extension to compile: its wheel would fit the controller "
@@ -452,6 +453,18 @@ class Builder:
                 "the hosts, and let celery_app_source name one, or their index."
             )
         return app
+
+    def _folder(self, project: Path, work: Path) -> Distribution:
+        """Return the wheel of an app that is no package."""
+        table = read_project(project, f"The app at {self.source} cannot be built")
+        wheel = app_release_folder.pack(project, work / "wheel-out", table)
+        if hidden := app_release_folder.left_behind(project):
+            self.warnings.append(
+                f"{', '.join(hidden)} of {self.source} is not shipped, because everybody on a host can read "
+                "a release. Put what the app needs of it into celery_app_environment, secrets into the vault."
+            )
+        name, version, _, _ = parse_wheel_filename(wheel.name)
+        return Distribution(wheel, name, str(version))
 
     def _requirements(self, *, save: bool) -> str:
         """Return the complete set of dependencies, from the cache if it was worked out before.
@@ -476,27 +489,69 @@ class Builder:
             replace_file(cached, f"{RESOLVED_FOR}{python}\n{text}" if python else text)
         return text
 
+    @at("resolve")
     def _dependencies(self, work: Path) -> tuple[list[Locked], str]:
         """Return the dependencies of the app and the runtime, and the Python that they were resolved for.
 
-        The app's lock is completed; it names no Python. Without one they are resolved anew.
+        What the app's lock pins is completed, and not changed.
         """
         place = self.runtime.path
         ours = (place.parent if isinstance(self.runtime, Wheel) else place) / "requirements.lock"
         project = None if isinstance(self.source, Wheel | Pinned) else self.source.fetch(work / "app")
+        own = self._own(work)
         lock = self._find_lock(project)
-        if lock:
-            exported = lock.name == "uv.lock"
-            theirs = self.uv.export(lock.parent, work / "app", self.extras) if exported else read_lock(lock)
-            lines: list[Locked] = merge(theirs, read_lock(ours))
-            if isinstance(self.source, Pinned):
-                _require_pin(self.source, lines, lock)
-            return lines, ""
-        inputs = [self._unlocked(project, work), self._own(work)]
-        python = self._oldest_python(inputs[0])
+        if lock and is_lock(lock):
+            theirs = self._locked(lock, project, work)
+            python = self._oldest_python(project)
+            if fits(theirs, runtime := read_lock(ours)):
+                return merge(theirs, runtime), ""
+            pins = work / "pins.in"
+            pins.write_text(render(replace(line, hashes=()) for line in theirs), encoding="utf-8")
+            lines = self.uv.resolve([pins, own], ours, python, work, build=self.buildable)
+            return merge(theirs, _published(lines)), python
+        inputs = [*self._unlocked(project, work, lock), *([lock] if lock else [])]
         asked = self.extras if inputs[0].name == "pyproject.toml" else ()
-        lines = self.uv.resolve(inputs, ours, python, work, build=self.buildable, extras=asked)
-        return [line for line in lines if not line.pin.startswith(" @ file:")], python  # not the app's own
+        python = self._oldest_python(project)
+        theirs_alone = inputs[0].suffix == ".txt" or (lock is not None and not Path(self.lock).is_absolute())
+        lines = self.uv.resolve(
+            [*inputs, own],
+            ours,
+            python,
+            work,
+            build=self.buildable,
+            extras=asked,
+            confined=theirs_alone,
+        )
+        return _published(lines), python
+
+    def _locked(self, lock: Path, project: Path | None, work: Path) -> list[Locked]:
+        """Return what the app's lock pins, refused if it cannot be what the app runs with.
+
+        Raises:
+            ReleaseError: The runtime does not accept a version of it, or the app needs what it lacks.
+        """
+        exported = lock.name == "uv.lock"
+        theirs: list[Locked] = (
+            self.uv.export(lock.parent, work / "app", self.extras)
+            if exported
+            else read_lock(lock, self.extras, self.pythons)
+        )
+        if isinstance(self.source, Pinned):
+            _require_pin(self.source, theirs, lock)
+        elif project:
+            table = read_project(project, "The app cannot be resolved").get("project", {})
+            _require_locked(table, self.extras, theirs, lock)
+            self._note_others(project, lock)
+        _require_range(self._runtime_project().get("dependencies", ()), theirs, lock)
+        return theirs
+
+    def _note_others(self, project: Path, lock: Path) -> None:
+        """Warn of other locks that the app has."""
+        if others := [name for name in LOCK_NAMES if name != lock.name and (project / name).is_file()]:
+            self.warnings.append(
+                f"{self.source} has {', '.join([lock.name, *others])}, and what is installed is {lock.name}. "
+                "If that is wrong, name another one in celery_app_lock."
+            )
 
     def _own(self, work: Path) -> Path:
         """Return a file with what the runtime and its extra `all` require.
@@ -512,21 +567,20 @@ class Builder:
         return file
 
     def _runtime_project(self) -> dict[str, Any]:
-        """Return the table `project` of the runtime's source."""
-        table: dict[str, Any] = read_project(self.runtime.path, "The runtime cannot be resolved").get(
-            "project", {}
-        )
+        """Return the table `project` of the runtime, as far as it says what the runtime needs."""
+        table: dict[str, Any]
+        if isinstance(self.runtime, RuntimeWheel):
+            metadata = wheel_metadata(self.runtime.path)[1]
+            needed = [text for text in metadata.get_all("Requires-Dist", []) if "extra ==" not in text]
+            return {"dependencies": needed, "requires-python": metadata.get("Requires-Python", "")}
+        table = read_project(self.runtime.path, "The runtime cannot be resolved").get("project", {})
         return table
 
-    def _oldest_python(self, app: Path) -> str:
+    def _oldest_python(self, project: Path | None) -> str:
         """Return the oldest Python of the hosts; if it is unknown, the oldest that app and runtime accept."""
-        if isinstance(self.runtime, RuntimeWheel):
-            accepted = SpecifierSet(wheel_metadata(self.runtime.path)[1].get("Requires-Python", ""))
-        else:
-            accepted = SpecifierSet(self._runtime_project().get("requires-python", ""))
-        if app.name == "pyproject.toml":
-            project = read_project(app.parent, "The app cannot be resolved").get("project", {})
-            accepted &= SpecifierSet(project.get("requires-python", ""))
+        app = read_project(project, "The app cannot be resolved").get("project", {}) if project else {}
+        accepted = SpecifierSet(app.get("requires-python", ""))
+        accepted &= SpecifierSet(self._runtime_project().get("requires-python", ""))
         for version in self.pythons:
             if version not in accepted:
                 raise ReleaseError(
@@ -539,7 +593,7 @@ class Builder:
         raise ReleaseError(f"No Python satisfies both the app and the runtime: {accepted}")
 
     def _find_lock(self, project: Path | None) -> Path | None:
-        """Return the app's lock, or None where it has none."""
+        """Return the app's lock, or what else celery_app_lock names; None where it has none."""
         if Path(self.lock).is_absolute():
             if Path(self.lock).name == "uv.lock":
                 raise ReleaseError(f"{self.lock} cannot be read alone: leave it beside its pyproject.toml.")
@@ -551,19 +605,32 @@ class Builder:
             raise ReleaseError(f"{self.source} has no file {self.lock}, which celery_app_lock names.")
         return project / self.lock
 
-    def _unlocked(self, project: Path | None, work: Path) -> Path:
-        """Return the file from which uv can read what an app without a lock depends on, and run nothing."""
+    def _unlocked(self, project: Path | None, work: Path, named: Path | None) -> list[Path]:
+        """Return the files from which uv can read what an app without a lock depends on, and run nothing.
+
+        Args:
+            project: The app's source.
+            work: A temporary directory.
+            named: What celery_app_lock names, if that has no hashes.
+        """
         extras = f"[{','.join(self.extras)}]" if self.extras else ""
         if project:
             table = read_project(project, "The app cannot be resolved")
             _require_published(table, self.source)
             own = table.get("project", {})
-            static = "name" in own and not {"dependencies", "optional-dependencies"} & {
-                *own.get("dynamic", ())
-            }
-            if static:
+            dynamic = {"dependencies", "optional-dependencies"} & {*own.get("dynamic", ())}
+            if not is_package(project) and (dynamic or "dependencies" not in own):
+                _require_extras(self.extras, (), self.source)
+                return [] if named else [app_release_folder.requirements(project)]
+            if "name" in own and not dynamic:
                 _require_extras(self.extras, own.get("optional-dependencies", {}), self.source)
-                return project / "pyproject.toml"
+                if (project / "requirements.txt").is_file() and named is None:
+                    self.warnings.append(
+                        f"requirements.txt of {self.source} has no hashes, so it is no lock and not read: "
+                        "versions are what pyproject.toml accepts. `make lock-app` writes a lock; with "
+                        "celery_app_lock: requirements.txt the versions are those of that file."
+                    )
+                return [project / "pyproject.toml"]
             wheel = self.uv.build_wheel(
                 project, work / "app", f"The app at {self.source}"
             )  # only its hook knows
@@ -574,7 +641,12 @@ class Builder:
             wanted = str(self.source)
         file = work / "app.in"
         file.write_text(f"{wanted}\n", encoding="utf-8")
-        return file
+        return [file]
+
+
+def _published(lines: Iterable[Locked]) -> list[Locked]:
+    """Return the lines of what an index has: neither the app nor the runtime."""
+    return [line for line in lines if not line.pin.startswith(" @ file:")]
 
 
 def _carried(wheel: Path) -> Distribution:
@@ -637,6 +709,46 @@ def _stub(wheel: Path, work: Path, extras: str) -> str:
         archive.writestr(f"{stem}.dist-info/WHEEL", tags)
         archive.writestr(f"{stem}.dist-info/RECORD", "")
     return f"{project}{extras} @ {stub.as_uri()}"
+
+
+def _require_range(required: Iterable[str], lines: Iterable[Locked], lock: Path) -> None:
+    """Refuse a lock that pins a version which the runtime does not run with."""
+    needed = [Requirement(text) for text in required]
+    faults = [
+        f"{line.name} {line.pin.removeprefix('==')}, and the runtime needs {wanted.name}{wanted.specifier}"
+        for line in lines
+        for wanted in needed
+        if line.name == canonicalize_name(wanted.name)
+        and line.pin.startswith("==")
+        and not wanted.specifier.contains(line.pin.removeprefix("=="), prereleases=True)
+    ]
+    if faults:
+        raise ReleaseError(
+            f"{lock.name} of the app pins {'; '.join(faults)}. What a lock pins is not changed: let the app "
+            "take a version in that range, and lock it anew. docs/compatibility.md lists the versions."
+        )
+
+
+def _require_locked(
+    project: Mapping[str, Any], extras: Iterable[str], lines: Iterable[Locked], lock: Path
+) -> None:
+    """Refuse a lock without a package that the app requires, with the extras that are asked for."""
+    if "name" not in project:
+        return
+    known = {line.name for line in lines}
+    wanted = map(Requirement, _required(project, extras))
+    linux = {"sys_platform": "linux", "platform_system": "Linux", "os_name": "posix"}
+    lacking = [
+        str(one)
+        for one in wanted
+        if canonicalize_name(one.name) not in known and (not one.marker or one.marker.evaluate(linux))
+    ]
+    if lacking:
+        asked = f" with {', '.join(extras)}" if extras else ""
+        raise ReleaseError(
+            f"{lock.name} of the app lacks {', '.join(lacking)}, which its pyproject.toml{asked} asks for. "
+            "Lock it anew."
+        )
 
 
 def _require_pin(source: Pinned, lines: Iterable[Locked], lock: Path) -> None:

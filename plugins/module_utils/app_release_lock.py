@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Complete sets of dependencies, each pinned and with its hashes: read, merged, written.
 
-A lock is a requirements file with hashes, a `pylock.toml` (PEP 751), or, through `uv export`, a `uv.lock`.
+A lock is a requirements file with hashes, a `pylock.toml` (PEP 751), a `poetry.lock`, a `Pipfile.lock`, or,
+through `uv export`, a `uv.lock`.
 """
 
 from __future__ import annotations
@@ -13,7 +14,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ansible_collections.fleet.celery.plugins.module_utils.app_release_source import ReleaseError
+from ansible_collections.fleet.celery.plugins.module_utils import app_release_foreign
+from ansible_collections.fleet.celery.plugins.module_utils.app_release_source import (
+    LOCK_NAMES,
+    ReleaseError,
+    read_project,
+)
 from packaging.markers import InvalidMarker, Marker
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
@@ -21,9 +27,6 @@ from packaging.utils import canonicalize_name
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from typing import Any
-
-# Names under which an app may ship a lock, the most specific first.
-LOCK_NAMES = ("uv.lock", "pylock.toml", "requirements.lock", "requirements.txt")
 
 HASH = re.compile(r"--hash[= ](\S+)")
 COMMENT = re.compile(r"(^|\s)#.*$")
@@ -53,13 +56,24 @@ def find_lock(project: Path) -> Path | None:
     """
     for name in LOCK_NAMES:
         path = project / name
-        if path.is_file() and (name != "requirements.txt" or b"--hash" in path.read_bytes()):
+        if path.is_file() and (name != "requirements.txt" or is_lock(path)):
             return path
     return None
 
 
-def read_lock(path: Path) -> list[Locked]:
-    """Return the lines of a requirements file with hashes, or of a pylock.toml.
+def is_lock(path: Path) -> bool:
+    """Return whether a file pins packages with hashes, by its name or because it has one."""
+    others = {*LOCK_NAMES} - {"requirements.lock", "requirements.txt"}
+    return path.name in others or path.suffix == ".toml" or b"--hash" in path.read_bytes()
+
+
+def read_lock(path: Path, extras: Iterable[str] = (), pythons: Iterable[str] = ()) -> list[Locked]:
+    """Return the lines of a lock, sorted.
+
+    Args:
+        path: A requirements file with hashes, a pylock.toml, a poetry.lock or a Pipfile.lock.
+        extras: Extras of the app, which a poetry.lock tells apart.
+        pythons: The versions of Python on the hosts, as far as they are known.
 
     Raises:
         ReleaseError: It is not complete, not pinned, or has no hashes.
@@ -68,7 +82,26 @@ def read_lock(path: Path) -> list[Locked]:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ReleaseError(f"The lock {path} cannot be read: {error}") from error
-    return parse_pylock(text, path.name) if path.suffix == ".toml" else parse_requirements(text, path.name)
+    match path.name:
+        case "poetry.lock":
+            project = read_project(path.parent, "poetry.lock cannot be read")
+            return _hashed(app_release_foreign.poetry(text, path.name, project, extras, pythons), path.name)
+        case "Pipfile.lock":
+            return _hashed(app_release_foreign.pipenv(text, path.name), path.name)
+        case name:
+            return parse_pylock(text, name) if path.suffix == ".toml" else parse_requirements(text, name)
+
+
+def fits(app: Iterable[Locked], runtime: Iterable[Locked]) -> bool:
+    """Return whether an app's lock and the runtime's can be merged without resolving anything.
+
+    So it is if the app pins all that the runtime needs, or the same version of all that both have: each lock
+    was resolved as a whole.
+    """
+    theirs = {(line.name, line.pin) for line in app}
+    names = {name for name, _ in theirs}
+    ours = {(line.name, line.pin) for line in runtime}
+    return {name for name, _ in ours} <= names or all(one in theirs for one in ours if one[0] in names)
 
 
 def parse_requirements(text: str, origin: str) -> list[Locked]:
@@ -78,18 +111,26 @@ def parse_requirements(text: str, origin: str) -> list[Locked]:
         text: The contents of the file.
         origin: Its name, for messages.
     """
-    result, unhashed = [], []
+    found = []
     for line in text.replace("\\\n", " ").splitlines():
         words = COMMENT.sub("", line).strip()
         if words.startswith(REFUSED_OPTIONS):
             raise ReleaseError(f"{origin} refers to something outside itself, so it is no lock: {words}")
         if not words or words.startswith("-"):
             continue
-        locked = _locked(HASH.sub("", words).strip(), HASH.findall(words), origin)
-        result.append(locked)
-        if not locked.hashes:
-            unhashed.append(f"{locked.name}{locked.pin}")
-    if unhashed:
+        found.append((HASH.sub("", words).strip(), HASH.findall(words)))
+    return _hashed(found, origin)
+
+
+def _hashed(found: Iterable[tuple[str, list[str]]], origin: str) -> list[Locked]:
+    """Return lines of a lock, sorted; each must have a hash.
+
+    Args:
+        found: Requirements, and the hashes of each.
+        origin: Name of the lock, for messages.
+    """
+    result = [_locked(requirement, hashes, origin) for requirement, hashes in found]
+    if unhashed := [f"{line.name}{line.pin}" for line in result if not line.hashes]:
         raise ReleaseError(
             f"{origin} has no hash for {', '.join(unhashed)}. `uv pip compile --generate-hashes` makes a "
             "lock that has them, but only for what comes from an index, not from git or from a path."

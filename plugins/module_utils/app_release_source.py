@@ -14,7 +14,9 @@ import re
 import shutil
 import subprocess
 import tarfile
+import tomllib
 import zipfile
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from email.parser import BytesParser
 from functools import cached_property
@@ -47,10 +49,40 @@ IGNORED_AT_TOP = frozenset({"build", "dist", "docs", "tests"})
 COMMIT = re.compile(r"[0-9a-f]{40}\Z")
 SCP_LIKE = re.compile(r"[\w.-]+@[\w.-]+:(?!//)")  # git@host:path
 EXTRAS = re.compile(r"(?<=[\w/])\[(?P<names>[\w.,\s-]+)\]\Z")  # those of a requirement are before its version
+# `shop[s3] @ git+https://...`, as in a requirement, and `#egg=shop[s3]`, as older versions of pip want it.
+NAMED = re.compile(r"[\w.-]+\s*(?:\[(?P<names>[\w.,\s-]+)\])?\s*@\s+(?P<url>\S+)\Z")
+REF = re.compile(r"(?<=[^/])@(?P<ref>[^@]+)\Z")
+EGG = re.compile(r"[\w.-]+\[(?P<names>[\w.,\s-]+)\]")
+
+# What makes a directory an app: it says what the app depends on.
+LOCK_NAMES = (
+    "uv.lock", "pylock.toml", "poetry.lock", "Pipfile.lock", "requirements.lock", "requirements.txt",
+)  # fmt: skip
+REQUIREMENT_NAMES = (
+    "requirements.txt",
+    "requirements/production.txt",
+    "requirements/prod.txt",
+    "requirements/base.txt",
+)
+# Of an app whose files are shipped as they are, what running it leaves there. Hidden files stay behind, too.
+LEFT_BY_RUNS = (".db", ".db-journal", ".log", ".pid", ".sqlite", ".sqlite3", ".sqlite3-journal")
+SCHEDULE = "celerybeat-schedule"
 
 
 class ReleaseError(Exception):
     """The release cannot be built; the message tells the operator why."""
+
+    step = ""  # `resolve` or `build`, where one of these has failed
+
+
+@contextmanager
+def at(step: str) -> Iterator[None]:
+    """Mark what fails as a failure of a step, unless it is one of a step within."""
+    try:
+        yield
+    except ReleaseError as error:
+        error.step = error.step or step
+        raise
 
 
 @dataclass(frozen=True)
@@ -77,7 +109,7 @@ class Directory:
 
     def fingerprint(self) -> dict[str, str]:
         """Return the digest of every file that may shape the app."""
-        return {"tree": tree_digest(self.path, self.ignored)}
+        return {"tree": tree_digest(self.path, self.ignored, plain=not is_package(self.path))}
 
     def fetch(self, work: Path) -> Path:
         """Copy the tree, because build backends write beside what they build."""
@@ -137,7 +169,10 @@ class Git:
         """Check out the commit, with the history's tags but not its files."""
         target = work / "source"
         self._git("clone", "--quiet", "--no-checkout", "--filter=blob:none", "--", self.url, str(target))
-        self._git("-C", str(target), "-c", "advice.detachedHead=false", "checkout", "--quiet", self.commit)
+        at = ("-C", str(target))
+        self._git(*at, "-c", "advice.detachedHead=false", "checkout", "--quiet", self.commit)
+        if (target / ".gitmodules").is_file():
+            self._git(*at, "submodule", "--quiet", "update", "--init", "--recursive", "--filter=blob:none")
         project = target / self.subdirectory
         _require_project(project, f"{self.url} at {self.commit} in /{self.subdirectory}")
         return project
@@ -256,8 +291,8 @@ def parse_source(text: str, git_ref: str, ignored: tuple[Path, ...] = ()) -> Sou
     """Return the source that `celery_app_source` names.
 
     Args:
-        text: A path, a git URL (`git+https://...`, `ssh://...`, `git@host:path`, with `#subdirectory=` where
-            the app is not at the top), the path of a wheel or sdist, or a requirement such as `myapp==1.2.3`.
+        text: A path, a git URL (`git+https://...`, `ssh://...`, `git@host:path`, each with `@ref` and
+            `#subdirectory=`), the path of a wheel or sdist, or a requirement such as `myapp==1.2.3`.
         git_ref: Branch, tag or commit, for a git URL only.
         ignored: Directories that are no part of any source, such as the cache of releases.
 
@@ -285,7 +320,11 @@ def parse_runtime(path: Path) -> Directory | RuntimeWheel:
     Raises:
         ReleaseError: It is neither.
     """
-    return RuntimeWheel(path) if path.suffix == ".whl" else Directory(path)
+    if path.suffix == ".whl":
+        return RuntimeWheel(path)
+    if path.is_dir() and not (path / "pyproject.toml").is_file():
+        raise ReleaseError(f"{path} has no pyproject.toml, so it is not the source of the fleet's runtime.")
+    return Directory(path)
 
 
 def wheel_metadata(path: Path) -> tuple[bytes, Message]:
@@ -304,18 +343,26 @@ def wheel_metadata(path: Path) -> tuple[bytes, Message]:
 
 
 def split_extras(text: str) -> tuple[str, tuple[str, ...]]:
-    """Return a source without the extras that end it in brackets, and these.
+    """Return a source without its extras, and these: in brackets at its end, or after a name before a URL.
 
     >>> split_extras("/srv/shop[worker, aws]")
     ('/srv/shop', ('worker', 'aws'))
+    >>> split_extras("shop[worker] @ git+https://example.org/shop.git")
+    ('git+https://example.org/shop.git', ('worker',))
     >>> split_extras("shop[worker]==1.0"), split_extras("git@host:shop.git")
     (('shop[worker]==1.0', ()), ('git@host:shop.git', ()))
     """
     text = text.strip()
-    found = EXTRAS.search(text)
-    if not found:
-        return text, ()
-    return text[: found.start()], tuple(name.strip() for name in found["names"].split(",") if name.strip())
+    names = []
+    if named := NAMED.match(text):
+        text = named["url"]
+        names.append(named["names"] or "")
+    if found := EXTRAS.search(text):
+        text = text[: found.start()] + (found.group() if "#egg=" in text else "")
+        names.append(found["names"])
+    elif egg := EGG.search(parse_qs(text.partition("#")[2]).get("egg", [""])[0]):
+        names.append(egg["names"])
+    return text, tuple(name.strip() for name in ",".join(names).split(",") if name.strip())
 
 
 def copy_history(repository: Path, tree: Path) -> None:
@@ -338,11 +385,18 @@ def copy_history(repository: Path, tree: Path) -> None:
         shutil.rmtree(clone, ignore_errors=True)
 
 
-def tree_files(root: Path, ignored: tuple[Path, ...] = ()) -> Iterator[tuple[Path, str]]:
+def tree_files(
+    root: Path, ignored: tuple[Path, ...] = (), *, plain: bool = False
+) -> Iterator[tuple[Path, str]]:
     """Return the files below a directory that may shape an app: path and name relative to the root, sorted.
 
     Links are followed, because what they lead to is part of the app; those that lead nowhere, or back to a
     directory that holds them, are left out.
+
+    Args:
+        root: The directory.
+        ignored: Directories that are left out.
+        plain: Whether to leave out hidden files, and what running the app leaves.
     """
     ignored = tuple(path.resolve() for path in ignored)
 
@@ -350,6 +404,8 @@ def tree_files(root: Path, ignored: tuple[Path, ...] = ()) -> Iterator[tuple[Pat
         for path in sorted(directory.iterdir()):
             name = f"{prefix}{path.name}"
             if path.name in IGNORED_NAMES or path.name.endswith(IGNORED_SUFFIXES):
+                continue
+            if plain and (path.name.startswith((".", SCHEDULE)) or path.name.endswith(LEFT_BY_RUNS)):
                 continue
             if path.is_file():
                 yield path, name
@@ -363,10 +419,10 @@ def tree_files(root: Path, ignored: tuple[Path, ...] = ()) -> Iterator[tuple[Pat
     yield from walk(root, "", (root.resolve(),))
 
 
-def tree_digest(root: Path, ignored: tuple[Path, ...] = ()) -> str:
+def tree_digest(root: Path, ignored: tuple[Path, ...] = (), *, plain: bool = False) -> str:
     """Return a digest of the names, the executable bits and the contents of a tree's files."""
     digest = hashlib.sha256()
-    for path, name in tree_files(root, ignored):
+    for path, name in tree_files(root, ignored, plain=plain):
         executable = "x" if os.access(path, os.X_OK) else "-"
         digest.update(f"{name}\0{executable}\0{file_digest(path)}\n".encode())
     return digest.hexdigest()
@@ -376,6 +432,37 @@ def file_digest(path: Path) -> str:
     """Return the SHA-256 of a file, in hexadecimal."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def read_project(project: Path, failure: str) -> dict[str, Any]:
+    """Return a project's pyproject.toml, empty if it has none.
+
+    Raises:
+        ReleaseError: It is no TOML.
+    """
+    file = project / "pyproject.toml"
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    except ValueError as error:
+        raise ReleaseError(f"{failure}: its pyproject.toml cannot be read as TOML: {error}") from error
+
+
+def is_package(project: Path) -> bool:
+    """Return whether a source tree is to be built. If it is not, its files are shipped as they are.
+
+    As with uv and Poetry, a project says so itself (`package = false`, `package-mode = false`), or by what it
+    has: a build system, a setup.py, or commands that only an installed package has.
+    """
+    try:
+        table = read_project(project, "")
+    except ReleaseError:  # whoever builds it tells
+        return True
+    tool, own = table.get("tool", {}), table.get("project", {})
+    for said in (tool.get("uv", {}).get("package"), tool.get("poetry", {}).get("package-mode")):
+        if isinstance(said, bool):
+            return said
+    commands = {"scripts", "gui-scripts", "entry-points"}
+    return "build-system" in table or (project / "setup.py").is_file() or bool(commands & {*own})
 
 
 def run(argv: list[str], failure: str, *, env: dict[str, str] | None = None, cwd: Path | None = None) -> str:
@@ -404,10 +491,12 @@ def run(argv: list[str], failure: str, *, env: dict[str, str] | None = None, cwd
 
 
 def _parse_git(url: str, ref: str) -> Git:
-    """Return the git source of a URL, its credentials and its #subdirectory= taken out of it."""
+    """Return the git source of a URL, with its credentials, its @ref and its #subdirectory= taken out."""
     if SCP_LIKE.match(url):
         place, _, fragment = url.partition("#")
-        return Git(place, ref, _subdirectory(fragment))
+        host, _, path = place.partition(":")
+        path, ref = _ref(path, ref)
+        return Git(f"{host}:{path}", ref, _subdirectory(fragment))
     parts = urlsplit(url)
     if parts.path.endswith((".whl", ".tar.gz")):
         name = Path(parts.path).name
@@ -417,8 +506,25 @@ def _parse_git(url: str, ref: str) -> Git:
     userinfo, _, host = parts.netloc.rpartition("@")
     if userinfo and ":" not in userinfo and not parts.scheme.startswith("http"):
         userinfo, host = "", parts.netloc  # the user of an SSH URL is no secret, and git needs it there
-    place = urlunsplit((parts.scheme, host, parts.path, parts.query, ""))
+    path, ref = _ref(parts.path, ref)
+    place = urlunsplit((parts.scheme, host, path, parts.query, ""))
     return Git(place, ref, _subdirectory(parts.fragment), userinfo)
+
+
+def _ref(path: str, ref: str) -> tuple[str, str]:
+    """Return the path of a git URL without the `@ref` that may end it, and the ref.
+
+    Raises:
+        ReleaseError: celery_app_git_ref names another one.
+    """
+    found = REF.search(path)
+    own = found["ref"] if found else ""
+    path = path.removesuffix(f"@{own}")
+    if own and ref not in ("", own):
+        raise ReleaseError(
+            f"celery_app_source ends in @{own}, and celery_app_git_ref is {ref}. Name one of them."
+        )
+    return path, ref or own
 
 
 def _subdirectory(fragment: str) -> str:
@@ -454,9 +560,11 @@ def _require_file(path: Path) -> None:
 
 
 def _require_project(path: Path, name: str) -> None:
-    """Refuse a directory that no build tool would know what to do with."""
-    if not (path / "pyproject.toml").is_file() and not (path / "setup.py").is_file():
+    """Refuse a directory that does not say what an app in it depends on."""
+    known = ("pyproject.toml", "setup.py", *LOCK_NAMES, *REQUIREMENT_NAMES)
+    if not any((path / file).is_file() for file in known):
         raise ReleaseError(
-            f"{name} has no pyproject.toml, and an app must be a Python package to be built. A "
-            "requirements.txt alone does not make one; see https://packaging.python.org/tutorials/packaging-projects/."
+            f"{name} has no pyproject.toml, no setup.py, no lock and no requirements.txt, so it is not known "
+            "what the app depends on. Write a requirements.txt with celery and what else the app imports, a "
+            "name a line; or, if the app is in a directory below, name that."
         )

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from ansible_collections.fleet.celery.plugins.module_utils.confined import Confined
 
 MARKER = "release.json"
+COMPILED = ("lib", "source")  # the second of an app that is no package
 RUN = "/run"  # where a sandbox sees sockets
 # Services that look up names: what a package runs could tell something by the names that it asks for.
 RESOLVERS = ("/run/systemd/resolve", "/run/nscd", "/run/dbus", "/run/avahi-daemon")
@@ -106,8 +107,12 @@ class Installer:
 
     def compile(self, path: Path) -> None:
         """Compile all modules of a release, with the standard library of the interpreter and nothing else."""
-        script = "import compileall, sys; compileall.compile_dir(sys.argv[1], quiet=2, workers=0)"
-        self._call(path, [self.python, "-I", "-S", "-c", script, path / "lib"], {})
+        script = (
+            "import compileall, sys\n"
+            "for path in sys.argv[1:]: compileall.compile_dir(path, quiet=2, workers=0)"
+        )
+        there = [directory for name in COMPILED if (directory := path / name).is_dir()]
+        self._call(path, [self.python, "-I", "-S", "-c", script, *there], {})
 
     def _uv(self, path: Path, *arguments: str | Path, cwd: Path | None = None, network: bool = False) -> None:
         """Run uv. Where it may build a package, which runs code of that, it reaches the index only."""

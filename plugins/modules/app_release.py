@@ -16,7 +16,9 @@ description:
     ships a lock, and builds nothing unless only a build hook can tell what the app depends on. So it can run
     before any host is changed, and in check mode.
   - Build hooks run in a sandbox. They do not see the inventory, the vault's password, keys, or a network.
-  - An app without a lock is resolved once; the result is kept in the cache and is part of the id.
+  - An app without a lock is resolved once; the result is kept in the cache and is part of the id. What a lock
+    pins is never changed. The packages that the runtime needs besides are resolved together with it.
+  - A failure says at which step it is, V(resolve) or V(build).
   - Runs on the controller, with the Python that has Ansible, and the uv beside it.
 options:
   state:
@@ -33,6 +35,7 @@ options:
     description:
       - Directory, git URL, sdist, wheel, or requirement with an exact version.
       - Extras follow in brackets; those of a requirement stand before its version.
+      - A directory that is no package is shipped as it is.
     type: str
     required: true
   git_ref:
@@ -42,8 +45,9 @@ options:
   lock:
     description:
       - The app's lock, a path below the source or on the controller.
-      - Empty means the first of C(uv.lock), C(pylock.toml), C(requirements.lock), and a C(requirements.txt)
-        that has hashes.
+      - Empty means the first of C(uv.lock), C(pylock.toml), C(poetry.lock), C(Pipfile.lock),
+        C(requirements.lock), and a C(requirements.txt) that has hashes.
+      - A requirements file without hashes gives the versions, to which hashes are looked up.
     type: str
     default: ""
   runtime_source:
@@ -181,8 +185,13 @@ def main() -> None:
         changed = given["state"] == "built" and not archive.exists()
         if changed and not module.check_mode:
             builder.build(release)
-    except (ReleaseError, OSError) as error:
+    except ReleaseError as error:
+        heading = f"The release fails at {error.step}, before anything is changed.\n" if error.step else ""
+        module.fail_json(msg=f"{heading}{error}")
+    except OSError as error:
         module.fail_json(msg=str(error))
+    for warning in builder.warnings:
+        module.warn(warning)
     module.exit_json(changed=changed, id=release, archive=str(archive))
 
 

@@ -10,6 +10,8 @@ module: celery_release
 short_description: Install, check, switch to, and prune the releases of a Celery app on a host
 version_added: 0.1.0
 description:
+  - A release that is refused is so at a step, which the message names. V(install) and V(build) are of
+    I(state=present), V(import) and V(check) of I(state=checked), V(resolve) of both.
   - Each state is one step of a deployment. None depends on the memory of an earlier run, so a deployment that
     was interrupted anywhere is finished by the next one.
 options:
@@ -128,6 +130,7 @@ removed: {description: The releases that were removed., returned: state is prune
 """
 
 import os
+import re
 import time
 from pathlib import Path
 
@@ -146,6 +149,11 @@ from ansible_collections.fleet.celery.plugins.module_utils.install_lock import S
 CACHE_LIMIT = 1024**3
 # Beginnings of the lines of `celery fleet check` that are warnings and no faults.
 WARNINGS = ("This costs much: ", "This does not hold: ", "This is renamed: ")
+# By these, what uv and `celery fleet check` say is told apart.
+NO_SOLUTION = re.compile(r"no solution found|is not compatible|incompatible with", re.I)
+NO_BUILD = re.compile(r"failed to build|build backend|is disabled|no usable wheels", re.I)
+NO_IMPORT = re.compile(r"^(celery: )?.*(cannot be imported|FLEET_APP names the module)", re.M)
+NO_MODULE = re.compile(r"No module named '([\w.]+)'")
 
 
 def present(module: AnsibleModule, tree: ReleaseTree) -> bool:
@@ -170,8 +178,21 @@ def present(module: AnsibleModule, tree: ReleaseTree) -> bool:
                 installer.index_hosts = tuple(given["index_hosts"])
                 tree.install(given["id"], archive, installer)
         except (TreeError, StillHeldError) as error:
-            raise TreeError(f"Release {given['id']} cannot be installed.\n{error}") from error
+            said = str(error)
+            raise TreeError(heading(given["id"], step_of_install(said), said)) from error
     return True
+
+
+def heading(release: str, step: str, findings: str) -> str:
+    """Return a message about a release that is refused: at which step, and why."""
+    return f"Release {release} fails at {step}, so nothing was switched to it.\n{findings}"
+
+
+def step_of_install(said: str) -> str:
+    """Return at which step an installation has failed, by what uv says."""
+    if NO_SOLUTION.search(said):
+        return "resolve"
+    return "build" if NO_BUILD.search(said) else "install"
 
 
 def install_uv(path: Path, requirements: str, index_url: str, env: dict[str, str]) -> None:
@@ -188,12 +209,24 @@ def checked(module: AnsibleModule, tree: ReleaseTree) -> bool:
     given = module.params
     if not module.check_mode:
         path = tree.releases / given["id"]
-        findings = packages_fault(module, path) or app_fault(module, path)
-        if findings:
-            raise TreeError(
-                f"Release {given['id']} is not fit to run, so nothing was switched to it.\n{findings}"
-            )
+        if findings := packages_fault(module, path):
+            raise TreeError(heading(given["id"], "resolve", findings))
+        if findings := app_fault(module, path):
+            step = "import" if NO_IMPORT.search(findings) else "check"
+            raise TreeError(heading(given["id"], step, f"{findings}{import_advice(findings)}"))
     return False
+
+
+def import_advice(findings: str) -> str:
+    """Return what to do about an app that lacks a module, after a line break; nothing for another fault."""
+    names = NO_MODULE.findall(findings)
+    if not names:
+        return ""
+    return (
+        f"\nAdd the package that has the module {names[-1]} to what the app depends on (its requirements, "
+        "its lock, or an extra in celery_app_source); or, if the module is in no package, its directory to "
+        "PYTHONPATH in celery_app_environment."
+    )
 
 
 def current(module: AnsibleModule, tree: ReleaseTree) -> bool:

@@ -67,6 +67,7 @@ def build_sdist(directory, config_settings=None):
     return "compiled-1.0.tar.gz"
 """
 
+NOWHERE = "http://127.0.0.1:9/simple"
 A, B, C, D = ("sha256:" + digit * 64 for digit in "abcd")
 LOCK = f"dep==1.0 --hash={A}\n"
 OWN_LOCK = f"dep==0.9 --hash={B}\nrt-only==1.0 --hash={C}\n"
@@ -111,17 +112,17 @@ def runtime(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def make(tmp_path: Path, runtime: Path) -> functools.partial[Builder]:
-    """Return what makes a builder of `(source, ref="", lock="", index="")`."""
-    return functools.partial(builder, runtime=runtime, cache=tmp_path / "cache")
+def make(tmp_path: Path, runtime: Path, index: str) -> functools.partial[Builder]:
+    """Return what makes a builder of `(source, ref="", lock="", index=<the tests' own>)`."""
+    return functools.partial(builder, runtime=runtime, cache=tmp_path / "cache", index=index)
 
 
 def builder(
     source: Path | str,
     ref: str = "",
     lock: str = "",
-    index: str = "",
     *,
+    index: str,
     runtime: Path,
     cache: Path,
     **options: Any,
@@ -265,7 +266,7 @@ def test_the_same_source_is_the_same_release(
 
 
 def test_what_shapes_a_release_changes_its_id(
-    make: functools.partial[Builder], app: Path, runtime: Path, tmp_path: Path
+    make: functools.partial[Builder], app: Path, runtime: Path, tmp_path: Path, index: str
 ) -> None:
     """The app, its lock, the runtime and the Python each do."""
     seen = [make(app).identify(save=True)]
@@ -278,7 +279,7 @@ def test_what_shapes_a_release_changes_its_id(
     (runtime / "src" / "rt" / "__init__.py").write_text("x = 1\n")
     seen.append(make(app).identify(save=True))
     other = Builder(
-        parse_source(str(app), ""), Directory(runtime), tmp_path, python="/opt/py", lock="", uv=Uv()
+        parse_source(str(app), ""), Directory(runtime), tmp_path, python="/opt/py", lock="", uv=Uv(index)
     )
     seen.append(other.identify(save=False))
     assert len(set(seen)) == len(seen)
@@ -329,14 +330,14 @@ Requires-Dist: rt-only; extra == 'all'
 
 def test_the_runtime_may_be_a_wheel(app: Path, tmp_path: Path, runtime_wheel: Path, index: str) -> None:
     """The release carries it as it is, and what it requires comes from its lock, or from its metadata."""
-    make = functools.partial(builder, runtime=runtime_wheel, cache=tmp_path / "cache")
+    make = functools.partial(builder, runtime=runtime_wheel, cache=tmp_path / "cache", index=index)
     files = build(make(app))
     pins = [line.split(" ", 1)[0] for line in files["requirements.txt"].splitlines() if line[0] != " "]
     assert pins == ["./shop-1.0-py3-none-any.whl", f"./{runtime_wheel.name}", "dep==1.0", "rt-only==1.0"]
     assert json.loads(files["release.json"])["runtime"] == {"version": "2.0"}
 
     (app / "requirements.lock").unlink()
-    files = build(make(app, index=index))
+    files = build(make(app))
     pins = [line.split(" ", 1)[0] for line in files["requirements.txt"].splitlines() if line[0] != " "]
     assert pins[2:] == ["dep==0.9", "rt-only==1.0"]
     assert "file:" not in files["requirements.txt"]
@@ -345,12 +346,12 @@ def test_the_runtime_may_be_a_wheel(app: Path, tmp_path: Path, runtime_wheel: Pa
 
 
 def test_the_wheel_of_the_runtime_and_its_lock_change_the_id(
-    app: Path, tmp_path: Path, runtime_wheel: Path
+    app: Path, tmp_path: Path, runtime_wheel: Path, index: str
 ) -> None:
     """With the app's own lock alone, the cache would not see the other one."""
-    make = functools.partial(builder, app, runtime=runtime_wheel, cache=tmp_path / "cache")
+    make = functools.partial(builder, app, runtime=runtime_wheel, cache=tmp_path / "cache", index=index)
     seen = [make().identify(save=True)]
-    wheel(runtime_wheel, "Summary: newer\n")
+    wheel(runtime_wheel, "Summary: newer\nProvides-Extra: all\n")
     seen.append(make().identify(save=True))
     (runtime_wheel.parent / "requirements.lock").write_text(OWN_LOCK.replace(C, D))
     seen.append(make().identify(save=True))
@@ -401,7 +402,7 @@ def test_without_a_lock_the_resolution_is_kept(
         "dep==0.9",
         "rt-only==1.0",
     ]
-    assert make(app).identify(save=True) == release  # with an index that does not answer
+    assert make(app, index=NOWHERE).identify(save=True) == release
 
 
 def test_dependencies_that_do_not_fit_are_refused(
@@ -410,12 +411,12 @@ def test_dependencies_that_do_not_fit_are_refused(
     """Uv's own explanation is in the message."""
     (app / "requirements.lock").unlink()
     (app / "pyproject.toml").write_text(PROJECT.format(name="shop", dependencies='"dep>2"'))
-    with pytest.raises(ReleaseError, match=r"do not fit together[\s\S]*only[\s\S]*dep"):
+    with pytest.raises(ReleaseError, match=r"cannot be resolved[\s\S]*only[\s\S]*dep"):
         make(app, index=index).identify(save=True)
 
 
 def test_uv_lock_is_exported(make: functools.partial[Builder], app: Path, index: str) -> None:
-    """A uv.lock is read without an index, and without the app's groups for development."""
+    """A uv.lock is read without the app's groups for development."""
     (app / "requirements.lock").unlink()
     with (app / "pyproject.toml").open("a") as stream:
         stream.write('[dependency-groups]\ndev = ["rt-only"]\n')
@@ -467,7 +468,7 @@ def test_a_broken_project_is_refused(
     """The message says what the build tool said, and the cache gets nothing that looks like a release."""
     (app / "pyproject.toml").write_text(text)
     release = make(app)
-    with pytest.raises(ReleaseError, match=rf"cannot be built[\s\S]*{reason}"):
+    with pytest.raises(ReleaseError, match=rf"cannot be (built|resolved)[\s\S]*{reason}"):
         release.build(release.identify(save=True))
     assert not list((tmp_path / "cache").glob("*.tar"))
 
@@ -669,14 +670,14 @@ def test_resolved_for_the_python_of_the_hosts(
     make: functools.partial[Builder], index: str, tmp_path: Path
 ) -> None:
     """A package that needs a newer Python than the controller's resolves, if the hosts have it."""
-    with pytest.raises(ReleaseError, match=r"do not fit together[\s\S]*3\.13"):
+    with pytest.raises(ReleaseError, match=r"cannot be resolved[\s\S]*3\.13"):
         make("modern==1.0", index=index, pythons=["3.13", "3.11"]).identify(save=True)
     release = make("modern==1.0", index=index, pythons=["3.13"])
     assert "modern==1.0" in build(release)["requirements.txt"]
     known = release.identify(save=True)
-    assert make("modern==1.0", pythons=["3.14"]).identify(save=True) == known  # asks no index
-    assert make("modern==1.0").identify(save=True) == known
-    with pytest.raises(ReleaseError, match="do not fit together"):  # an older one is resolved anew
+    assert make("modern==1.0", index=NOWHERE, pythons=["3.14"]).identify(save=True) == known
+    assert make("modern==1.0", index=NOWHERE).identify(save=True) == known
+    with pytest.raises(ReleaseError, match="cannot be resolved"):  # an older one is resolved anew
         make("modern==1.0", index=index, pythons=["3.12"]).identify(save=True)
 
 
@@ -722,3 +723,166 @@ def test_history_without_settings(tmp_path: Path) -> None:
     )
     assert described.stdout == "v7\n"
     assert "CANARY" not in (copy / ".git" / "config").read_text()
+
+
+FLAT = {
+    "app.py": "import celery\n",
+    "worker/tasks.py": "x = 1\n",
+    "templates/mail.html": "<p>",
+    "requirements.txt": "dep==0.9  # pinned, and no hash\n",
+}
+
+
+def folder(path: Path, **files: str) -> Path:
+    """Make an app that is a folder with files, and no package."""
+    for name, text in {**FLAT, **files}.items():
+        (path / name).parent.mkdir(parents=True, exist_ok=True)
+        (path / name).write_text(text)
+    return path
+
+
+def wheel_of(release: Builder) -> dict[str, bytes]:
+    """Return the files of the app's wheel in a release."""
+    with tarfile.open(release.archive(release.identify(save=True))) as archive:
+        (name,) = [name for name in archive.getnames() if name.startswith("celery_fleet_app-")]
+        member = archive.extractfile(name)
+        assert member
+        with zipfile.ZipFile(io.BytesIO(member.read())) as wheel:
+            return {name: wheel.read(name) for name in wheel.namelist()}
+
+
+def test_a_folder_is_shipped_as_it_is(make: functools.partial[Builder], tmp_path: Path) -> None:
+    """With its pins, and without what is hidden or left by runs, which change nothing."""
+    release = make(folder(tmp_path / "celery"))
+    files = build(release)
+    assert "dep==0.9 \\\n" in files["requirements.txt"]
+    assert files["requirements.txt"].startswith("./celery_fleet_app-0-py3-none-any.whl --hash=sha256:")
+    place = "celery_fleet_app-0.data/data/source"
+    assert {f"{place}/{name}" for name in FLAT} < {*wheel_of(release)}
+    assert release.warnings == []
+
+    litter = {".env": "PASSWORD=CANARY", "db.sqlite3": "", "celerybeat-schedule.db": "", ".git/HEAD": ""}
+    again = make(folder(tmp_path / "celery", **litter))
+    assert again.identify(save=True) == release.identify(save=True)
+    again.archive(again.identify(save=True)).unlink()
+    build(again)
+    assert wheel_of(again) == wheel_of(release)
+    assert "celery_app_environment" in again.warnings[0]
+    (tmp_path / "celery" / "app.py").write_text("import celery  # changed\n")
+    assert make(tmp_path / "celery").identify(save=True) != release.identify(save=True)
+
+
+def test_a_folder_runs_as_in_its_directory(make: functools.partial[Builder], tmp_path: Path) -> None:
+    """Its modules come before those of the same name that were installed; `src` is a place of modules."""
+    path = folder(tmp_path / "shop", **{"dep_code.py": "ours = True\n", "src/more.py": ""})
+    release = make(path)
+    release.runtime.path.joinpath("requirements.lock").write_text("")
+    build(release)
+    with tarfile.open(release.archive(release.identify(save=True))) as archive:
+        archive.extractall(tmp_path / "dist", filter="data")
+    venv = tmp_path / "venv"
+    Uv()("venv", "--quiet", venv, failure="venv")
+    python = venv / "bin" / "python"
+    install = ("pip", "install", "--quiet", "--require-hashes", "--python", python, "--requirements")
+    Uv(release.uv.env["UV_DEFAULT_INDEX"])(*install, "requirements.txt", failure="x", cwd=tmp_path / "dist")
+    code = "import dep_code, worker.tasks, more; print(dep_code.ours, worker.tasks.__file__)"
+    said = subprocess.run([python, "-c", code], cwd="/", capture_output=True, text=True, check=True).stdout
+    assert said == f"True {venv}/source/worker/tasks.py\n"
+
+
+@pytest.mark.parametrize("said", ["[tool.uv]\npackage = false\n", "[tool.poetry]\npackage-mode = false\n"])
+def test_a_project_may_say_that_it_is_no_package(
+    make: functools.partial[Builder], tmp_path: Path, said: str
+) -> None:
+    """What it depends on is then still what its pyproject.toml says."""
+    text = PROJECT.format(name="shop", dependencies='"dep==1.0"') + said
+    files = build(make(folder(tmp_path / "shop", **{"pyproject.toml": text})))
+    assert "celery_fleet_app-1.0-py3-none-any.whl" in files
+    assert "dep==1.0 " in files["requirements.txt"]
+
+
+def test_a_folder_that_cannot_run_is_refused(make: functools.partial[Builder], tmp_path: Path) -> None:
+    """Where a module hides a package of the runtime's, and where nothing says what the app depends on."""
+    release = make(folder(tmp_path / "shop", **{"redis/__init__.py": ""}))
+    with pytest.raises(ReleaseError, match=r"redis/__init__\.py at its top[\s\S]*Rename") as caught:
+        release.build(release.identify(save=True))
+    assert caught.value.step == "build"
+    path = folder(tmp_path / "other", **{"pyproject.toml": "[tool.ruff]\n"})
+    (path / "requirements.txt").unlink()
+    with pytest.raises(ReleaseError, match=r"Write a requirements\.txt"):
+        make(path).identify(save=True)
+    with pytest.raises(ReleaseError, match="has no extra s3"):
+        make(f"{folder(tmp_path / 'third')}[s3]").identify(save=True)
+
+
+def test_pins_without_hashes_are_taken(make: functools.partial[Builder], app: Path, tmp_path: Path) -> None:
+    """From a file that celery_app_lock names; else the release says that it is not read."""
+    (app / "requirements.lock").unlink()
+    (app / "requirements.txt").write_text("dep==1.0\n")
+    release = make(app)
+    release.runtime.path.joinpath("requirements.lock").write_text("")
+    assert "dep==1.1 " in build(release)["requirements.txt"]
+    assert "celery_app_lock: requirements.txt" in release.warnings[0]
+    assert "dep==1.0 " in build(make(app, lock="requirements.txt"))["requirements.txt"]
+    (tmp_path / "pins.txt").write_text("dep==0.9\n")
+    assert "dep==0.9 " in build(make(app, lock=str(tmp_path / "pins.txt")))["requirements.txt"]
+
+
+def test_a_folder_may_name_directories_that_run(make: functools.partial[Builder], tmp_path: Path) -> None:
+    """Uv runs the setup.py of an editable requirement: in the sandbox, and the release is refused."""
+    attack = f"open({str(tmp_path / 'attacked')!r}, 'w')\n"
+    path = folder(tmp_path / "shop", **{"requirements.txt": "-e ./lib\n", "lib/setup.py": attack})
+    with pytest.raises(ReleaseError):
+        make(path).identify(save=True)
+    assert not (tmp_path / "attacked").exists()
+
+
+def test_a_lock_outside_the_range_is_refused(
+    make: functools.partial[Builder], app: Path, runtime: Path
+) -> None:
+    """By package, version and range, and no index is asked."""
+    text = (runtime / "pyproject.toml").read_text()
+    (runtime / "pyproject.toml").write_text(text.replace('["dep"]', '["dep>=1.1"]'))
+    with pytest.raises(
+        ReleaseError, match=r"requirements\.lock of the app pins dep 1\.0, and .*dep>=1\.1"
+    ) as caught:
+        make(app, index=NOWHERE).identify(save=True)
+    assert caught.value.step == "resolve"
+
+
+def test_a_lock_without_what_the_app_asks_for_is_refused(make: functools.partial[Builder], app: Path) -> None:
+    """An extra for instance, which was not locked."""
+    with (app / "pyproject.toml").open("a") as stream:
+        stream.write(
+            '[project.optional-dependencies]\nworker = ["more", "other; sys_platform == \'win32\'"]\n'
+        )
+    with pytest.raises(ReleaseError, match=r"lacks more, which its pyproject\.toml with worker asks for"):
+        make(f"{app}[worker]").identify(save=True)
+
+
+def test_what_a_lock_pins_stays(
+    make: functools.partial[Builder], app: Path, runtime: Path, index: str
+) -> None:
+    """What the runtime needs besides is resolved with it: its own lock may have another version."""
+    (runtime / "requirements.lock").write_text(f"dep==0.9 --hash={B}\nshop==1.0 --hash={C}\n")
+    text = (runtime / "pyproject.toml").read_text()
+    (runtime / "pyproject.toml").write_text(text.replace('["rt-only"]', '["shop"]'))
+    requirements = build(make(app))["requirements.txt"]
+    assert f"dep==1.0 \\\n    --hash={A}\n" in requirements
+    assert "shop==1.0 " in requirements
+    (app / "requirements.lock").write_text(f"{LOCK}rt-only==2.0 --hash={D}\n")
+    with pytest.raises(ReleaseError, match=r"cannot be resolved[\s\S]*rt-only==2\.0"):
+        make(app).identify(save=True)
+
+
+@pytest.mark.parametrize("name", ["poetry.lock", "Pipfile.lock"])
+def test_locks_of_other_tools(make: functools.partial[Builder], tmp_path: Path, name: str) -> None:
+    """They are found, and what they pin is installed; another lock beside it is told."""
+    text = {
+        "poetry.lock": f'[[package]]\nname = "dep"\nversion = "0.9"\ngroups = ["main"]\n'
+        f'files = [{{file = "x", hash = "{A}"}}]\n',
+        "Pipfile.lock": json.dumps({"default": {"dep": {"version": "==0.9", "hashes": [A]}}}),
+    }[name]
+    release = make(folder(tmp_path / "shop", **{name: text}))
+    assert f"dep==0.9 \\\n    --hash={A}\n" in build(release)["requirements.txt"]
+    assert f"{name}, requirements.txt" in release.warnings[0]

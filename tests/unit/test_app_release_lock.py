@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING
 
 import pytest
@@ -11,6 +12,7 @@ from ansible_collections.fleet.celery.plugins.module_utils.app_release_lock impo
     merge,
     parse_pylock,
     parse_requirements,
+    read_lock,
     render,
 )
 from ansible_collections.fleet.celery.plugins.module_utils.app_release_source import ReleaseError
@@ -162,3 +164,105 @@ def test_which_lock_an_app_ships(tmp_path: Path) -> None:
     for name in ("requirements.lock", "pylock.toml", "uv.lock"):
         (tmp_path / name).touch()
         assert find_lock(tmp_path) == tmp_path / name
+
+
+# What Poetry 1 writes: which package belongs to which group is not in the lock, and has to be followed.
+POETRY_1 = """
+[[package]]
+name = "Celery"
+version = "5.5.3"
+optional = false
+files = [{file = "celery.whl", hash = "AAA"}, {file = "celery.tar.gz", hash = "BBB"}]
+[package.dependencies]
+kombu = ">=5.5"
+tzdata = {version = ">=2025", markers = "sys_platform == 'win32'"}
+redis = {version = ">=5", optional = true, markers = "extra == 'redis'"}
+boto3 = {version = ">=1", optional = true, markers = "extra == 'sqs'"}
+backport = {version = "*", markers = "python_version < '3.12'"}
+[package.extras]
+redis = ["redis (>=5)"]
+sqs = ["boto3 (>=1)"]
+""".replace("AAA", "sha256:" + "a" * 64).replace("BBB", "sha256:" + "b" * 64) + "".join(
+    f"""
+[[package]]
+name = "{name}"
+version = "1.0"
+optional = {optional}
+files = [{{file = "x", hash = "sha256:{"c" * 64}"}}]
+"""
+    for name, optional in {
+        "kombu": "false", "tzdata": "false", "redis": "true", "boto3": "true", "backport": "false",
+        "pytest": "false", "pillow": "true",
+    }.items()
+)  # fmt: skip
+POETRY_APP = """
+[tool.poetry.dependencies]
+python = "^3.11"
+celery = {version = "^5.5", extras = ["redis"]}
+pillow = {version = "*", optional = true}
+[tool.poetry.extras]
+images = ["pillow"]
+[tool.poetry.group.dev.dependencies]
+pytest = "*"
+"""
+
+
+@pytest.mark.parametrize(
+    ("extras", "pythons", "more"),
+    [((), ["3.13"], set()), (("images",), ["3.13"], {"pillow"}), ((), ["3.11", "3.13"], {"backport"})],
+)
+def test_a_lock_of_poetry_1(
+    tmp_path: Path, extras: tuple[str, ...], pythons: list[str], more: set[str]
+) -> None:
+    """The dependencies of the app are followed, with the extras that they ask for, and for Linux."""
+    (tmp_path / "poetry.lock").write_text(POETRY_1)
+    (tmp_path / "pyproject.toml").write_text(POETRY_APP)
+    lines = read_lock(tmp_path / "poetry.lock", extras, pythons)
+    assert {line.name for line in lines} == {"celery", "kombu", "redis"} | more
+    assert [line.hashes for line in lines if line.name == "celery"] == [
+        ("sha256:" + "a" * 64, "sha256:" + "b" * 64)
+    ]
+
+
+def test_a_lock_of_poetry_2(tmp_path: Path) -> None:
+    """It says the group, the marker and the extra of each package; one from git is refused."""
+    text = "".join(
+        f'[[package]]\nname = "{name}"\nversion = "1.0"\ngroups = {groups}\n{more}\n'
+        f'files = [{{file = "x", hash = "{"sha256:" + "c" * 64}"}}]\n'
+        for name, groups, more in (
+            ("celery", '["main", "dev"]', ""),
+            ("pytest", '["dev"]', ""),
+            ("old", '["main"]', "markers = \"python_version < '3.12'\""),
+            ("win", '["main"]', "markers = \"sys_platform == 'win32'\""),
+            ("pillow", '["main"]', "optional = true\nmarkers = \"extra == 'images'\""),
+        )
+    )
+    path = tmp_path / "poetry.lock"
+    path.write_text(text)
+    assert {line.name for line in read_lock(path, (), ["3.13"])} == {"celery"}
+    assert {line.name for line in read_lock(path, ("images",), ["3.11"])} == {"celery", "old", "pillow"}
+    path.write_text(text + '[[package]]\nname = "own"\ngroups = ["main"]\nsource = {type = "git"}\n')
+    with pytest.raises(ReleaseError, match="takes own from git"):
+        read_lock(path)
+
+
+def test_a_lock_of_pipenv(tmp_path: Path) -> None:
+    """What is for development stays away, and the app itself; one from git is refused."""
+    default = {
+        "celery": {
+            "version": "==5.5.3",
+            "hashes": ["sha256:" + "a" * 64],
+            "markers": "python_version >= '3.8'",
+        },
+        "shop": {"path": ".", "editable": True},
+    }
+    path = tmp_path / "Pipfile.lock"
+    path.write_text(json.dumps({"default": default, "develop": {"pytest": {"version": "==8"}}}))
+    (line,) = read_lock(path)
+    assert (line.name, line.pin, line.marker) == ("celery", "==5.5.3", 'python_version >= "3.8"')
+    path.write_text(json.dumps({"default": {"own": {"git": "https://example.org/own.git", "ref": "1"}}}))
+    with pytest.raises(ReleaseError, match="takes own from git"):
+        read_lock(path)
+    path.write_text("[]")
+    with pytest.raises(ReleaseError, match="is no lock of Pipenv"):
+        read_lock(path)

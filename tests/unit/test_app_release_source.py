@@ -14,6 +14,7 @@ from ansible_collections.fleet.celery.plugins.module_utils.app_release_source im
     ReleaseError,
     Sdist,
     Wheel,
+    is_package,
     parse_source,
     split_extras,
     tree_digest,
@@ -100,7 +101,7 @@ def test_what_is_refused(text: str, ref: str, reason: str) -> None:
 
 def test_directory_without_project_is_refused(tmp_path: Path) -> None:
     """A directory that no build tool knows what to do with is refused."""
-    with pytest.raises(ReleaseError, match=r"no pyproject\.toml"):
+    with pytest.raises(ReleaseError, match=r"no requirements\.txt"):
         parse_source(str(tmp_path), "")
 
 
@@ -192,7 +193,7 @@ def test_git_subdirectory(repository: Path, tmp_path: Path) -> None:
     source = parse_source(f"file://{repository}#subdirectory=apps", "")
     assert isinstance(source, Git)
     assert (source.fetch(tmp_path / "work") / "pyproject.toml").is_file()
-    with pytest.raises(ReleaseError, match=r"no pyproject\.toml"):
+    with pytest.raises(ReleaseError, match=r"no requirements\.txt"):
         Git(f"file://{repository}", "").fetch(tmp_path / "top")
 
 
@@ -256,3 +257,85 @@ def test_a_subdirectory_stays_in_the_repository() -> None:
 def test_extras_of_a_source(text: str, place: str, extras: tuple[str, ...]) -> None:
     """They end it in brackets; those of a requirement are its own."""
     assert split_extras(text) == (place, extras)
+
+
+@pytest.mark.parametrize(
+    ("text", "url", "extras"),
+    [
+        ("git+https://example.org/shop.git@v2#subdirectory=app", "https://example.org/shop.git", ()),
+        (
+            "shop[s3, pg] @ git+https://git.example.org/shop.git@v2#subdirectory=app",
+            "https://git.example.org/shop.git",
+            ("s3", "pg"),
+        ),
+        (
+            "git+ssh://git@git.example.org/shop.git@v2#egg=shop[s3]&subdirectory=app",
+            "ssh://git@git.example.org/shop.git",
+            ("s3",),
+        ),
+        (
+            "git+https://git.example.org/shop.git@v2#subdirectory=app[s3]",
+            "https://git.example.org/shop.git",
+            ("s3",),
+        ),
+        ("git@git.example.org:team/shop.git@v2#subdirectory=app", "git@git.example.org:team/shop.git", ()),
+    ],
+)
+def test_forms_of_a_git_url(text: str, url: str, extras: tuple[str, ...]) -> None:
+    """Each form of pip's has a ref, a directory, and extras."""
+    place, found = split_extras(text)
+    assert found == extras
+    assert parse_source(place, "") == Git(url, "v2", "app")
+    assert parse_source(place, "v2") == Git(url, "v2", "app")
+    with pytest.raises(ReleaseError, match=r"ends in @v2, and celery_app_git_ref is main"):
+        parse_source(place, "main")
+
+
+def test_a_scope_in_a_path_is_no_ref() -> None:
+    """Only what follows the name of the repository is one."""
+    assert parse_source("https://git.example.org/@team/shop.git", "v1") == Git(
+        "https://git.example.org/@team/shop.git", "v1"
+    )
+
+
+def test_submodules_are_part_of_an_app(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At the commits that the app names."""
+    monkeypatch.setenv("GIT_CONFIG_COUNT", "1")
+    monkeypatch.setenv("GIT_CONFIG_KEY_0", "protocol.file.allow")
+    monkeypatch.setenv("GIT_CONFIG_VALUE_0", "always")
+    library = tmp_path / "library"
+    library.mkdir()
+    (library / "lib.py").write_text("one\n")
+    git(library, "init", "--quiet")
+    git(library, "add", ".")
+    git(library, "commit", "--quiet", "-m", "one")
+    git(repository, "submodule", "--quiet", "add", str(library), "src/library")
+    git(repository, "commit", "--quiet", "-m", "with a library")
+    (library / "lib.py").write_text("two\n")
+    git(library, "commit", "--quiet", "-am", "two")
+    assert (
+        Git(f"file://{repository}", "").fetch(tmp_path / "work") / "src/library/lib.py"
+    ).read_text() == "one\n"
+
+
+@pytest.mark.parametrize(
+    ("pyproject", "others", "expected"),
+    [
+        ("", (), False),
+        ("", ("setup.py",), True),
+        ("[project]\nname = 'shop'\n", (), False),
+        ("[project]\nname = 'shop'\n[project.scripts]\nshop = 'shop:main'\n", (), True),
+        ("[build-system]\nrequires = []\n", (), True),
+        ("[build-system]\nrequires = []\n[tool.uv]\npackage = false\n", (), False),
+        ("[build-system]\nrequires = []\n[tool.poetry]\npackage-mode = false\n", (), False),
+        ("[broken", (), True),
+    ],
+)
+def test_what_is_a_package(tmp_path: Path, pyproject: str, others: tuple[str, ...], expected: bool) -> None:
+    """A build system or a setup.py makes one, unless the project says otherwise."""
+    (tmp_path / "pyproject.toml").write_text(pyproject)
+    for name in others:
+        (tmp_path / name).touch()
+    assert is_package(tmp_path) is expected

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from ansible_collections.fleet.celery.plugins.module_utils import hashed_venv
-from ansible_collections.fleet.celery.plugins.module_utils.app_release_tree import TreeError
+from ansible_collections.fleet.celery.plugins.module_utils.app_release_tree import ReleaseTree, TreeError
 from ansible_collections.fleet.celery.plugins.modules import celery_release
 
 
@@ -76,3 +76,43 @@ def test_uv_is_installed_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     assert asked == [{"PIP_INDEX_URL": "https://index", "SSL_CERT_FILE": "/ca"}]
     with pytest.raises(TreeError, match=r"cannot be installed\.\nno such index"):
         celery_release.install_uv(tmp_path / "other", "uv==1\n", "", {})
+
+
+@pytest.mark.parametrize(
+    ("words", "step", "advice"),
+    [
+        (
+            "celery: shop.tasks cannot be imported: ModuleNotFoundError: No module named 'boto3'.",
+            "import",
+            "boto3",
+        ),
+        ("celery: FLEET_APP names the module shop, but there is no module shop.", "import", ""),
+        ("This is celery 5.3.1, and the level full supports celery 5.7.0 only.", "check", ""),
+        ("No node consumes the queue a.", "check", ""),
+    ],
+)
+def test_a_refusal_names_its_step(
+    monkeypatch: pytest.MonkeyPatch, words: str, step: str, advice: str
+) -> None:
+    """An app that does not load is told apart from one that should not run."""
+    monkeypatch.setattr(celery_release, "packages_fault", lambda *_: "")
+    monkeypatch.setattr(celery_release, "app_fault", lambda *_: words)
+    module, tree = Module(), ReleaseTree(Path("/opt/celery/shop"))
+    module.params["id"], module.check_mode = "one", False
+    with pytest.raises(TreeError, match=f"Release one fails at {step}, so nothing") as caught:
+        celery_release.checked(module, tree)
+    assert words in str(caught.value)
+    assert ("celery_app_environment" in str(caught.value)) == bool(advice)
+    assert advice in str(caught.value)
+    monkeypatch.setattr(celery_release, "packages_fault", lambda *_: "a needs b")
+    with pytest.raises(TreeError, match=r"fails at resolve, [\s\S]*a needs b"):
+        celery_release.checked(module, tree)
+
+
+def test_a_failed_installation_names_its_step() -> None:
+    """By what uv says."""
+    assert celery_release.step_of_install("error: No solution found when resolving dependencies") == "resolve"
+    assert celery_release.step_of_install("error: Failed to build `borgbackup==1.4`") == "build"
+    assert (
+        celery_release.step_of_install("error: Failed to fetch: `https://pypi.org/simple/dep/`") == "install"
+    )
