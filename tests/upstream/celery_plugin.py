@@ -47,13 +47,16 @@ def purge_as_operator(self: Control, connection: Any = None) -> int:
 def laid_app(create: Callable[..., Any], **options: Any) -> Iterator[Any]:
     """Yield the app that Celery's fixture makes, with the fleet's settings on it."""
     from fleet_runtime.bootstrap import configure
+    from fleet_runtime.compat.surface import may_replace
     from fleet_runtime.settings import FleetSettings
+    from fleet_runtime.transport import broadcast
     from fleet_runtime.worker import bootsteps, readiness
 
     with create(**options) as app:
         os.environ.update(FLEET)
         settings = FleetSettings.from_environment()
         configure.configure(app, settings)
+        broadcast.patch_results(may_replace)
         if settings.component == "worker":
             readiness.register(app)
             # A node's app has them from its start; the tests have an app for the worker and others beside it.

@@ -15,7 +15,6 @@ from celery.app.defaults import _OLD_DEFAULTS, _TO_OLD_KEY, DEFAULTS, SETTING_KE
 from celery.backends.redis import RedisBackend
 from fleet_runtime.bootstrap import configure
 from fleet_runtime.errors import FleetError
-from fleet_runtime.transport import broadcast
 from kombu.transport.redis import Channel, Transport
 
 from fleet_testing.params import URL
@@ -178,17 +177,6 @@ def test_an_app_that_says_nothing_gets_the_fleets_word(configure_app: Callable[.
     assert conf.task_publish_retry_policy["max_retries"] == 60
     assert conf.result_backend_thread_safe is True
     assert conf.result_backend_transport_options["retry_policy"]["max_retries"] == 60
-
-
-def test_flower_drops_what_is_no_message(
-    configure_app: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As nodes do, which hear the same channels."""
-    guarded: list[str] = []
-    for component in ("web", "flower"):
-        monkeypatch.setattr(broadcast, "patch_fanout", lambda _, name=component: guarded.append(name))
-        configure_app(Celery("shop", set_as_current=False), component)
-    assert guarded == ["flower"]
 
 
 def test_a_task_that_the_app_uses_early_is_no_exception(

@@ -77,6 +77,14 @@ def test_no_process_at_the_level_standard_replaces_anything(broker: Broker, comp
     assert not [one for one in classes if one.startswith(OWN)]
 
 
+@pytest.mark.parametrize(("component", "listens"), [("web", False), ("flower", True)])
+def test_a_client_drops_malformed_items(broker: Broker, component: str, *, listens: bool) -> None:
+    """Of results in every process, and of events in Flower, which listens to them as nodes do."""
+    names, _ = replaced(at("full", broker), component)
+    assert "celery.backends.redis:ResultConsumer.on_state_change" in names
+    assert ("kombu.transport.redis:Channel._receive_one" in names) is listens
+
+
 def test_a_node_at_the_level_full_replaces_all_that_is_declared(broker: Broker) -> None:
     """Else the test above would compare nothing. Of Beat it replaces methods of one object."""
     names, classes = replaced(at("full", broker), "worker", "prefork")

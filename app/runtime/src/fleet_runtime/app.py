@@ -24,10 +24,12 @@ if "--detach" in sys.argv:
 else:
     from fleet_runtime import extras
     from fleet_runtime.bootstrap import app_loader, configure
+    from fleet_runtime.compat.surface import may_replace
     from fleet_runtime.errors import FleetError
     from fleet_runtime.inspect import description, probe
     from fleet_runtime.messages import json_decoder
     from fleet_runtime.settings import FleetSettings
+    from fleet_runtime.transport import broadcast
 
     try:
         settings = FleetSettings.from_environment()
@@ -40,6 +42,10 @@ else:
         configure.override_task_defaults()
         app = description.load(settings.app_file) if settings.app_file else app_loader.load(settings.app)
         configure.configure(app, settings)
+        if settings.is_full:
+            broadcast.patch_results(may_replace)
+            if settings.component == "flower":
+                broadcast.patch_fanout(may_replace)
         probe.register(app, settings.release)
         if settings.component == "worker":
             from fleet_runtime.worker import readiness  # only a node imports it

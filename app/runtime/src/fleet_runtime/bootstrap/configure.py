@@ -24,12 +24,10 @@ from fleet_runtime.bootstrap import overrides, plugins
 from fleet_runtime.bootstrap.app_loader import reraising_app_errors
 from fleet_runtime.broker import functions, keys
 from fleet_runtime.compat import celery_defaults, gevent_sleep
-from fleet_runtime.compat.surface import may_replace
 from fleet_runtime.compat.versions import unsupported
 from fleet_runtime.errors import FleetError
 from fleet_runtime.logging.celery_logging import FleetLogging, set_task_messages
 from fleet_runtime.messages.sent_at import record_publish_time
-from fleet_runtime.transport import broadcast
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -117,20 +115,8 @@ def configure(app: Celery, settings: FleetSettings) -> None:
     app.steps["worker"].update(WORKER_STEPS)
     app.steps["consumer"].update(CONSUMER_STEPS)
     if settings.is_full:
-        _replace(app, settings)
-
-
-def _replace(app: Celery, settings: FleetSettings) -> None:
-    """Replace what a process at the level `full` replaces in Celery and kombu, of any component.
-
-    Raises:
-        FleetError: Another package has replaced it.
-    """
-    gevent_sleep.let_run()
-    broadcast.patch_results(may_replace)
-    if settings.component == "flower":
-        broadcast.patch_fanout(may_replace)
-    plugins.select_backend(app, stores=settings.component == "worker")
+        gevent_sleep.let_run()
+        plugins.select_backend(app, stores=settings.component == "worker")
 
 
 def configured(conf: Any, settings: FleetSettings) -> dict[str, Any]:
