@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ansible_collections.fleet.celery.plugins.module_utils.files import replace_file, replace_link
-from ansible_collections.fleet.celery.plugins.module_utils.fleet_kept import everyones
+from ansible_collections.fleet.celery.plugins.module_utils.fleet_backup import all_backups
 from ansible_collections.fleet.celery.plugins.module_utils.index_gate import open_gate, without_proxies
 
 if TYPE_CHECKING:
@@ -222,8 +222,8 @@ class ReleaseTree:
         there for as long as it lives.
         """
         links = [self.root / name for name in ("current", "previous")]
-        kept = (Path(of_role.target(link)).name for of_role in everyones() for link in links)
-        linked = [name for name in (self.linked("current"), self.linked("previous"), *kept) if name]
+        saved = (Path(of_role.target(link)).name for of_role in all_backups() for link in links)
+        linked = [name for name in (self.linked("current"), self.linked("previous"), *saved) if name]
         stay = list(dict.fromkeys([*linked, *self.whole()]))[: max(keep, len(set(linked)))]
         candidates = sorted(entry.name for entry in self._entries() if entry.name not in stay)
         used = self._used(candidates) if candidates else set()

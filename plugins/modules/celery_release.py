@@ -100,10 +100,10 @@ options:
     description: How many releases to keep.
     type: int
     default: 3
-  keep_for:
+  backup_for:
     description:
-      - With V(current), keep the links as they were, for M(fleet.celery.fleet_kept) and the role of this
-        name.
+      - With V(current), save the links before they change, for M(fleet.celery.fleet_backup) and the role of
+        this name.
     type: str
     default: ""
 attributes:
@@ -143,7 +143,7 @@ from ansible_collections.fleet.celery.plugins.module_utils.app_release_tree impo
 )
 from ansible_collections.fleet.celery.plugins.module_utils.blotted import secrets_among
 from ansible_collections.fleet.celery.plugins.module_utils.confined import Confined, stop
-from ansible_collections.fleet.celery.plugins.module_utils.fleet_kept import Kept
+from ansible_collections.fleet.celery.plugins.module_utils.fleet_backup import Backup
 from ansible_collections.fleet.celery.plugins.module_utils.install_lock import StillHeldError, only_one
 
 CACHE_LIMIT = 1024**3
@@ -234,9 +234,9 @@ def current(module: AnsibleModule, tree: ReleaseTree) -> bool:
     release = module.params["id"]
     changed: bool = tree.linked("current") != release
     if changed and not module.check_mode:
-        if module.params["keep_for"]:
+        if module.params["backup_for"]:
             for link in ("current", "previous"):
-                Kept(module.params["keep_for"]).keep(tree.root / link)
+                Backup(module.params["backup_for"]).save(tree.root / link)
         tree.switch(release)
     return changed
 
@@ -342,7 +342,7 @@ def main() -> None:
             "keep": {"type": "int", "default": 3},
             "user": {"type": "str", "default": ""},
             "build_packages": {"type": "list", "elements": "str", "default": []},
-            "keep_for": {"type": "str", "default": ""},
+            "backup_for": {"type": "str", "default": ""},
         },
         required_if=[
             ("state", "present", ["id", "archive", "python", "uv", "user"]),

@@ -45,9 +45,10 @@ options:
           the host's journal and of Ansible's output.
         type: bool
         default: false
-      keep:
+      backup:
         description: >-
-          With I(keep_for), keep this one, too; not what must fit something outside of the host, as passwords.
+          With I(backup_for), save this file, too. False for a file that must fit another host, as one with a
+          password does.
         type: bool
         default: true
       validate:
@@ -62,10 +63,10 @@ options:
     type: list
     elements: str
     default: []
-  keep_for:
+  backup_for:
     description: >-
-      Keep each file as it was before it is written, for M(fleet.celery.fleet_kept) and the role of this name.
-      What I(purge) removes is not kept.
+      Save each file before it is written, for M(fleet.celery.fleet_backup) and the role of this name. Files
+      that I(purge) removes are not saved.
     type: str
     default: ""
   empty:
@@ -108,7 +109,7 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
-as_asked: {description: Whether the host had all of it already., returned: always, type: bool}
+unchanged: {description: Whether the host had all of it already., returned: always, type: bool}
 changed_files:
   description: Paths that were written, or would be in check mode.
   returned: always
@@ -133,7 +134,7 @@ from typing import TYPE_CHECKING
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.fleet.celery.plugins.module_utils.files import replace_file
-from ansible_collections.fleet.celery.plugins.module_utils.fleet_kept import Kept
+from ansible_collections.fleet.celery.plugins.module_utils.fleet_backup import Backup
 from ansible_collections.fleet.celery.plugins.module_utils.fleet_systemd import SystemdError, reload_for
 from ansible_collections.fleet.celery.plugins.module_utils.kernel_values import set_values
 
@@ -217,8 +218,8 @@ def make_directory(item: dict[str, Any], *, check: bool) -> bool:
     return True
 
 
-def write_file(item: dict[str, Any], *, check: bool, kept: Kept | None = None) -> dict[str, str] | None:
-    """Write a file, unless it is already as asked for, and keep what was there before.
+def write_file(item: dict[str, Any], *, check: bool, backup: Backup | None = None) -> dict[str, str] | None:
+    """Write a file, unless it is already as asked for, and save what was there before.
 
     Returns:
         The two sides of a diff, or None where nothing was to be done.
@@ -234,8 +235,8 @@ def write_file(item: dict[str, Any], *, check: bool, kept: Kept | None = None) -
     if status and regular and before == after and Access.found(status) == access:
         return None
     if not check:
-        if kept and item.get("keep", True):
-            kept.keep(path)
+        if backup and item.get("backup", True):
+            backup.save(path)
         replace_file(path, after, mode=access.mode, uid=access.uid, gid=access.gid)
     texts = (before.decode(errors="replace"), item["content"])
     if item["secret"]:
@@ -327,14 +328,14 @@ def refuse_bad_arguments(params: dict[str, Any]) -> None:
 
 
 def apply(
-    params: dict[str, Any], *, check: bool, kept: Kept | None = None, run: Run | None = None
+    params: dict[str, Any], *, check: bool, backup: Backup | None = None, run: Run | None = None
 ) -> dict[str, Any]:
     """Do what the arguments ask for, and return the module's result."""
     refuse_bad_arguments(params)
     if run and not check:
         require_valid(params["files"], run)
     made = [item["path"] for item in params["directories"] if make_directory(item, check=check)]
-    diffs = {item["path"]: write_file(item, check=check, kept=kept) for item in params["files"]}
+    diffs = {item["path"]: write_file(item, check=check, backup=backup) for item in params["files"]}
     written = {path: diff for path, diff in diffs.items() if diff}
     directories = {item["path"] for item in params["directories"]}
     removed = purge(params["purge"], set(diffs), directories, check=check)
@@ -343,7 +344,7 @@ def apply(
         reload_for(run, [*written, *removed])
     return {
         "changed": bool(made or written or removed),
-        "as_asked": not (made or written or removed),
+        "unchanged": not (made or written or removed),
         "changed_files": list(written),
         "removed_files": removed,
         "diff": [
@@ -367,7 +368,7 @@ def main() -> None:
         "content": {"type": "str", "required": True},
         "mode": {"type": "str", "default": "0644"},
         "secret": {"type": "bool", "default": False, "no_log": False},
-        "keep": {"type": "bool", "default": True},
+        "backup": {"type": "bool", "default": True},
         "validate": {"type": "str"},
     }
     value = {
@@ -381,22 +382,22 @@ def main() -> None:
             "directories": {"type": "list", "elements": "dict", "default": [], "options": directory},
             "files": {"type": "list", "elements": "dict", "default": [], "options": file},
             "purge": {"type": "list", "elements": "str", "default": []},
-            "keep_for": {"type": "str", "default": ""},
+            "backup_for": {"type": "str", "default": ""},
             "empty": {"type": "list", "elements": "str", "default": []},
             "kernel": {"type": "list", "elements": "dict", "default": [], "options": value},
         },
         supports_check_mode=True,
     )
     try:
-        kept = Kept(module.params["keep_for"]) if module.params["keep_for"] else None
-        result = apply(module.params, check=module.check_mode, kept=kept, run=module.run_command)
+        backup = Backup(module.params["backup_for"]) if module.params["backup_for"] else None
+        result = apply(module.params, check=module.check_mode, backup=backup, run=module.run_command)
     except (FilesError, SystemdError, OSError) as error:
         module.fail_json(msg=str(error))
     values, refused = set_values(module.params["kernel"], check=module.check_mode)
     for path, why in refused.items():
         module.warn(f"{path} was left as it is: {why}")
     result["changed"] |= bool(values)
-    result["as_asked"] &= not values
+    result["unchanged"] &= not values
     result["diff"] += [{"prepared": f"set {path}\n"} for path in values]
     module.exit_json(**result, refused=list(refused))
 

@@ -89,7 +89,7 @@ def general(name: str) -> x509.GeneralName:
 
 def test_a_certificate_is_for_what_the_inventory_has() -> None:
     given = role(pki_names=["redis.example.com"], pki_addresses=["198.51.100.7"])
-    assert given.evaluate("__pki_called") == ["192.0.2.10", "198.51.100.7", "host1", "redis.example.com"]
+    assert given.evaluate("__pki_host_names") == ["192.0.2.10", "198.51.100.7", "host1", "redis.example.com"]
 
 
 @pytest.mark.parametrize(
@@ -110,16 +110,16 @@ def test_a_certificate_is_for_what_clients_of_a_service_are_told(
     inventory = {
         "hosts": {"host1": called({"ansible_host": "192.0.2.10", **variables}, **{group: ["host1"]})}
     }
-    found = set(role(__pki_inventory=inventory).evaluate("__pki_called"))
+    found = set(role(__pki_inventory=inventory).evaluate("__pki_host_names"))
     assert found == {"host1", "192.0.2.10"} | names | (
         set() if group == "workers" else set(pki_names.LOOPBACK)
     )
 
 
 def test_what_a_host_says_of_itself_is_in_no_certificate() -> None:
-    assert role().evaluate("__pki_called") == ["192.0.2.10", "host1"]
+    assert role().evaluate("__pki_host_names") == ["192.0.2.10", "host1"]
     without = role(ansible_facts={})
-    assert without.evaluate("__pki_called") == role().evaluate("__pki_called")
+    assert without.evaluate("__pki_host_names") == role().evaluate("__pki_host_names")
 
 
 @pytest.mark.parametrize(
@@ -133,13 +133,13 @@ def test_what_a_host_says_of_itself_is_in_no_certificate() -> None:
     ],
 )
 def test_an_address_of_the_inventory_may_be_a_name(at: str, name: str) -> None:
-    assert name in role(ansible_host=at).evaluate("__pki_called")
+    assert name in role(ansible_host=at).evaluate("__pki_host_names")
 
 
 @pytest.mark.parametrize("at", ["127.0.0.1", "::1", "localhost", "169.254.7.7", "fe80::1", "::"])
 def test_what_is_another_host_on_each_host_names_none(at: str) -> None:
     given = role(ansible_host=at, pki_addresses=[at], redis_bind=[at, "*"])
-    assert given.evaluate("__pki_called") == ["host1"]
+    assert given.evaluate("__pki_host_names") == ["host1"]
 
 
 @pytest.mark.parametrize(("days", "due"), [(29, True), (31, False), (-1, True)])
@@ -392,7 +392,7 @@ def test_a_new_authority_permits_what_the_inventory_has(tmp_path: Path) -> None:
 def test_an_authority_of_before_permits_all_until_the_end_of_the_run(tmp_path: Path) -> None:
     (tmp_path / "ca.crt").write_text(Authority().pem)
     assert fleet_role(tmp_path).evaluate("__pki_constraints") == []
-    assert fleet_role(tmp_path).evaluate("__pki_wanted") == ALL
+    assert fleet_role(tmp_path).evaluate("__pki_permitted_wanted") == ALL
 
 
 def test_a_host_that_is_new_is_permitted_and_one_that_went_is_until_the_end_of_the_run(
@@ -409,7 +409,7 @@ def test_a_host_inside_of_what_is_permitted_leaves_the_authority_as_it_is(tmp_pa
         pki_permitted_addresses=["192.0.2.0/24"],
     )
     wanted = ["DNS:example.com", "DNS:host1", "DNS:host2", *LOCAL, "IP:192.0.2.0/24"]
-    assert given.evaluate("__pki_wanted") == sorted(wanted)
+    assert given.evaluate("__pki_permitted_wanted") == sorted(wanted)
 
 
 @pytest.mark.parametrize(

@@ -41,7 +41,7 @@ def replace(directory: Path, certificate: Path) -> subprocess.CompletedProcess[s
         "pki_ca_passphrase": "",
         "pki_replace": True,
         "__pki_issued_cert": str(certificate),
-        "__pki_asked": {"public_key": pem.decode()},
+        "__pki_public_key": {"public_key": pem.decode()},
         "__pki_trusted": {"": [str(PROJECT / "tests/unit/test_pki_pair.py")]},
     }
     role = {"name": "fleet.celery.pki", "tasks_from": "internal/configure", "rolespec_validate": False}

@@ -13,7 +13,7 @@ from tests.unit.rendering import Role
 def host(*disks: str, clock: float = 0) -> Role:
     """Return the role for a host with these lines of `df`, and a clock that is off."""
     lines = [str(int(time.time() + clock)), "Avail Mounted on", *disks]
-    return Role("preflight", preflight_disk_free_mb=2048, __preflight_seen={"stdout_lines": lines})
+    return Role("preflight", preflight_disk_free_mb=2048, __preflight_output={"stdout_lines": lines})
 
 
 @pytest.mark.parametrize(
@@ -27,7 +27,7 @@ def host(*disks: str, clock: float = 0) -> Role:
     ],
 )
 def test_full_disks_are_named_once(disks: list[str], full: dict[str, int]) -> None:
-    found = host(*disks).evaluate("__preflight_full")
+    found = host(*disks).evaluate("__preflight_full_disks")
     assert {disk["key"]: disk["value"] for disk in found} == full
 
 
@@ -53,4 +53,4 @@ def test_only_hosts_of_nodes_need_user_namespaces(nodes: bool) -> None:
 
 @pytest.mark.parametrize("off", [0, 90, -4000])
 def test_a_clock_is_compared_with_the_controllers(off: float) -> None:
-    assert int(host("1 /", clock=off).evaluate("__preflight_clock_off")) == pytest.approx(off, abs=3)
+    assert int(host("1 /", clock=off).evaluate("__preflight_clock_offset")) == pytest.approx(off, abs=3)

@@ -158,11 +158,11 @@ def test_every_password_of_the_fleet_can_be_replaced() -> None:
 
 
 def test_what_is_asked_for() -> None:
-    assert set(evaluate("__rotate_asked")) == {"admin", "health", "ops", "worker", "beat", "flower", "ca"}
-    assert evaluate("__rotate_asked", fleet_rotate="worker, beat") == ["worker", "beat"]
-    assert evaluate("__rotate_asked", fleet_rotate=["web"]) == ["web"]
-    assert evaluate("__rotate_asked", fleet_rotate="") == []
-    assert evaluate("__rotate_asked", fleet_rotate_finish="web") == []
+    assert set(evaluate("__rotate_requested")) == {"admin", "health", "ops", "worker", "beat", "flower", "ca"}
+    assert evaluate("__rotate_requested", fleet_rotate="worker, beat") == ["worker", "beat"]
+    assert evaluate("__rotate_requested", fleet_rotate=["web"]) == ["web"]
+    assert evaluate("__rotate_requested", fleet_rotate="") == []
+    assert evaluate("__rotate_requested", fleet_rotate_finish="web") == []
     assert evaluate("__rotate_waiting") == ["redis_web"]
     assert evaluate("__rotate_waiting", fleet_rotate_finish="web") == []
 

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 ROLES = sorted(path.parents[1] for path in ROOT.glob("roles/*/meta/argument_specs.yml"))
 # Where a batch notes what is wrong, and where it ends.
 NOTES, END = "../tasks/note_problem.yml", "../tasks/end_batch.yml"
-KEPT = "fleet.celery.fleet_kept"
+BACKUP = "fleet.celery.fleet_backup"
 TASK_FILES = sorted(
     path
     for pattern in (
@@ -142,13 +142,12 @@ def test_what_was_noted_in_a_batch_fails_at_its_end(play: Any) -> None:
 
 
 @pytest.mark.parametrize("play", BATCHES, ids=lambda play: play["name"])
-def test_a_batch_keeps_for_its_role_and_puts_back_what_is_of_it(play: Any) -> None:
+def test_a_batch_saves_for_its_role_and_restores_what_belongs_to_it(play: Any) -> None:
     end = next(task for task in play["tasks"] if task.get("ansible.builtin.import_tasks") == END)
     role = end["vars"]["batch_role"]
-    kept = {options["keep_for"] for options in play["module_defaults"].values()}
-    assert kept == {role}
+    assert play["module_defaults"] == {"group/fleet.celery.backup": {"backup_for": role}}
     rollback = load(ROOT / "roles" / role / "tasks" / "rollback.yml")
-    assert {task[KEPT]["owner"] for task in tasks(rollback) if KEPT in task} == {role}
+    assert {task[BACKUP]["owner"] for task in tasks(rollback) if BACKUP in task} == {role}
 
 
 @pytest.mark.parametrize("path", TASK_FILES, ids=lambda path: str(path.relative_to(ROOT)))

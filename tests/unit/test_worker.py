@@ -398,10 +398,10 @@ def test_what_tasks_reach_is_asked_of_the_host() -> None:
         "a": {"queues": ["a"], "groups": ["www-data"], "devices": ["/dev/bug"]},
         "b": {"queues": ["b"]},
     }
-    assert role(pools, celery_worker_writable_paths=["/srv/x"]).evaluate("__celery_worker_reach") == [
+    assert role(pools, celery_worker_writable_paths=["/srv/x"]).evaluate("__celery_worker_access") == [
         "group:www-data", "device:/dev/bug", "user:celery-a:,www-data", "user:celery-b:", "path:/srv/x",
     ]  # fmt: skip
-    assert role(one()).evaluate("__celery_worker_reach") == []
+    assert role(one()).evaluate("__celery_worker_access") == []
 
 
 def test_what_a_host_does_not_have_is_said(tmp_path: Path) -> None:
@@ -630,7 +630,7 @@ TIMER_UNITS = {f"/etc/systemd/system/celery-watchdog.{kind}" for kind in ("timer
 
 def paths(rendered: Role) -> dict[str, set[str]]:
     """Return the paths of what is written to shape nodes, and of what is removed unless it is written."""
-    shapes = rendered.evaluate("__celery_worker_shapes")
+    shapes = rendered.evaluate("__celery_worker_config")
     return {"files": {file["path"] for file in shapes["files"]}, "purge": set(shapes["purge"])}
 
 
@@ -644,12 +644,12 @@ def test_a_timer_looks_whether_a_node_hangs_unseen() -> None:
     assert "WatchdogSec=300\n" in watched.template("celery-worker@.service.j2")
     assert "PartOf=celery.target\n" in watched.template("celery-watchdog.timer.j2")
     assert "Wants=celery-watchdog.timer\n" in watched.template("celery.target.j2")
-    assert watched.evaluate("__celery_worker_besides") == ["celery.target", "celery-watchdog.timer"]
+    assert watched.evaluate("__celery_worker_other_units") == ["celery.target", "celery-watchdog.timer"]
     assert files <= paths(watched)["files"] & paths(watched)["purge"]
 
     free = role(celery_worker_watchdog=0)
     assert "Wants" not in free.template("celery.target.j2")
-    assert free.evaluate("__celery_worker_besides") == ["celery.target"]
+    assert free.evaluate("__celery_worker_other_units") == ["celery.target"]
     assert not files & paths(free)["files"]
     assert files <= paths(free)["purge"]
 
@@ -657,7 +657,7 @@ def test_a_timer_looks_whether_a_node_hangs_unseen() -> None:
 def test_a_timer_that_was_not_there_goes_with_the_nodes_that_were_not() -> None:
     """After a batch that failed, the host has what it had before."""
     back = {"removed": ["/etc/celery/nodes/io-1.env", "/etc/systemd/system/celery-watchdog.timer"]}
-    new = role(__celery_worker_back=back).evaluate("__celery_worker_new")
+    new = role(__celery_worker_backup=back).evaluate("__celery_worker_new")
     assert new == ["celery-worker@io-1.service", "celery-watchdog.timer"]
 
 
@@ -680,9 +680,9 @@ def test_each_host_answers_for_its_own_nodes_only() -> None:
         {"p": {"queues": ["a", "b"]}, "io": {"queues": ["io"]}},
         ansible_play_batch=["host0", "host1"],
         hostvars={"host0": {"__celery_worker_health": seen}, "host1": {}},
-        __celery_worker_told={"io-1@host1": ["io"], "p-1@host1": ["a", "b"]},
+        __celery_worker_to_check={"io-1@host1": ["io"], "p-1@host1": ["a", "b"]},
     )
-    assert rendered.evaluate("__celery_worker_sick") == {"io-1@host1": None, "p-1@host1": ["a"]}
+    assert rendered.evaluate("__celery_worker_unhealthy_nodes") == {"io-1@host1": None, "p-1@host1": ["a"]}
 
 
 def test_no_secret_is_in_a_file_that_others_may_read() -> None:

@@ -65,7 +65,7 @@ def check(
         "__celery_worker_paths": {"command": str(command)},
         "__celery_worker_running": {"drained": not told},
         "__celery_worker_services": ["celery-worker@io-1.service"],
-        "__celery_worker_proved": [],
+        "__celery_worker_tested": [],
         "__celery_worker_expected": told,
         "__celery_worker_nodes": [],
     }

@@ -9,12 +9,12 @@ import pwd
 from pathlib import Path
 
 import pytest
-from ansible_collections.fleet.celery.plugins.module_utils.fleet_kept import (
+from ansible_collections.fleet.celery.plugins.module_utils.fleet_backup import (
     OWNERS,
     WAS,
     WAS_NOT,
-    Kept,
-    everyones,
+    Backup,
+    all_backups,
     legacy_owner,
 )
 from ansible_collections.fleet.celery.plugins.modules import fleet_files
@@ -25,9 +25,9 @@ NOTHING_ELSE: dict[str, list[str]] = {"directories": [], "purge": [], "empty": [
 
 
 @pytest.fixture
-def kept(tmp_path: Path) -> Kept:
-    """What is kept: nothing yet."""
-    return Kept("celery_worker", tmp_path / "kept")
+def backup(tmp_path: Path) -> Backup:
+    """What is backup: nothing yet."""
+    return Backup("celery_worker", tmp_path / "kept")
 
 
 @pytest.fixture
@@ -41,12 +41,12 @@ def host(tmp_path: Path) -> Path:
     return root
 
 
-def change(host: Path, kept: Kept, text: str) -> None:
+def change(host: Path, backup: Backup, text: str) -> None:
     """Change the host as a run does."""
     for name in ("app.env", "new.env"):
         file = {"path": str(host / name), "content": text, "mode": "0644", "secret": False, **ME}
-        fleet_files.apply({"files": [file], **NOTHING_ELSE}, check=False, kept=kept)
-    kept.keep(host / "current")
+        fleet_files.apply({"files": [file], **NOTHING_ELSE}, check=False, backup=backup)
+    backup.save(host / "current")
     (host / "current").unlink()
     (host / "current").symlink_to(f"releases/{text.strip()}")
 
@@ -61,108 +61,108 @@ def as_it_was(host: Path) -> bool:
     )
 
 
-def test_what_was_changed_comes_back(host: Path, kept: Kept) -> None:
-    change(host, kept, "new\n")
+def test_what_was_changed_comes_back(host: Path, backup: Backup) -> None:
+    change(host, backup, "new\n")
     assert not as_it_was(host)
-    assert kept.paths(WAS) == [host / "app.env", host / "current"]
-    assert kept.paths(WAS_NOT) == [host / "new.env"]
-    kept.restore()
+    assert backup.paths(WAS) == [host / "app.env", host / "current"]
+    assert backup.paths(WAS_NOT) == [host / "new.env"]
+    backup.restore()
     assert as_it_was(host)
-    kept.drop()
-    assert kept.paths() == []
+    backup.drop()
+    assert backup.paths() == []
 
 
-def test_what_an_interrupted_run_kept_is_older_and_stays(host: Path, kept: Kept) -> None:
-    change(host, kept, "new\n")
-    change(host, Kept(kept.owner, kept.root), "newer\n")
-    kept.restore()
-    assert as_it_was(host)
-
-
-def test_a_restoration_that_was_interrupted_is_done_again(host: Path, kept: Kept) -> None:
-    change(host, kept, "new\n")
-    kept.restore()
-    kept.restore()
+def test_what_an_interrupted_run_kept_is_older_and_stays(host: Path, backup: Backup) -> None:
+    change(host, backup, "new\n")
+    change(host, Backup(backup.owner, backup.root), "newer\n")
+    backup.restore()
     assert as_it_was(host)
 
 
-def test_nothing_is_kept_in_check_mode_nor_of_what_does_not_change(host: Path, kept: Kept) -> None:
+def test_a_restoration_that_was_interrupted_is_done_again(host: Path, backup: Backup) -> None:
+    change(host, backup, "new\n")
+    backup.restore()
+    backup.restore()
+    assert as_it_was(host)
+
+
+def test_nothing_is_kept_in_check_mode_nor_of_what_does_not_change(host: Path, backup: Backup) -> None:
     file = {"path": str(host / "app.env"), "content": "new\n", "mode": "0600", "secret": False, **ME}
     params = {"files": [file], **NOTHING_ELSE}
-    fleet_files.apply(params, check=True, kept=kept)
-    fleet_files.apply({**params, "files": [{**file, "content": "old\n"}]}, check=False, kept=kept)
-    assert kept.paths() == []
+    fleet_files.apply(params, check=True, backup=backup)
+    fleet_files.apply({**params, "files": [{**file, "content": "old\n"}]}, check=False, backup=backup)
+    assert backup.paths() == []
 
 
 def test_no_folder_is_left_behind(host: Path, tmp_path: Path) -> None:
     """Unless something else is in it."""
     folder = tmp_path / "lib" / "fleet"
     folder.parent.mkdir()
-    kept = Kept("flower", folder / "kept")
+    backup = Backup("flower", folder / "kept")
     for other, left in ((False, []), (True, ["lock"])):
-        change(host, kept, "new\n")
+        change(host, backup, "new\n")
         if other:
             (folder / "lock").touch()
-        kept.restore()
-        kept.drop()
+        backup.restore()
+        backup.drop()
         assert [path.name for path in folder.glob("*")] == left
         assert folder.exists() is other
 
 
-def test_secrets_are_kept_where_only_root_reads(host: Path, kept: Kept) -> None:
-    change(host, kept, "new\n")
-    assert kept.directory.stat().st_mode & 0o7777 == 0o700
-    modes = {entry.lstat().st_mode & 0o077 for entry in kept.directory.iterdir() if not entry.is_symlink()}
+def test_secrets_are_kept_where_only_root_reads(host: Path, backup: Backup) -> None:
+    change(host, backup, "new\n")
+    assert backup.directory.stat().st_mode & 0o7777 == 0o700
+    modes = {entry.lstat().st_mode & 0o077 for entry in backup.directory.iterdir() if not entry.is_symlink()}
     assert modes == {0}
 
 
-def test_what_follows_something_else_is_not_kept(host: Path, kept: Kept) -> None:
+def test_what_follows_something_else_is_not_kept(host: Path, backup: Backup) -> None:
     file = {"path": str(host / "app.env"), "content": "new\n", "mode": "0600", "secret": True, **ME}
-    fleet_files.apply({"files": [{**file, "keep": False}], **NOTHING_ELSE}, check=False, kept=kept)
-    assert kept.paths() == []
+    fleet_files.apply({"files": [{**file, "backup": False}], **NOTHING_ELSE}, check=False, backup=backup)
+    assert backup.paths() == []
 
 
-def test_a_drop_in_directory_that_was_not_there_goes_as_well(host: Path, kept: Kept) -> None:
+def test_a_drop_in_directory_that_was_not_there_goes_as_well(host: Path, backup: Backup) -> None:
     limits = host / "celery-worker@a-1.service.d" / "limits.conf"
-    kept.keep(limits)
+    backup.save(limits)
     limits.parent.mkdir()
     limits.write_text("new")
-    kept.restore()
+    backup.restore()
     assert not limits.parent.exists()
 
 
-def test_what_lies_in_a_directory_that_is_gone_comes_back(host: Path, kept: Kept) -> None:
+def test_what_lies_in_a_directory_that_is_gone_comes_back(host: Path, backup: Backup) -> None:
     limits = host / "celery-worker@a-1.service.d" / "limits.conf"
     limits.parent.mkdir()
     limits.write_text("old")
-    kept.keep(limits)
+    backup.save(limits)
     limits.unlink()
     limits.parent.rmdir()
-    kept.restore()
+    backup.restore()
     assert limits.read_text() == "old"
-    assert kept.target(host / "current") == ""
-    kept.keep(host / "current")
-    assert kept.target(host / "current") == "releases/old"
+    assert backup.target(host / "current") == ""
+    backup.save(host / "current")
+    assert backup.target(host / "current") == "releases/old"
 
 
-def test_a_role_puts_back_nothing_of_another_one(host: Path, kept: Kept) -> None:
+def test_a_role_puts_back_nothing_of_another_one(host: Path, backup: Backup) -> None:
     """As after a workers' batch that was interrupted, and a Flower that fails then."""
-    change(host, kept, "new\n")
-    flower = Kept("flower", kept.root)
-    flower.keep(host / "flower.env")
+    change(host, backup, "new\n")
+    flower = Backup("flower", backup.root)
+    flower.save(host / "flower.env")
     (host / "flower.env").write_text("new")
     flower.restore()
     flower.drop()
     assert not (host / "flower.env").exists()
     assert (host / "app.env").read_text() == "new\n"
     assert (host / "current").readlink() == Path("releases/new")
-    kept.restore()
+    backup.restore()
     assert as_it_was(host)
 
 
-def test_what_two_roles_share_each_keeps_as_it_found_it(host: Path, kept: Kept) -> None:
-    change(host, kept, "new\n")
-    beat = Kept("celery_beat", kept.root)
+def test_what_two_roles_share_each_keeps_as_it_found_it(host: Path, backup: Backup) -> None:
+    change(host, backup, "new\n")
+    beat = Backup("celery_beat", backup.root)
     change(host, beat, "newer\n")
     beat.restore()
     assert (host / "app.env").read_text() == "new\n"
@@ -189,22 +189,22 @@ def test_what_an_earlier_version_kept_belongs_to_a_role() -> None:
     assert legacy_owner(shared, [shared]) == "celery_worker"
 
 
-def test_what_an_earlier_version_kept_is_put_back_by_its_role_only(host: Path, kept: Kept) -> None:
+def test_what_an_earlier_version_kept_is_put_back_by_its_role_only(host: Path, backup: Backup) -> None:
     """It is older than what this version keeps after it."""
     unit = host / "celery-worker@.service"
     unit.write_text("oldest")
-    kept.keep(unit)
-    for entry in kept.directory.iterdir():
-        entry.rename(kept.root / entry.name)
-    kept.directory.rmdir()
+    backup.save(unit)
+    for entry in backup.directory.iterdir():
+        entry.rename(backup.root / entry.name)
+    backup.directory.rmdir()
     unit.write_text("new")
     for other in OWNERS.keys() - {"celery_worker"}:
-        Kept(other, kept.root).restore()
-        Kept(other, kept.root).drop()
-    assert (kept.paths(WAS), unit.read_text()) == ([unit], "new")
-    kept.keep(unit)
-    kept.restore()
+        Backup(other, backup.root).restore()
+        Backup(other, backup.root).drop()
+    assert (backup.paths(WAS), unit.read_text()) == ([unit], "new")
+    backup.save(unit)
+    backup.restore()
     assert unit.read_text() == "oldest"
-    kept.drop()
-    assert not kept.root.exists()
-    assert all(not one.paths() for one in everyones(kept.root))
+    backup.drop()
+    assert not backup.root.exists()
+    assert all(not one.paths() for one in all_backups(backup.root))

@@ -1,13 +1,14 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What a host had before a batch changed it, kept until the host is well with what it has now.
+"""Backups of the files and links that a batch changes, until the host is healthy with the new ones.
 
-What is kept belongs to the role whose batch it was, in a directory of its own: a batch of one role puts back
-nothing of another's. Each path is kept once, as it was at first: what an interrupted run kept is older, and
-so better, than what the next run finds. `restore` puts all of it back, `drop` forgets it.
+A backup belongs to the role whose batch made it, in a directory of its own: a batch of one role restores
+nothing of another role. Each path is saved once: what an interrupted run saved is older than what the next
+run finds, and so it is the state in which the host was healthy. `restore` restores all of it, `drop` removes
+it.
 
-Earlier versions kept all in one directory. What a run of theirs left there is taken for the role whose paths
-they are (`legacy_owner`).
+Earlier versions saved all roles' paths in one directory. What they left there is taken for the role that the
+path belongs to (`legacy_owner`).
 """
 
 from __future__ import annotations
@@ -24,12 +25,12 @@ from ansible_collections.fleet.celery.plugins.module_utils.files import copy
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-KEPT = Path("/var/lib/fleet/kept")
+BACKUPS = Path("/var/lib/fleet/kept")
 
-# A kept path is a file, or a link, of this name; of one that was not there, an empty file.
+# What the entry of a path is named after: a path that existed (a copy), or one that did not (an empty file).
 WAS, WAS_NOT = "was:", "was-not:"
 
-# Roles that keep something, with what is in their paths and in nobody else's.
+# Roles that have backups, with the parts of paths that belong to no other role.
 OWNERS = {
     "celery_worker": ("/celery-worker@", "/etc/celery/nodes/", "/celery.target", "/logrotate.d/celery"),
     "celery_beat": ("/celery-beat.service",),
@@ -37,22 +38,22 @@ OWNERS = {
 }
 
 
-class Kept:
-    """What the batches of a role have kept on a host."""
+class Backup:
+    """The backup of a role on a host."""
 
-    def __init__(self, owner: str, directory: Path = KEPT) -> None:
+    def __init__(self, owner: str, directory: Path = BACKUPS) -> None:
         """Take the role, and the directory of all roles, which need not exist."""
         self.owner = owner
         self.root = directory
         self.directory = directory / owner
 
     def paths(self, prefix: str = "") -> list[Path]:
-        """Return the paths that are kept, of those that were there or were not (WAS, WAS_NOT), or of both."""
+        """Return the saved paths: those that existed (WAS), those that did not (WAS_NOT), or both."""
         kinds = [prefix] if prefix else [WAS, WAS_NOT]
         return sorted(path for kind in kinds for path in self._found(kind))
 
-    def keep(self, path: Path) -> None:
-        """Keep a file or a link as it is, or that there is none, unless that was done before."""
+    def save(self, path: Path) -> None:
+        """Save a file or a link, or the fact that there is none, unless the path is saved already."""
         if path in self.paths():
             return
         self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -63,7 +64,7 @@ class Kept:
             (self.directory / _name(WAS_NOT, path)).touch(mode=0o600)
 
     def restore(self) -> None:
-        """Put all back as it was. What was interrupted can be done again."""
+        """Restore all saved paths. An interrupted call can be repeated."""
         for path, entry in self._found(WAS).items():
             path.parent.mkdir(parents=True, exist_ok=True)
             copy(entry, path)
@@ -73,7 +74,7 @@ class Kept:
                 path.parent.rmdir()  # by an empty one a unit is taken to be there
 
     def drop(self) -> None:
-        """Forget all of it, and leave no folder behind in which nobody else has anything."""
+        """Remove the backup, and the directories that are empty then."""
         for entry in self._legacy():
             entry.unlink()
         if self.directory.is_dir():
@@ -83,36 +84,36 @@ class Kept:
             self.root.parent.rmdir()
 
     def target(self, link: Path) -> str:
-        """Return where a link that is kept led; nothing if there is none."""
+        """Return the target of a saved link; an empty string if no such link is saved."""
         entry = self._found(WAS).get(link)
         return str(entry.readlink()) if entry and entry.is_symlink() else ""
 
     def _found(self, kind: str) -> dict[Path, Path]:
-        """Return each path that is kept, with its entry; of two that of an earlier version is older."""
+        """Return each saved path with its entry; of two entries that of an earlier version is older."""
         own = self.directory.iterdir() if self.directory.is_dir() else ()
         entries = [*own, *self._legacy()]
         return {_path(entry): entry for entry in entries if entry.name.startswith(kind)}
 
     def _legacy(self) -> list[Path]:
-        """Return the entries that an earlier version has left for this role."""
+        """Return the entries of this role that an earlier version has left."""
         found = self.root.iterdir() if self.root.is_dir() else ()
         entries = [entry for entry in found if entry.name.startswith((WAS, WAS_NOT))]
         everyone = [_path(entry) for entry in entries]
         return [entry for entry in entries if legacy_owner(_path(entry), everyone) == self.owner]
 
 
-def everyones(directory: Path = KEPT) -> list[Kept]:
-    """Return what the batches of each role have kept on a host."""
-    return [Kept(owner, directory) for owner in OWNERS]
+def all_backups(directory: Path = BACKUPS) -> list[Backup]:
+    """Return the backup of each role on a host."""
+    return [Backup(owner, directory) for owner in OWNERS]
 
 
 def legacy_owner(path: Path, everyone: Iterable[Path]) -> str:
-    """Return the role for which an earlier version has kept a path.
+    """Return the role for which an earlier version has saved a path.
 
     Args:
-        path: The path. What the roles share, as the link `current` and app.env, was kept by the batch that
-            came first: of a host with nodes that of the workers.
-        everyone: All paths that it has kept.
+        path: The path. A path that roles share, such as the link `current`, was saved by the batch that came
+            first: on a host with nodes that is the batch of the workers.
+        everyone: All paths that it has saved.
     """
     for owner, parts in OWNERS.items():
         if any(part in str(path) for part in parts):
