@@ -52,6 +52,7 @@ from ansible_collections.fleet.celery.plugins.module_utils.app_release_source im
     at,
     file_digest,
     is_package,
+    is_static,
     read_project,
     run,
     wheel_metadata,
@@ -389,6 +390,8 @@ class Builder:
         if self.extras:
             inputs["extras"] = self.extras
         self.key = _digest(json.dumps(inputs, sort_keys=True))
+        known = source.dependencies() if isinstance(source, Directory) else inputs["app"]
+        self.resolution = _digest(json.dumps({**inputs, "app": known}, sort_keys=True))
         self.about = {"source": str(source), **inputs["app"]}
 
     def identify(self, *, save: bool) -> str:
@@ -472,7 +475,7 @@ class Builder:
         What was resolved for an older Python holds for the hosts' as well, and what they run is not resolved
         anew because one of them got a newer one.
         """
-        cached = self.cache / "requirements" / f"{self.key}.txt"
+        cached = self.cache / "requirements" / f"{self.resolution}.txt"
         if cached.exists():
             text: str
             first, _, text = cached.read_text(encoding="utf-8").partition("\n")
@@ -618,11 +621,10 @@ class Builder:
             table = read_project(project, "The app cannot be resolved")
             _require_published(table, self.source)
             own = table.get("project", {})
-            dynamic = {"dependencies", "optional-dependencies"} & {*own.get("dynamic", ())}
-            if not is_package(project) and (dynamic or "dependencies" not in own):
+            if not is_package(project) and not (is_static(table) and "dependencies" in own):
                 _require_extras(self.extras, (), self.source)
                 return [] if named else [app_release_folder.requirements(project)]
-            if "name" in own and not dynamic:
+            if is_static(table):
                 _require_extras(self.extras, own.get("optional-dependencies", {}), self.source)
                 if (project / "requirements.txt").is_file() and named is None:
                     self.warnings.append(

@@ -33,7 +33,7 @@ from packaging.utils import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
     from email.message import Message
 
 RUNTIME = "celery-fleet-runtime"
@@ -67,6 +67,8 @@ REQUIREMENT_NAMES = (
 # Of an app whose files are shipped as they are, what running it leaves there. Hidden files stay behind, too.
 LEFT_BY_RUNS = (".db", ".db-journal", ".log", ".pid", ".sqlite", ".sqlite3", ".sqlite3-journal")
 SCHEDULE = "celerybeat-schedule"
+# How names of files end that say what an app depends on.
+DECLARING = (".cfg", ".in", ".lock", ".toml", ".txt")
 
 
 class ReleaseError(Exception):
@@ -110,6 +112,21 @@ class Directory:
     def fingerprint(self) -> dict[str, str]:
         """Return the digest of every file that may shape the app."""
         return {"tree": tree_digest(self.path, self.ignored, plain=not is_package(self.path))}
+
+    def dependencies(self) -> dict[str, str]:
+        """Return the digest of the files that may say what the app depends on, so that code changes nothing.
+
+        Where only a build hook knows that, it may read every file.
+        """
+        try:
+            static = not is_package(self.path) or is_static(read_project(self.path, ""))
+        except ReleaseError:
+            static = False
+        return (
+            {"dependencies": tree_digest(self.path, self.ignored, only=DECLARING)}
+            if static
+            else self.fingerprint()
+        )
 
     def fetch(self, work: Path) -> Path:
         """Copy the tree, because build backends write beside what they build."""
@@ -419,10 +436,21 @@ def tree_files(
     yield from walk(root, "", (root.resolve(),))
 
 
-def tree_digest(root: Path, ignored: tuple[Path, ...] = (), *, plain: bool = False) -> str:
-    """Return a digest of the names, the executable bits and the contents of a tree's files."""
+def tree_digest(
+    root: Path, ignored: tuple[Path, ...] = (), *, plain: bool = False, only: tuple[str, ...] = ("",)
+) -> str:
+    """Return a digest of the names, the executable bits and the contents of a tree's files.
+
+    Args:
+        root: As of `tree_files`.
+        ignored: As of `tree_files`.
+        plain: As of `tree_files`.
+        only: Ends of the names that count.
+    """
     digest = hashlib.sha256()
     for path, name in tree_files(root, ignored, plain=plain):
+        if not name.endswith(only):
+            continue
         executable = "x" if os.access(path, os.X_OK) else "-"
         digest.update(f"{name}\0{executable}\0{file_digest(path)}\n".encode())
     return digest.hexdigest()
@@ -445,6 +473,12 @@ def read_project(project: Path, failure: str) -> dict[str, Any]:
         return tomllib.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     except ValueError as error:
         raise ReleaseError(f"{failure}: its pyproject.toml cannot be read as TOML: {error}") from error
+
+
+def is_static(table: Mapping[str, Any]) -> bool:
+    """Return whether a pyproject.toml says itself what its project depends on."""
+    own = table.get("project", {})
+    return "name" in own and not {"dependencies", "optional-dependencies"} & {*own.get("dynamic", ())}
 
 
 def is_package(project: Path) -> bool:

@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import http.server
 import io
 import json
 import os
 import shutil
 import subprocess
 import tarfile
-import threading
 import zipfile
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +30,8 @@ from ansible_collections.fleet.celery.plugins.module_utils.app_release_source im
     split_extras,
     tree_digest,
 )
+
+from tests.unit.package_index import NOWHERE, PackageIndex
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -67,7 +67,6 @@ def build_sdist(directory, config_settings=None):
     return "compiled-1.0.tar.gz"
 """
 
-NOWHERE = "http://127.0.0.1:9/simple"
 A, B, C, D = ("sha256:" + digit * 64 for digit in "abcd")
 LOCK = f"dep==1.0 --hash={A}\n"
 OWN_LOCK = f"dep==0.9 --hash={B}\nrt-only==1.0 --hash={C}\n"
@@ -147,39 +146,23 @@ def build(builder: Builder) -> dict[str, str]:
 @pytest.fixture(scope="module")
 def index(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Serve a package index with dep 0.9, 1.0 and 1.1, rt-only 1.0, and shop 1.0, which needs dep."""
-    root = tmp_path_factory.mktemp("index")
-    sdist(root / "simple" / "raw")
+    index = PackageIndex(tmp_path_factory.mktemp("index"))
+    sdist(index)
     for name, version, needs in (
         ("modern", "1.0", "Requires-Python: >=3.13\n"),
         ("dep", "0.9", ""),
         ("dep", "1.0", ""),
         ("dep", "1.1", ""),
-        ("rt_only", "1.0", ""),
+        ("rt-only", "1.0", ""),
         ("shop", "1.0", "Requires-Dist: dep\n"),
     ):
-        folder = root / "simple" / name.replace("_", "-")
-        folder.mkdir(parents=True, exist_ok=True)
-        about = f"{name}-{version}.dist-info"
-        file = folder / f"{name}-{version}-py3-none-any.whl"
-        with zipfile.ZipFile(file, "w") as wheel:
-            metadata = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n{needs}"
-            wheel.writestr(f"{name}_code.py", "")
-            wheel.writestr(f"{about}/METADATA", metadata)
-            wheel.writestr(f"{about}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
-            wheel.writestr(f"{about}/RECORD", "")
-        with (folder / "index.html").open("a") as page:
-            digest = hashlib.sha256(file.read_bytes()).hexdigest()
-            page.write(f'<a href="{file.name}#sha256={digest}">{file.name}</a>\n')
-    handler = functools.partial(Quiet, directory=str(root))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_address[1]}/simple"
-        server.shutdown()
+        index.add(name, version, needs)
+    with index.served():
+        yield index.url
 
 
-def sdist(folder: Path) -> None:
+def sdist(index: PackageIndex) -> None:
     """Put raw 1.0 into an index, which has no wheel, and a build hook that tells nothing but its metadata."""
-    folder.mkdir(parents=True)
     hook = (
         "import os\n"
         "def prepare_metadata_for_build_wheel(directory, config_settings=None):\n"
@@ -191,7 +174,7 @@ def sdist(folder: Path) -> None:
         "    raise SystemExit('not to be built here')\n"
     )
     toml = '[build-system]\nrequires = []\nbuild-backend = "hook"\nbackend-path = ["."]\n'
-    file = folder / "raw-1.0.tar.gz"
+    file = index.folder("raw") / "raw-1.0.tar.gz"
     with tarfile.open(file, "w:gz") as archive:
         for name, text in (
             ("hook.py", hook),
@@ -201,22 +184,14 @@ def sdist(folder: Path) -> None:
             info = tarfile.TarInfo(f"raw-1.0/{name}")
             info.size = len(text)
             archive.addfile(info, io.BytesIO(text.encode()))
-    digest = hashlib.sha256(file.read_bytes()).hexdigest()
-    (folder / "index.html").write_text(f'<a href="{file.name}#sha256={digest}">{file.name}</a>\n')
-
-
-class Quiet(http.server.SimpleHTTPRequestHandler):
-    """A file server that keeps to itself."""
-
-    def log_message(self, *_: object) -> None:
-        """Log nothing."""
+    index.list(file)
 
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep uv's cache apart, and uv off the network."""
     monkeypatch.setenv("UV_CACHE_DIR", str(tmp_path / "uv"))
-    monkeypatch.setenv("UV_DEFAULT_INDEX", "http://127.0.0.1:9/simple")
+    monkeypatch.setenv("UV_DEFAULT_INDEX", NOWHERE)
     monkeypatch.setenv("UV_HTTP_RETRIES", "0")
 
 
@@ -886,3 +861,17 @@ def test_locks_of_other_tools(make: functools.partial[Builder], tmp_path: Path, 
     release = make(folder(tmp_path / "shop", **{name: text}))
     assert f"dep==0.9 \\\n    --hash={A}\n" in build(release)["requirements.txt"]
     assert f"{name}, requirements.txt" in release.warnings[0]
+
+
+def test_code_resolves_nothing_anew(make: functools.partial[Builder], app: Path, tmp_path: Path) -> None:
+    """A change of what the app depends on does."""
+    (app / "requirements.lock").unlink()
+    flat = folder(tmp_path / "flat")
+    seen = [make(path).identify(save=True) for path in (app, flat)]
+    for path in (app / "src/shop/__init__.py", flat / "worker/tasks.py"):
+        path.write_text("x = 2\n")
+    seen += [make(path, index=NOWHERE).identify(save=True) for path in (app, flat)]
+    assert len(set(seen)) == len(seen)
+    (flat / "requirements.txt").write_text("dep\n")
+    with pytest.raises(ReleaseError, match=r"cannot be resolved[\s\S]*Failed to fetch"):
+        make(flat, index=NOWHERE).identify(save=True)

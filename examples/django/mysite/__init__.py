@@ -1,0 +1,4 @@
+# SPDX-License-Identifier: MIT
+from .celery import app as celery_app
+
+__all__ = ["celery_app"]
