@@ -5,7 +5,7 @@
 ENV ?= single
 SCENARIOS := fleet single
 LONG_STAGES := apps-long wheel servers upstream
-LONG_SCENARIOS := faults operations
+LONG_SCENARIOS := faults operations upgrade
 
 export LAB_SUITE := $(SUITE)
 export PATH := $(CURDIR)/.venv/bin:$(PATH)

@@ -156,6 +156,8 @@ def molecule(scenario: str) -> None:
         results = {"passed": int(succeeded), "failed": int(not succeeded)}
         if step == "verify":
             results = take_report(report, succeeded)
+            skipped = [line for line in output.splitlines() if line.startswith("SKIPPED")]
+            print("".join(f"{line}\n" for line in skipped), end="", flush=True)  # with the reasons
         failed = failed or bool(results["failed"])
         count(f"{scenario}: {step}", seconds, output, **results)
     subprocess.run([LAB, "destroy", env], cwd=ROOT, env=environment, check=True)

@@ -37,6 +37,7 @@ MARKERS = (
     "setting(name): needs a host on which this variable is neither 0 nor empty",
     "operations: does what an operator does every week, while tasks are counted",
     "load: counts tasks while something breaks; needs two hosts of workers, for one may be gone",
+    "upgrade: begins with a fleet of the release before this one, on bare hosts",
     "afterwards: looks back at what the others left behind",
 )
 ORDER = ("faults", "operations", "afterwards", "second_change")

@@ -145,11 +145,18 @@ def several(names: Iterable[str]) -> list[str]:
     return sorted(name for name, times in Counter(names).items() if times > 1)
 
 
-def run(fleet: Fleet, ledger: Ledger, fault: Fault) -> Trial:
-    """Let a fault happen to a fleet that has work to do, and return what became of the work."""
+def run(fleet: Fleet, ledger: Ledger, fault: Fault, rate: float = RATE) -> Trial:
+    """Let a fault happen to a fleet that has work to do, and return what became of the work.
+
+    Args:
+        fleet: The fleet.
+        ledger: Of the tasks.
+        fault: What happens.
+        rate: Tasks that are sent a second.
+    """
     name = f"{fault.name}-{int(time.time())}"
     problem = ""
-    with Load(fleet.broker, name, shares(fleet), RATE) as load:
+    with Load(fleet.broker, name, shares(fleet), rate) as load:
         time.sleep(CALM)
         began = time.time()
         try:

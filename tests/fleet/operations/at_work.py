@@ -23,15 +23,34 @@ if TYPE_CHECKING:
 FOLDER = ROOT / ".cache" / "test" / "operations"
 # Seconds that a task may take from when it is sent to its end: half of the fleet always consumes.
 WAIT = 5.0
-LEAST = 50  # tasks a second that have to be sent, or nothing was shown
+LEAST = 5 / 6  # of the tasks a second that are to be sent, or nothing was shown
 
 
 class Operator:
     """Runs playbooks while tasks are sent, with variables that stay otherwise than in the inventory."""
 
-    def __init__(self, fleet: Fleet, plays: Plays, ledger: Ledger, report: Report) -> None:
-        """Begin with the inventory as it is."""
+    def __init__(
+        self,
+        fleet: Fleet,
+        plays: Plays,
+        ledger: Ledger,
+        report: Report,
+        *,
+        rate: float = trial.RATE,
+        wait: float = WAIT,
+    ) -> None:
+        """Begin with the inventory as it is.
+
+        Args:
+            fleet: The fleet.
+            plays: Runs playbooks on it.
+            ledger: Of the tasks.
+            report: Gets each trial.
+            rate: Tasks that are sent a second.
+            wait: Seconds that a task may take from when it is sent to its end.
+        """
         self.fleet = fleet
+        self._rate, self._wait = rate, wait
         self.variables: dict[str, Any] = {}
         self._plays = plays
         self._ledger = ledger
@@ -59,7 +78,15 @@ class Operator:
             **{**self.variables, **variables},
         )
 
-    def counted(self, name: str, act: Callable[[], Run], *, succeeds: bool = True, twice: str = "") -> Run:
+    def counted(
+        self,
+        name: str,
+        act: Callable[[], Run],
+        *,
+        succeeds: bool = True,
+        twice: str = "",
+        outage: str = "",
+    ) -> Run:
         """Do something while tasks are sent, and require that none of them noticed.
 
         Args:
@@ -68,6 +95,7 @@ class Operator:
             succeeds: Whether the run that it returns has to.
             twice: Why tasks may run twice because of it, and senders be refused for a moment; nothing where
                 neither may be.
+            outage: Why senders may be refused for a moment, although no task may run twice.
         """
         runs: list[Run] = []
 
@@ -75,13 +103,18 @@ class Operator:
             runs.append(act())
 
         happens.__name__ = name
-        fault = Fault(happens, wait=WAIT, twice=twice)
-        found = trial.run(self.fleet, self._ledger, fault)
+        fault = Fault(happens, wait=self._wait, twice=twice)
+        found = trial.run(self.fleet, self._ledger, fault, self._rate)
         self._report.add(found)
         assert runs, found.problem
         if succeeds:
             runs[0].expect_success()
-        broken = [*found.broken(fault), *([] if twice else failures(found)), *idle(found, outage=bool(twice))]
+        outage = outage or twice
+        broken = [
+            *found.broken(fault),
+            *([] if outage else failures(found)),
+            *idle(found, outage=bool(outage), rate=self._rate),
+        ]
         assert not broken, "\n".join([*broken, self._report.table()])
         return runs[0]
 
@@ -96,9 +129,11 @@ def failures(found: Trial) -> list[str]:
     ]
 
 
-def idle(found: Trial, *, outage: bool = False) -> list[str]:
+def idle(found: Trial, *, outage: bool = False, rate: float = trial.RATE) -> list[str]:
     """Return whether too few tasks were sent; an outage is the one time in which a sender had to wait."""
     times = [sent.submitted for sent in found.sent]
     pause = max(later - earlier for earlier, later in pairwise(times)) if outage else 0
-    rate = len(times) / (max(times) - min(times) - pause)
-    return [f"{rate:.0f} tasks were sent a second, not {LEAST}: the machine is busy"] if rate < LEAST else []
+    seen, least = len(times) / (max(times) - min(times) - pause), rate * LEAST
+    return (
+        [f"{seen:.0f} tasks were sent a second, not {least:.0f}: the machine is busy"] if seen < least else []
+    )

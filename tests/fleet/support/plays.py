@@ -63,6 +63,7 @@ class Plays:
     inventory_arguments: list[str]
     scratch: Path
     outputs: list[str] = field(default_factory=list)
+    root: Path = ROOT
 
     def run(self, *arguments: str, playbook: str = "site.yml", **variables: Any) -> Run:
         """Run a playbook to its end.
@@ -112,6 +113,11 @@ class Plays:
         assert run.code == ENDS[by], str(run)
 
     @property
+    def _environment(self) -> dict[str, str]:
+        """What a run finds in its environment."""
+        return dict(os.environ)
+
+    @property
     def _recap(self) -> Path:
         """Where the run that is under way writes down what it changes."""
         return self.scratch / "recap.json"
@@ -124,7 +130,7 @@ class Plays:
         recap.unlink(missing_ok=True)
         extra.touch(0o600)
         extra.write_text(json.dumps(variables))
-        environment = os.environ | {
+        environment = self._environment | {
             "ANSIBLE_CALLBACK_PLUGINS": str(ROOT / "lab" / "callback_plugins"),
             "LAB_RECAP": str(recap),
             "ANSIBLE_FORCE_COLOR": "0",
@@ -142,7 +148,7 @@ class Plays:
         return subprocess.Popen(
             command,
             preexec_fn=heed_interrupts,
-            cwd=ROOT,
+            cwd=self.root,
             env=environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
