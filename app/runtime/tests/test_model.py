@@ -17,7 +17,7 @@ import pytest
 from fleet_runtime.broker import keys
 from fleet_runtime.recovery.requeue import UnackedRestorer
 from fleet_runtime.transport import tuning
-from fleet_runtime.transport.channel import Channel
+from fleet_runtime.transport.prefetch import Prefetcher
 from fleet_runtime.transport.transports import Transport
 from fleet_runtime.worker.bootsteps import own_keys
 from hypothesis import HealthCheck, settings
@@ -185,7 +185,7 @@ class Nodes(RuleBasedStateMachine):
         """Let a node find that what it took in advance has waited for long; others get it."""
         if which < len(self.nodes):
             node = self.nodes[which]
-            node.channel._prefetched.keep_longer(-LONG)
+            node.channel.prefetcher.buffer.keep_longer(-LONG)
             node.turn()
 
     @rule(which=st.integers(0, 2))
@@ -248,8 +248,9 @@ def number_of(message: Any) -> int:
     return int(json.loads(base64.b64decode(message["body"]))["n"])
 
 
-def as_much_as_it_may(channel: Any, _: float) -> int:
+def as_much_as_it_may(prefetcher: Any, _: float) -> int:
     """Return how many messages a fast node takes in advance."""
+    channel = prefetcher._channel
     return channel.qos.prefetch_count * tuning.PREFETCH_PER_SLOT if channel.connection.cycle.loop else 0
 
 
@@ -260,7 +261,7 @@ def test_a_message_is_always_in_one_place(
 ) -> None:
     """Whatever nodes do. Those that loop take in advance, however slow they are here."""
     monkeypatch.setattr(tuning, "ETA_RUN", delayed)
-    monkeypatch.setattr(Channel, "_prefetch_target", as_much_as_it_may)
+    monkeypatch.setattr(Prefetcher, "target", as_much_as_it_may)
     monkeypatch.setattr(tuning, "PREFETCH_TTL_S", LONG)
     machine = type("Machine", (Nodes,), {"broker": broker})
     checks = [HealthCheck.too_slow, HealthCheck.filter_too_much]

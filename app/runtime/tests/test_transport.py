@@ -593,12 +593,12 @@ def test_what_came_is_delivered_though_what_was_taken_with_it_cannot_go_back(
     def lose() -> None:
         raise looping.connection.connection_errors[0]("lost")
 
-    looping.channel._prefetched.clear()
+    looping.channel.prefetcher.buffer.clear()
     while not looping.channel.fetcher.has_pending_fetch:
         looping.done()
         looping.channel.on_poll_start(lambda _: None)
     count = len(looping.got)
-    monkeypatch.setattr(looping.channel, "_unprefetch", lose)
+    monkeypatch.setattr(looping.channel.prefetcher, "put_back", lose)
     monkeypatch.setattr(looping.channel, "queues", [])
     with pytest.raises(looping.connection.connection_errors, match="lost"):
         looping.channel.fetcher.read(1)
@@ -625,7 +625,7 @@ def test_a_redis_that_writes_nothing_gets_back_later_what_was_taken(
 def test_what_others_have_by_now_does_not_go_back(looping: Looping, broker: Broker) -> None:
     """The node was cut off: recovery has given it back with a mark, and it is held again."""
     admin, unacked = broker.client("admin"), OPTIONS["unacked_key"]
-    tags = [message.tag for message in looping.channel._prefetched.messages]
+    tags = [message.tag for message in looping.channel.prefetcher.buffer.messages]
     assert len(tags) > 1
     admin.hset(unacked, tags[0], "[{}, 1, 2]")
     left = len(looping.left())
@@ -641,11 +641,11 @@ def test_what_came_while_a_node_stood_still_goes_back(looping: Looping) -> None:
         looping.done()
         looping.channel.on_poll_start(lambda _: None)
     time.sleep(2 * tuning.PREFETCH_TTL_S)
-    looping.channel._prefetched.clear()  # which is old in any case
-    wait_until(lambda: looping.channel.fetcher.read(1) or looping.channel._prefetched)
-    assert looping.channel._prefetched
+    looping.channel.prefetcher.buffer.clear()  # which is old in any case
+    wait_until(lambda: looping.channel.fetcher.read(1) or looping.channel.prefetcher.buffer)
+    assert looping.channel.prefetcher.buffer
     looping.channel.on_poll_start(lambda _: None)
-    assert not looping.channel._prefetched
+    assert not looping.channel.prefetcher.buffer
 
 
 def test_what_is_done_as_it_is_delivered_holds_nothing_up(
@@ -716,13 +716,13 @@ def test_who_cannot_give_back_takes_nothing_in_advance(
         monkeypatch.setattr(connection.transport.cycle, "loop", None)
     elif strict == "far":
         monkeypatch.setattr(tuning, "PREFETCH_TTL_S", 1e-6)
-    kept, keep = list[Any](), node.channel._keep
+    kept, keep = list[Any](), node.channel.prefetcher.keep
 
     def count(ahead: Any, asked_at: float) -> None:
         kept.append(ahead)
         keep(ahead, asked_at)
 
-    monkeypatch.setattr(node.channel, "_keep", count)
+    monkeypatch.setattr(node.channel.prefetcher, "keep", count)
     for turn in range(10):
         node.turn(0.01)
         assert node.held() <= 2 or (strict == "far" and not turn)

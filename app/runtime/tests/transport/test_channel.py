@@ -118,7 +118,7 @@ def channel(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> Any:
     channel.unacked_key, channel.unacked_index_key = "unacked:one", "unacked_index:one"
     channel.connection, channel.closed = FakeConnection(), True
     channel._queue_cycle = round_robin_cycle(["default"])
-    channel._lists.add("default", ["default"], no_ack=False)
+    channel.lists.add("default", ["default"], no_ack=False)
     channel.queues, channel.fetcher = ["default"], FakeFetcher()
     monkeypatch.setattr(Channel, "qos", FakeQoS(8), raising=False)
     channel._script_call = lambda: ("FCALL", "fetch_and_ack")
@@ -204,7 +204,7 @@ def test_on_poll_start_of_an_idle_channel_sends_nothing(idle: Any, clock: Clock)
 
 def test_on_poll_start_reports_a_lost_fetch_once(channel: Any) -> None:
     """The node connects again, and requeues what was under way."""
-    channel._lost_fetch = True
+    channel.lost_fetch = True
     with pytest.raises(RedisConnectionError, match="messages were under way"):
         poll(channel)
     poll(channel)
@@ -341,13 +341,13 @@ def test_an_empty_reply_after_a_notification_backs_off(
 
 def test_a_fast_node_prefetches(channel: Any, clock: Clock, delivered: list[Any]) -> None:
     """What it settles in PREFETCH_WINDOW_S. The messages wait here for room."""
-    channel._rate.settled = 4000
+    channel.prefetcher.rate.settled = 4000
     clock.now += 1
     poll(channel)
     assert channel.fetcher.sent[0].command[6] == 8 + 20
     channel.fetcher.sent.pop().on_reply(reply(*[b"%d" % number for number in range(10)]))
     assert delivered == [b"%d" % number for number in range(8)]
-    assert [message.item for message in channel._prefetched.messages] == [b"8", b"9"]
+    assert [message.item for message in channel.prefetcher.buffer.messages] == [b"8", b"9"]
     channel.qos._delivered = dict.fromkeys("abcdefg")
     poll(channel)
     assert delivered[8:] == [b"8"]
@@ -356,19 +356,19 @@ def test_a_fast_node_prefetches(channel: Any, clock: Clock, delivered: list[Any]
 @pytest.mark.parametrize("why", ["no loop", "far", "one at a time", "a condition", "no acknowledgement"])
 def test_a_node_that_cannot_put_messages_back_does_not_prefetch(channel: Any, clock: Clock, why: str) -> None:
     """However fast it is."""
-    channel._rate.settled = 4000
+    channel.prefetcher.rate.settled = 4000
     clock.now += 1
     if why == "no loop":
         channel.connection.cycle.loop = None
     elif why == "far":
-        channel._prefetched.is_near = False
+        channel.prefetcher.buffer.is_near = False
     elif why == "one at a time":
         channel.fetch_limit = 1
     elif why == "a condition":
         channel.qos.can_consume = lambda: True
     else:
-        channel._lists.no_ack.add("default")
-    assert channel._prefetch_target(clock.now) == 0
+        channel.lists.no_ack.add("default")
+    assert channel.prefetcher.target(clock.now) == 0
 
 
 def test_stale_messages_go_back(channel: Any, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -376,15 +376,15 @@ def test_stale_messages_go_back(channel: Any, clock: Clock, monkeypatch: pytest.
     runs: list[Any] = []
     monkeypatch.setattr(functions, "run", lambda *call: runs.append(call))
     channel.conn_or_acquire = _Client
-    channel._rate.per_second = 1000.0
-    channel._keep(parse_reply(reply(b"one", b"two"), ["default"], ["default"], 2), NOW)
-    assert not channel.release_stale(NOW + tuning.PREFETCH_TTL_S / 2)
-    assert channel.release_stale(NOW + tuning.PREFETCH_TTL_S)
+    channel.prefetcher.rate.per_second = 1000.0
+    channel.prefetcher.keep(parse_reply(reply(b"one", b"two"), ["default"], ["default"], 2), NOW)
+    assert not channel.prefetcher.release_stale(NOW + tuning.PREFETCH_TTL_S / 2)
+    assert channel.prefetcher.release_stale(NOW + tuning.PREFETCH_TTL_S)
     ((_, _, keys, args),) = runs
     assert keys == ["unacked:one", "unacked_index:one", "default", "default"]
     assert args == ["tag-0", b"one", "tag-1", b"two"]
-    assert not channel._prefetched
-    assert channel._rate.per_second == 0.0
+    assert not channel.prefetcher.buffer
+    assert channel.prefetcher.rate.per_second == 0.0
 
 
 def test_messages_of_a_cancelled_queue_go_back_at_once(channel: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -392,7 +392,7 @@ def test_messages_of_a_cancelled_queue_go_back_at_once(channel: Any, monkeypatch
     runs: list[Any] = []
     monkeypatch.setattr(functions, "run", lambda *call: runs.append(call))
     channel.conn_or_acquire, channel.queues = _Client, []
-    channel._keep(parse_reply(reply(b"one"), ["default"], ["default"], 1), NOW)
+    channel.prefetcher.keep(parse_reply(reply(b"one"), ["default"], ["default"], 1), NOW)
     assert len(runs) == 1
 
 
@@ -403,11 +403,11 @@ def test_messages_stay_while_redis_refuses_writes(channel: Any, monkeypatch: pyt
         raise OutOfMemoryError("OOM")
 
     channel.conn_or_acquire = _Client
-    channel._keep(parse_reply(reply(b"one"), ["default"], ["default"], 1), NOW - 10)
+    channel.prefetcher.keep(parse_reply(reply(b"one"), ["default"], ["default"], 1), NOW - 10)
     monkeypatch.setattr(functions, "run", refuse)
-    channel._unprefetch()
-    assert len(channel._prefetched) == 1
-    assert not channel._prefetched.is_stale(NOW)
+    channel.prefetcher.put_back()
+    assert len(channel.prefetcher.buffer) == 1
+    assert not channel.prefetcher.buffer.is_stale(NOW)
 
 
 class _Client:
@@ -491,10 +491,8 @@ def test_a_lost_connection_gives_back_its_tags(channel: Any, monkeypatch: pytest
     channel.fetcher.drop_pending = lambda: ["a"]
     channel._on_connection_disconnect(channel.fetcher.connection)
     assert channel._acks.tags == ["a"]
-    assert channel._lost_fetch
+    assert channel.lost_fetch
     assert forgotten == [channel]
-    channel.handle_lost_fetch()
-    assert not channel._lost_fetch
 
 
 def test_an_error_for_queues_of_before_is_ignored(channel: Any, monkeypatch: pytest.MonkeyPatch) -> None:

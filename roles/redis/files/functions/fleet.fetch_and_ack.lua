@@ -1,4 +1,4 @@
-#!lua name=fleet_60c9ae04a4beb0f87e464ca47d9109a15ee99049
+#!lua name=fleet_d80b9a5ebe9c1bf0ae2cfae460b10bb50ff72a71
 -- fleet_runtime/broker/scripts/fetch_and_ack.lua. Written by tools/redis_functions.py.
 local function body(KEYS, ARGV)
 -- Acknowledges messages, then fetches others and records them as unacknowledged.
@@ -19,7 +19,7 @@ local function body(KEYS, ARGV)
 -- ARGV[5]...  name of each queue; "" for a queue whose messages are not recorded (no_ack)
 -- ARGV[5 + queues]...  delivery tags to acknowledge
 -- Returns a flat array, three entries a message: place of its list among the lists (from 0), tag, message.
-local room, newest, in_turn, queues = tonumber(ARGV[1]), tonumber(ARGV[2]), ARGV[3] == '1', tonumber(ARGV[4])
+local count, newest, in_turn, queues = tonumber(ARGV[1]), tonumber(ARGV[2]), ARGV[3] == '1', tonumber(ARGV[4])
 
 if #ARGV > 4 + queues then
   redis.call('HDEL', KEYS[1], unpack(ARGV, 5 + queues))
@@ -59,9 +59,9 @@ local function parse(item, name)
 end
 
 local fetched = {}
-local time = room > 0 and redis.call('TIME')
-while #fetched < 3 * room do
-  local oldest = #fetched < 3 * (room - newest)
+local time = count > 0 and redis.call('TIME')
+while #fetched < 3 * count do
+  local oldest = #fetched < 3 * (count - newest)
   local position, queue, key, item, place = find(oldest and -1 or 0)
   if not item then
     break
@@ -85,7 +85,7 @@ while #fetched < 3 * room do
 end
 return fetched
 end
-redis.register_function{function_name='fleet_60c9ae04a4beb0f87e464ca47d9109a15ee99049', callback=body, flags={'allow-oom'}}
+redis.register_function{function_name='fleet_d80b9a5ebe9c1bf0ae2cfae460b10bb50ff72a71', callback=body, flags={'allow-oom'}}
 redis.register_function{
-  function_name='fleet_60c9ae04a4beb0f87e464ca47d9109a15ee99049_present', callback=function() return 1 end, flags={'no-writes'}
+  function_name='fleet_d80b9a5ebe9c1bf0ae2cfae460b10bb50ff72a71_present', callback=function() return 1 end, flags={'no-writes'}
 }

@@ -3,7 +3,7 @@
 
 kombu's channel removes a message from its queue by one command (BRPOP), and records it as unacknowledged by
 the next. A node that dies between the two loses the message; so does a node whose Redis refuses the second.
-Here a script does both, for as many messages as there is room for, and acknowledges those that are settled
+Here a script does both, for as many messages as the pool has slots for, and acknowledges the settled ones
 (broker/scripts/fetch_and_ack.lua). A script cannot wait for a message: a node that found none lets Redis
 notify it of the next change of its lists (CLIENT TRACKING), and sends nothing meanwhile.
 
@@ -26,13 +26,13 @@ from redis.exceptions import NoPermissionError, ResponseError
 from fleet_runtime.broker import functions, scripts
 from fleet_runtime.broker.oom import is_full
 from fleet_runtime.broker.unacked import UnackedRef
-from fleet_runtime.transport import decode, fetch, prefetch, tuning
+from fleet_runtime.transport import decode, fetch, tuning
 from fleet_runtime.transport.ack_buffer import AckBuffer
 from fleet_runtime.transport.backoff import Backoff
 from fleet_runtime.transport.base_channel import BaseChannel
 from fleet_runtime.transport.connection import TRACK_NEXT, PendingCommand, PipelinedConnection
 from fleet_runtime.transport.eta import EtaRuns
-from fleet_runtime.transport.prefetch import PrefetchBuffer, RateEstimator
+from fleet_runtime.transport.prefetch import Prefetcher
 from fleet_runtime.transport.qos import QoS, acknowledge
 from fleet_runtime.transport.refused import is_refusal
 from fleet_runtime.transport.subscription import Subscription
@@ -57,8 +57,11 @@ class Channel(BaseChannel):
         queues: The queues that it fetches from.
         asked_at: When it last asked for messages, by the monotonic clock. The watchdog reads it.
         fetch_limit: Most messages that one command fetches.
-        nodes: How many nodes Redis may notify of a message. Whoever knows sets it; the default is many.
+        nodes: How many nodes Redis may notify of a message. The heartbeat sets it; the default is many.
         eta_count: How many messages were delivered whose tasks wait for their ETA. Their handler counts them.
+        lists: The lists of the consumed queues.
+        lost_fetch: Whether the connection was lost with messages under way, and no error has told the node.
+        prefetcher: Holds the messages for which there is no slot yet.
     """
 
     QoS = QoS
@@ -72,14 +75,13 @@ class Channel(BaseChannel):
         self.queues: list[str] = []
         self.asked_at: float | None = None
         self.eta_count = 0
+        self.lost_fetch = False
         self._acks = AckBuffer()
         self._backoff = Backoff()
         self._eta_runs = EtaRuns()
-        self._lists = fetch.QueueLists()
-        self._prefetched = PrefetchBuffer()
-        self._rate = RateEstimator()
+        self.lists = fetch.QueueLists()
         self._tracking = Subscription()
-        self._lost_fetch = False  # whether the connection was lost with messages under way
+        self.prefetcher = Prefetcher(self)
         super().__init__(*args, **kwargs)
 
     # --- connections ---
@@ -93,7 +95,7 @@ class Channel(BaseChannel):
         """Handle a connection that was closed or lost."""
         fetcher = self.fetcher
         if fetcher is not None and fetcher.connection is connection:
-            self._lost_fetch = self._lost_fetch or fetcher.has_pending_fetch
+            self.lost_fetch = self.lost_fetch or fetcher.has_pending_fetch
             self._acks.put_back(fetcher.drop_pending())
             self._resubscribe()
             if self.connection is not None:
@@ -109,19 +111,15 @@ class Channel(BaseChannel):
     def close(self) -> None:
         """Close. Messages that are under way are delivered first; prefetched messages go back."""
         if not self.closed:
-            self._try(self._wait_for_replies, self.flush, self._unprefetch)
+            self._try(self._wait_for_replies, self.flush, self.prefetcher.put_back)
         super().close()
-
-    def handle_lost_fetch(self) -> None:
-        """Note that the loss of messages under way was reported to the node."""
-        self._lost_fetch = False
 
     # --- consumers ---
 
     def basic_consume(self, queue: str, no_ack: bool = False, *args: Any, **kwargs: Any) -> Any:
         """Consume a queue. Messages that are not to be acknowledged are not recorded."""
         keys = [self._q_for_pri(queue, priority) for priority in self.priority_steps]
-        self._lists.add(queue, keys, no_ack=no_ack)
+        self.lists.add(queue, keys, no_ack=no_ack)
         consumer = super().basic_consume(queue, no_ack, *args, **kwargs)
         self._resubscribe()
         return consumer
@@ -136,8 +134,8 @@ class Channel(BaseChannel):
         cancelled = super()._basic_cancel(consumer_tag)
         self._resubscribe()
         if not self._closing:
-            last = (self._wait_for_replies, self.flush, self._unprefetch)
-            if error := self._try(*((self._unprefetch,) if self.queues else last)):
+            put_back = self.prefetcher.put_back
+            if error := self._try(*(() if self.queues else (self._wait_for_replies, self.flush)), put_back):
                 raise error
         return cancelled
 
@@ -175,7 +173,7 @@ class Channel(BaseChannel):
     def will_send(self) -> bool:
         """Whether it will send something soon: it consumes, is connected, and its poller is not blocked.
 
-        A poller without a loop is, while it waits for room in the pool with a message in its hands.
+        A poller without a loop is blocked while a delivered message waits for a slot of the pool.
         """
         if not self.queues or self.fetcher is None or not self.fetcher.is_open:
             return False
@@ -186,7 +184,7 @@ class Channel(BaseChannel):
         """Acknowledge a message with the next command, or by one of its own if none will be sent."""
         now = monotonic()
         self._acks.add(tag, now)
-        self._rate.settled += 1
+        self.prefetcher.rate.settled += 1
         if not self.will_send:
             self.flush()
             return
@@ -195,11 +193,10 @@ class Channel(BaseChannel):
             cycle.wake()
         elif self.fetcher is not None and now > max(self._acks.due_at, self._backoff.paused_until):
             self._fetch_and_ack(self.fetcher, 0)
-        elif not self._acks.has_timer and (self._prefetched.target or self._enough() > 1):
+        elif not self._acks.has_timer and (self.prefetcher.buffer.target or self._enough() > 1):
             self._acks.has_timer = True
-            cycle.wake_in(
-                tuning.ACK_LINGER_S
-            )  # on_poll_start is too late: a loop has set its timeout by then
+            # on_poll_start is too late: a loop has set its timeout by then
+            cycle.wake_in(tuning.ACK_LINGER_S)
 
     def flush_soon(self) -> None:
         """Let no acknowledgement wait for others: a task that may run once only is about to begin."""
@@ -249,32 +246,33 @@ class Channel(BaseChannel):
         if fetcher is None:
             client = self._create_client(asynchronous=True)
             fetcher = self.fetcher = PipelinedConnection(client, self._tracking.on_invalidate)
-        if self._lost_fetch:
-            self._lost_fetch = False
+        if self.lost_fetch:
+            self.lost_fetch = False
             raise RedisConnectionError("A connection to Redis was lost by which messages were under way.")
         if fetcher.fileno is None or not fetcher.is_open:
             register(self)
         now = monotonic()
         if now > self._refused.retry_at:
             self._refused.retry()
-        if self._prefetched:
-            self._deliver_prefetched(now)
+        buffer = self.prefetcher.buffer
+        if buffer:
+            self.prefetcher.deliver(now)
         if now < self._backoff.paused_until:
             return
         is_fetching = fetcher.has_pending_fetch
-        room = more = target = 0
+        slots = more = target = 0
         if self._tracking.may_have_messages and now >= self._backoff.not_before:
-            target = self._prefetch_target(now)
+            target = self.prefetcher.target(now)
             if not is_fetching:
-                room = 0 if self._prefetched else self._room()
-                more = max(0, target - len(self._prefetched))
-        self._prefetched.target = target
+                slots = 0 if buffer else self.free_slots()
+                more = max(0, target - len(buffer))
+        buffer.target = target
         runs_short = more > target // 2
         lingers = self._acks and now < self._acks.due_at
-        if lingers and (is_fetching or not (runs_short or self._is_enough(room))):
+        if lingers and (is_fetching or not (runs_short or self._is_enough(slots))):
             return
-        if room or self._acks or runs_short:
-            self._fetch_and_ack(fetcher, room, more)
+        if slots or self._acks or runs_short:
+            self._fetch_and_ack(fetcher, slots, more)
         elif fetcher.is_idle and self._tracking.is_due(now):
             fetcher.send(*self._track())
 
@@ -283,12 +281,12 @@ class Channel(BaseChannel):
         """Whether Redis has notified of a message that was not fetched since."""
         return self._tracking.may_have_messages and self._tracking.is_notified
 
-    def _room(self) -> int:
-        """Return for how many messages the node has room, at most what one command fetches."""
+    def free_slots(self) -> int:
+        """Return for how many messages the node has a slot, at most what one command fetches."""
         qos = self.qos
         if not qos.can_consume():
             return 0
-        if self._fetches_singly():
+        if self.fetches_singly():
             return 1
         most = min(tuning.FETCH_BATCH, self.fetch_limit)
         qos._flush()  # settled messages do not count, whichever channel they came by
@@ -298,12 +296,12 @@ class Channel(BaseChannel):
         """Return how many messages are worth a command of their own: half of the prefetch count."""
         return min(tuning.FETCH_BATCH, self.fetch_limit, (self.qos.prefetch_count or tuning.FETCH_BATCH) // 2)
 
-    def _is_enough(self, room: int) -> bool:
+    def _is_enough(self, slots: int) -> bool:
         """Return whether there is enough to fetch or to acknowledge for a command of its own."""
         enough = self._enough()
-        return room >= enough or len(self._acks) >= max(enough, self._prefetched.target // 2)
+        return slots >= enough or len(self._acks) >= max(enough, self.prefetcher.buffer.target // 2)
 
-    def _fetches_singly(self) -> bool:
+    def fetches_singly(self) -> bool:
         """Return whether a condition, or an order of queues, has to be asked before each message.
 
         Celery may have put it here (worker_disable_prefetch), or an app.
@@ -317,20 +315,20 @@ class Channel(BaseChannel):
 
     # --- commands and their replies ---
 
-    def _fetch_and_ack(self, fetcher: PipelinedConnection, room: int, more: int = 0) -> None:
-        """Acknowledge settled messages, fetch as many as there is room for, and prefetch some more."""
-        now, most = monotonic(), min(room + more, tuning.FETCH_BATCH)
+    def _fetch_and_ack(self, fetcher: PipelinedConnection, slots: int, more: int = 0) -> None:
+        """Acknowledge settled messages, fetch one for each free slot, and prefetch some more."""
+        now, most = monotonic(), min(slots + more, tuning.FETCH_BATCH)
         tags = self._acks.take()
         self._acks.restart(now)
         queues = self._queue_cycle.consume(len(self.queues)) if most else []
-        keys, args = self._lists.arguments(queues, in_turn=not isinstance(self._queue_cycle, priority_cycle))
-        newest = 0 if self._fetches_singly() else self._eta_runs.newest(most)
+        keys, args = self.lists.arguments(queues, in_turn=not isinstance(self._queue_cycle, priority_cycle))
+        newest = 0 if self.fetches_singly() else self._eta_runs.newest(most)
         generation = self._tracking.generation
         unacked = (self.unacked_key, self.unacked_index_key)
         command = PendingCommand(
             (*self._script_call(), 2 + len(keys), *unacked, *keys, most, newest, *args, *tags),
             lambda reply: self._on_fetched(
-                fetch.parse_reply(reply, queues, keys, most - newest), room, most, now
+                fetch.parse_reply(reply, queues, keys, most - newest), slots, most, now
             ),
             lambda error: self._on_fetch_error(error, tags, queues, generation),
             tags,
@@ -355,17 +353,17 @@ class Channel(BaseChannel):
         self.asked_at = now
         generation = tracking.generation
         return PendingCommand(TRACK_NEXT), PendingCommand(
-            ("EXISTS", *self._lists.keys(queues)),
+            ("EXISTS", *self.lists.keys(queues)),
             lambda count: tracking.on_checked(count, generation),
             lambda error: self._is_stale_error(error, queues, generation),
         )
 
-    def _on_fetched(self, messages: list[FetchedMessage], room: int, most: int, sent_at: float) -> None:
-        """Deliver fetched messages, and keep those that there is no room for.
+    def _on_fetched(self, messages: list[FetchedMessage], slots: int, most: int, sent_at: float) -> None:
+        """Deliver fetched messages, and keep those for which there is no slot.
 
         Args:
-            messages: What was fetched.
-            room: For how many there is room.
+            messages: The fetched messages.
+            slots: For how many there is a slot.
             most: How many the command asked for.
             sent_at: When it was sent, by the monotonic clock.
         """
@@ -384,12 +382,12 @@ class Channel(BaseChannel):
         tracking.is_notified = False
         for message in messages:
             self._queue_cycle.rotate(message.queue)
-        self._prefetched.record_fetch(sent_at, monotonic())
+        self.prefetcher.buffer.record_fetch(sent_at, monotonic())
         try:
-            self._deliver_all(messages[:room])
+            self.deliver_all(messages[:slots])
         finally:
-            if surplus := messages[room:]:
-                self._keep(surplus, sent_at)
+            if surplus := messages[slots:]:
+                self.prefetcher.keep(surplus, sent_at)
 
     def _on_fetch_error(
         self, error: ResponseError, tags: tuple[str, ...], queues: Sequence[str], generation: int
@@ -428,7 +426,7 @@ class Channel(BaseChannel):
 
     # --- delivery ---
 
-    def _deliver_all(self, messages: list[FetchedMessage]) -> None:
+    def deliver_all(self, messages: list[FetchedMessage]) -> None:
         """Deliver messages: all of them, even if one raises an error, since all are recorded."""
         errors = []
         for message in messages:
@@ -443,7 +441,7 @@ class Channel(BaseChannel):
         """Deliver a message to its consumer."""
         self.connection.cycle.delivered = True
         queue = message.queue
-        if queue in self._lists.no_ack:
+        if queue in self.lists.no_ack:
             decode.deliver(self, message.item, queue)
             return
         before, runs = self.eta_count, self._eta_runs
@@ -468,69 +466,3 @@ class Channel(BaseChannel):
             "An item of %d bytes in the queue %s is no message, and %s: %s",
             len(item), queue, fate, type(error).__name__,
         )  # fmt: skip
-
-    # --- prefetched messages ---
-
-    def _prefetch_target(self, now: float) -> int:
-        """Return how many messages to hold that there is no room for yet.
-
-        None for a node that has to ask before each message, that has no loop, and so could not put them back
-        in time, or whose Redis is so far away that they would go back as they come.
-        """
-        rate = self._rate.measure(now)
-        singly = self._fetches_singly() or self.fetch_limit < tuning.FETCH_BATCH or self._lists.no_ack
-        if singly or self.connection.cycle.loop is None or not self._prefetched.is_near:
-            return 0
-        return prefetch.target(rate, self.qos.prefetch_count)
-
-    def _keep(self, messages: list[FetchedMessage], sent_at: float) -> None:
-        """Keep messages for a while; if the queue of one was cancelled meanwhile, all go back."""
-        self._prefetched.add(messages, sent_at)
-        now = monotonic()
-        if any(message.queue not in self.queues for message in messages):
-            self._unprefetch()
-        elif self._prefetched.is_check_due(now):
-            self._schedule_check(now)
-
-    def _schedule_check(self, now: float) -> None:
-        """Let the loop look again when the oldest prefetched message is stale."""
-        self.connection.cycle.loop.call_later(self._prefetched.schedule_check(now), self._on_check)
-
-    def _on_check(self) -> None:
-        """Schedule the next check. The loop calls `on_poll_start` in the same turn."""
-        if self._prefetched and not self.closed:
-            self._schedule_check(monotonic())
-
-    def _deliver_prefetched(self, now: float) -> None:
-        """Deliver prefetched messages as far as there is room, or put them back if they are stale."""
-        if self.release_stale(now):
-            return
-        count = min(self._room(), len(self._prefetched))
-        self._deliver_all(self._prefetched.take(count))
-        if count:
-            self.connection.cycle.go_on()
-
-    def release_stale(self, now: float | None = None) -> bool:
-        """Put all prefetched messages back if the oldest has waited for too long. Returns whether it did."""
-        if not self._prefetched.is_stale(monotonic() if now is None else now):
-            return False
-        self._rate.per_second = 0.0
-        self._unprefetch()
-        return True
-
-    def _unprefetch(self) -> None:
-        """Put all prefetched messages back to the head of their queues; later, if Redis refuses writes."""
-        messages = self._prefetched.messages
-        if not messages:
-            return
-        names = [self.unacked_key, self.unacked_index_key, *(message.key for message in messages)]
-        args = [arg for message in messages for arg in (message.tag, message.item)]
-        try:
-            with self.conn_or_acquire() as client:
-                functions.run(client, scripts.UNPREFETCH, names, args)
-        except ResponseError as error:
-            if not is_full(error):
-                raise
-            self._prefetched.keep_longer(monotonic())
-            return
-        self._prefetched.clear()

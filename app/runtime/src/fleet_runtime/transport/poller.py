@@ -19,6 +19,10 @@ from fleet_runtime.transport import tuning
 from fleet_runtime.transport.connection import PipelinedConnection
 
 
+def turn() -> None:
+    """Do nothing: with a callback to run, a loop makes a turn, in which it calls `on_poll_start`."""
+
+
 class Poller(stock.MultiChannelPoller):
     """Lets channels send what they have to send, and read what comes.
 
@@ -51,14 +55,14 @@ class Poller(stock.MultiChannelPoller):
         tasks end in greenlets and the node runs as many as it may.
         """
         if self.loop is not None:
-            self.loop.call_soon(int)
+            self.loop.call_soon(turn)
         elif self._alarm_fd is not None:
             os.eventfd_write(self._alarm_fd, 1)
 
     def wake_in(self, seconds: float) -> None:
         """Wake the loop in some seconds. Without a loop, `get` asks each channel for its timeout."""
         if self.loop is not None:
-            self.loop.call_later(seconds, int)
+            self.loop.call_later(seconds, turn)
 
     def go_on(self) -> None:
         """Keep the loop from waiting, if the messages delivered in on_poll_start have left it work.
@@ -102,7 +106,7 @@ class Poller(stock.MultiChannelPoller):
             if channel.queues:
                 channel.on_poll_start(self._register_fetcher)
             else:
-                channel.release_stale()
+                channel.prefetcher.release_stale()
             if channel.active_fanout_queues:
                 self._register_LISTEN(channel)
         self.polls = True
@@ -138,7 +142,7 @@ class Poller(stock.MultiChannelPoller):
                 channel.on_poll_start(self._register_fetcher)
                 kind.read_pending(tuning.NOTIFY_GRACE_S)
         except RedisConnectionError:
-            channel.handle_lost_fetch()
+            channel.lost_fetch = False  # this error tells the node
             raise
         if not self.delivered:
             raise Empty
@@ -174,7 +178,7 @@ class Poller(stock.MultiChannelPoller):
             super().maybe_restore_messages()
 
     def maybe_check_brpop_health(self) -> None:
-        """Drop connections on which a reply is overdue.
+        """Drop connections on which a reply is overdue. kombu calls it now and then, and has a BRPOP there.
 
         Raises:
             ConnectionError: There was one. Messages may have been under way: they are unacknowledged, and the
@@ -184,7 +188,7 @@ class Poller(stock.MultiChannelPoller):
             fetcher, timeout = channel.fetcher, channel.health_check_interval
             if fetcher is not None and timeout and fetcher.is_overdue(timeout):
                 fetcher.disconnect()
-                channel.handle_lost_fetch()
+                channel.lost_fetch = False
                 raise RedisConnectionError("Redis does not answer on a connection, which was dropped.")
 
     def _check_subscriptions(self) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Messages that are fetched before the node has room for them.
+"""Messages that are fetched before the node has a slot for them.
 
 With one message for each child process, a process waits for Redis between any two tasks, and each task wakes
 all of them. A node that has settled many messages lately fetches the next ones along with the last.
@@ -10,8 +10,12 @@ from __future__ import annotations
 from collections import deque
 from math import inf
 from time import monotonic
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from redis.exceptions import ResponseError
+
+from fleet_runtime.broker import functions, scripts
+from fleet_runtime.broker.oom import is_full
 from fleet_runtime.transport import tuning
 
 if TYPE_CHECKING:
@@ -24,7 +28,7 @@ class RateEstimator:
     """Measures how many messages a node settles in a second.
 
     Attributes:
-        settled: Messages since the last measurement; whoever settles one adds it.
+        settled: Messages since the last measurement; the channel counts them.
         per_second: The rate. It falls at once, and rises by half of the difference.
     """
 
@@ -117,3 +121,87 @@ class PrefetchBuffer:
         wait = max(self._messages[0][0] + tuning.PREFETCH_TTL_S - now, tuning.PREFETCH_TTL_S / 5)
         self._check_at = now + wait
         return wait
+
+
+class Prefetcher:
+    """Keeps prefetched messages for a channel, delivers them when there are slots, or puts them back in time.
+
+    Attributes:
+        buffer: The messages.
+        rate: How many messages the node settles in a second.
+    """
+
+    def __init__(self, channel: Any) -> None:
+        """Start empty, for a `Channel`."""
+        self.buffer = PrefetchBuffer()
+        self.rate = RateEstimator()
+        self._channel = channel
+
+    def target(self, now: float) -> int:
+        """Return how many messages to hold that there is no slot for yet.
+
+        None for a node that has to ask before each message, that has no loop, and so could not put them back
+        in time, or whose Redis is so far away that they would go back as they come.
+        """
+        channel, rate = self._channel, self.rate.measure(now)
+        singly = channel.fetches_singly() or channel.fetch_limit < tuning.FETCH_BATCH or channel.lists.no_ack
+        if singly or channel.connection.cycle.loop is None or not self.buffer.is_near:
+            return 0
+        return target(rate, channel.qos.prefetch_count)
+
+    def keep(self, messages: list[FetchedMessage], sent_at: float) -> None:
+        """Keep messages for a while; if the queue of one was cancelled meanwhile, all go back.
+
+        Args:
+            messages: The messages.
+            sent_at: When their fetch was sent, by the monotonic clock.
+        """
+        self.buffer.add(messages, sent_at)
+        now = monotonic()
+        if any(message.queue not in self._channel.queues for message in messages):
+            self.put_back()
+        elif self.buffer.is_check_due(now):
+            self._schedule_check(now)
+
+    def deliver(self, now: float) -> None:
+        """Deliver the messages as far as there are slots, or put them back if they are stale."""
+        if self.release_stale(now):
+            return
+        count = min(self._channel.free_slots(), len(self.buffer))
+        self._channel.deliver_all(self.buffer.take(count))
+        if count:
+            self._channel.connection.cycle.go_on()
+
+    def release_stale(self, now: float | None = None) -> bool:
+        """Put all messages back if the oldest has waited for too long. Returns whether it did."""
+        if not self.buffer.is_stale(monotonic() if now is None else now):
+            return False
+        self.rate.per_second = 0.0
+        self.put_back()
+        return True
+
+    def put_back(self) -> None:
+        """Put all messages back to the head of their queues; later, if Redis refuses writes."""
+        channel, messages = self._channel, self.buffer.messages
+        if not messages:
+            return
+        keys = [channel.unacked_key, channel.unacked_index_key, *(message.key for message in messages)]
+        args = [arg for message in messages for arg in (message.tag, message.item)]
+        try:
+            with channel.conn_or_acquire() as client:
+                functions.run(client, scripts.UNPREFETCH, keys, args)
+        except ResponseError as error:
+            if not is_full(error):
+                raise
+            self.buffer.keep_longer(monotonic())
+            return
+        self.buffer.clear()
+
+    def _schedule_check(self, now: float) -> None:
+        """Let the loop look again when the oldest message is stale."""
+        self._channel.connection.cycle.loop.call_later(self.buffer.schedule_check(now), self._on_check)
+
+    def _on_check(self) -> None:
+        """Schedule the next check. The loop calls `on_poll_start` in the same turn."""
+        if self.buffer and not self._channel.closed:
+            self._schedule_check(monotonic())

@@ -17,7 +17,7 @@
 -- ARGV[5]...  name of each queue; "" for a queue whose messages are not recorded (no_ack)
 -- ARGV[5 + queues]...  delivery tags to acknowledge
 -- Returns a flat array, three entries a message: place of its list among the lists (from 0), tag, message.
-local room, newest, in_turn, queues = tonumber(ARGV[1]), tonumber(ARGV[2]), ARGV[3] == '1', tonumber(ARGV[4])
+local count, newest, in_turn, queues = tonumber(ARGV[1]), tonumber(ARGV[2]), ARGV[3] == '1', tonumber(ARGV[4])
 
 if #ARGV > 4 + queues then
   redis.call('HDEL', KEYS[1], unpack(ARGV, 5 + queues))
@@ -57,9 +57,9 @@ local function parse(item, name)
 end
 
 local fetched = {}
-local time = room > 0 and redis.call('TIME')
-while #fetched < 3 * room do
-  local oldest = #fetched < 3 * (room - newest)
+local time = count > 0 and redis.call('TIME')
+while #fetched < 3 * count do
+  local oldest = #fetched < 3 * (count - newest)
   local position, queue, key, item, place = find(oldest and -1 or 0)
   if not item then
     break
