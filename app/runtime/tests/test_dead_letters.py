@@ -340,9 +340,7 @@ def test_what_is_put_back_runs_again(
 def test_letters_are_bounded_by_count(worker: Any, broker: Broker) -> None:
     """The oldest go first."""
     for number in range(5):
-        assert store.dead_letter_raw(
-            worker, f"item {number}", End(Reason.MALFORMED), node="n", retention=RETENTION
-        )
+        assert store.move_item(worker, f"item {number}", End(Reason.MALFORMED), node="n", retention=RETENTION)
     assert sorted(letter["raw"] for letter in letters(broker).values()) == ["item 2", "item 3", "item 4"]
 
 
@@ -372,7 +370,7 @@ def test_letters_are_bounded_by_age(worker: Any, broker: Broker) -> None:
     admin = broker.client("admin")
     admin.zadd("fleet:dead", {"old": time.time() - 15 * 86400, "new": time.time() - 13 * 86400})
     admin.hset("fleet:dead:letters", mapping={"old": "{}", "new": "{}"})
-    assert store.dead_letter_raw(worker, "item", End(Reason.MALFORMED), node="n", retention=RETENTION)
+    assert store.move_item(worker, "item", End(Reason.MALFORMED), node="n", retention=RETENTION)
     assert len(letters(broker)) == 2
     assert "old" not in letters(broker)
     for key in ("fleet:dead", "fleet:dead:letters"):
@@ -389,9 +387,9 @@ def test_what_was_given_back_meanwhile_is_not_dead(web: Any, broker: Broker) -> 
         message = channel.basic_get(UNCONSUMED)
         assert channel.unacked_key in places(broker, message.delivery_tag)
         broker.client("admin").delete(channel.unacked_key, channel.unacked_index_key)
-        assert not store.dead_letter(message, End(Reason.FAILED), node="n", retention=RETENTION)
+        assert not store.move_message(message, End(Reason.FAILED), node="n", retention=RETENTION)
         assert letters(broker) == {}
-        assert store.dead_letter(message, End(Reason.FAILED), node="n", retention=RETENTION, held=False)
+        assert store.move_message(message, End(Reason.FAILED), node="n", retention=RETENTION, held=False)
         channel.qos._delivered.clear()  # or kombu gives it back as it closes
     assert list(letters(broker)) == [message.headers["id"]]
 
@@ -403,8 +401,8 @@ def test_a_record_that_is_no_message_is_moved(worker: Any, broker: Broker) -> No
     admin.hset("unacked:dead", "tag-1", "garbage")
     admin.zadd("unacked_index:dead", {"tag-1": 1700000000})
     end = End(Reason.UNDECODABLE, "why")
-    assert store.dead_letter_raw(worker, "garbage", end, node="n", retention=RETENTION, held=held)
-    assert not store.dead_letter_raw(worker, "garbage", end, node="n", retention=RETENTION, held=held)
+    assert store.move_item(worker, "garbage", end, node="n", retention=RETENTION, held=held)
+    assert not store.move_item(worker, "garbage", end, node="n", retention=RETENTION, held=held)
     assert not admin.exists("unacked:dead", "unacked_index:dead")
     (letter,) = letters(broker).values()
     assert (letter["raw"], letter["received"], letter["record"]) == ("garbage", 1700000000, None)

@@ -123,14 +123,14 @@ def open_store(app: Celery) -> Iterator[DeadLetterStore]:
         raise FleetError(f"The dead letters cannot be reached: {error}") from error
 
 
-def dead_letter(
+def move_message(
     message: Any,
     end: End,
-    *,
     node: str,
-    retention: Retention,
     started: float | None = None,
     held: bool = True,
+    *,
+    retention: Retention,
 ) -> bool:
     """Move a message from the unacknowledged messages of a node to the dead letters.
 
@@ -138,10 +138,10 @@ def dead_letter(
         message: A message of kombu.
         end: How the task ended.
         node: Name of the node.
-        retention: How many dead letters are kept, and for how long.
         started: When the task began to run, in seconds since 1970.
         held: Whether the message must still be unacknowledged. If it is not, another node has requeued it,
             and there is no dead letter. False for a task that was acknowledged before it ran.
+        retention: How many dead letters are kept, and for how long.
 
     Returns:
         Whether there is a dead letter now.
@@ -168,7 +168,7 @@ def dead_letter(
         return _store(client, letter, unacked, record, retention, needed=held)
 
 
-def dead_letter_raw(
+def move_item(
     client: Any,
     raw: bytes | str,
     end: End,

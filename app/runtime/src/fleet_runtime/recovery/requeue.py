@@ -185,7 +185,7 @@ def restore_unacked(channel: Any, node: str, finder: str, settings: FleetSetting
         How many messages were requeued.
     """
 
-    def dead_letter(tag: str, record: bytes, error: Exception) -> None:
+    def move_unroutable(tag: str, record: bytes, error: Exception) -> None:
         """Move a message to the dead letters."""
         # Imported when there is such a message: what the unit of a node runs must start fast.
         from fleet_runtime.dead_letters import store
@@ -199,11 +199,11 @@ def restore_unacked(channel: Any, node: str, finder: str, settings: FleetSetting
             with channel.conn_or_acquire() as client:
                 end = End.of(Reason.UNDECODABLE, error)
                 retention = store.Retention.of(settings)
-                store.dead_letter_raw(client, record, end, node=finder, retention=retention, held=held)
+                store.move_item(client, record, end, node=finder, retention=retention, held=held)
         except ResponseError as refusal:
             logger.error("It cannot be moved there, and stays where it is: %s", refusal)
 
-    options = {"on_unroutable": dead_letter, **options}
+    options = {"on_unroutable": move_unroutable, **options}
     return UnackedRestorer(channel, node, settings.give_back_step, **options).run()
 
 

@@ -32,7 +32,7 @@ from fleet_runtime.worker.context import WorkerContext
 from fleet_runtime.worker.request import (
     DeadLetterCandidate,
     DeadLetterRequest,
-    dead_letter,
+    move_or_postpone,
     use_dead_letter_requests,
 )
 
@@ -212,18 +212,18 @@ class FleetConsumer(Consumer):
 
     def on_unknown_message(self, body: Any, message: Any) -> None:
         """Handle a message that does not name a task."""
-        if self._dead_letter(message, End(Reason.INVALID, "It does not name a task.")):
+        if self._to_dead_letters(message, End(Reason.INVALID, "It does not name a task.")):
             super().on_unknown_message(body, message)
 
     def on_unknown_task(self, body: Any, message: Any, exc: BaseException) -> None:
         """Handle a message for a task that this app does not have."""
-        if self._dead_letter(message, End(Reason.UNREGISTERED, f"There is no task {exc} in this app.")):
+        if self._to_dead_letters(message, End(Reason.UNREGISTERED, f"There is no task {exc} in this app.")):
             super().on_unknown_task(body, message, exc)
 
     def on_invalid_task(self, body: Any, message: Any, exc: BaseException) -> None:
         """Handle a message that is not valid for a task, or whose serializer is not accepted."""
         reason = Reason.UNDECODABLE if isinstance(exc, ContentDisallowed) else Reason.INVALID
-        if self._dead_letter(message, End.of(reason, exc)):
+        if self._to_dead_letters(message, End.of(reason, exc)):
             super().on_invalid_task(body, message, exc)
             self._store_failure(message, exc)
 
@@ -232,7 +232,7 @@ class FleetConsumer(Consumer):
         if message.channel is not getattr(self.task_consumer, "channel", None):
             broadcast.dropped.add(broadcast.CONTROL, exc)
             return
-        if self._dead_letter(message, End.of(Reason.UNDECODABLE, exc)):
+        if self._to_dead_letters(message, End.of(Reason.UNDECODABLE, exc)):
             super().on_decode_error(message, exc)
             self._store_failure(message, exc)
 
@@ -267,10 +267,10 @@ class FleetConsumer(Consumer):
         if headers["task"] in self.strategies and not isinstance(message.payload, (list, tuple, dict)):
             raise InvalidTaskError("Its body has no arguments.")
 
-    def _dead_letter(self, message: Any, end: End) -> bool:
+    def _to_dead_letters(self, message: Any, end: End) -> bool:
         """Move a message to the dead letters; return whether Celery may drop it now."""
         candidate = DeadLetterCandidate(message, end, self.hostname)
-        return dead_letter(f"A message ({end.reason})", candidate, WorkerContext.of(self))
+        return move_or_postpone(f"A message ({end.reason})", candidate, WorkerContext.of(self))
 
 
 def register_commands() -> None:

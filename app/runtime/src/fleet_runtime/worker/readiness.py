@@ -187,7 +187,7 @@ class SelfTestRequest(DeadLetterRequest):
         if gate := self.context.readiness_gate:
             gate.call_soon(partial(method, gate))
 
-    def _dead_letter(self) -> bool:
+    def _to_dead_letters(self) -> bool:
         """Let Celery drop the message."""
         return True
 

@@ -53,7 +53,7 @@ HANDLED_BY_CELERY = (InvalidTaskError, ContentDisallowed, DecodeError)
 
 
 class DeadLetterCandidate(NamedTuple):
-    """A message on its way to the dead letters: the arguments of `store.dead_letter`."""
+    """A message on its way to the dead letters: the arguments of `store.move_message`."""
 
     message: Any
     end: End
@@ -102,7 +102,7 @@ class DeadLetterRequest(Request):
         """Handle an exception of the task, or a crash of its process."""
         self._end = self._judge(exc_info)
         if self._end and self.acknowledged and not self.task.acks_late:
-            self._dead_letter()  # it is acknowledged already, so Celery does not ask again
+            self._to_dead_letters()  # it is acknowledged already, so Celery does not ask again
         try:
             with self._unless_poison():
                 return super().on_failure(exc_info, send_failed_event, return_ok)
@@ -118,7 +118,7 @@ class DeadLetterRequest(Request):
 
     def acknowledge(self) -> None:
         """Acknowledge the message, after moving it to the dead letters if its task failed for good."""
-        if self._end and not self.acknowledged and not self._dead_letter():
+        if self._end and not self.acknowledged and not self._to_dead_letters():
             return
         super().acknowledge()
         at_once = getattr(self.message.channel, "flush_soon", None)  # channels of kombu lack it
@@ -129,7 +129,7 @@ class DeadLetterRequest(Request):
         """Reject the message, after moving it to the dead letters if it is not requeued."""
         if not (requeue or self.acknowledged):
             self._end = self._end or End.of(Reason.REJECTED, sys.exception())
-            if not self._dead_letter():
+            if not self._to_dead_letters():
                 return
         super().reject(requeue)
 
@@ -232,7 +232,7 @@ class DeadLetterRequest(Request):
         self._end = self._end or End.of(Reason.FAILED, error)
         self.acknowledge()
 
-    def _dead_letter(self) -> bool:
+    def _to_dead_letters(self) -> bool:
         """Move the message to the dead letters; return whether Celery may acknowledge it now.
 
         A message that cannot be moved stays unacknowledged. No error may reach Celery, which would drop the
@@ -243,9 +243,8 @@ class DeadLetterRequest(Request):
         self._is_dead_lettered = True
         what = f"Task {self.name}[{self.id}] failed for good, and"
         held = self.task.acks_late or not self.acknowledged
-        end, node, started = self._end, self.hostname, self.time_start
-        candidate = DeadLetterCandidate(self._message, end, node, started, held)
-        if dead_letter(what, candidate, self.context):
+        candidate = DeadLetterCandidate(self._message, self._end, self.hostname, self.time_start, held)
+        if move_or_postpone(what, candidate, self.context):
             return True
         self.acknowledged = True
         return False
@@ -270,7 +269,7 @@ def use_dead_letter_requests(task: Any, context: WorkerContext) -> None:
         task.Request = _request_class(original, context)
 
 
-def dead_letter(what: str, candidate: DeadLetterCandidate, context: WorkerContext) -> bool:
+def move_or_postpone(what: str, candidate: DeadLetterCandidate, context: WorkerContext) -> bool:
     """Move a message to the dead letters.
 
     If that fails, because Redis is full or away, this node keeps the message, and tries again with each
@@ -285,7 +284,7 @@ def dead_letter(what: str, candidate: DeadLetterCandidate, context: WorkerContex
         Whether the message is a dead letter, so that Celery may drop it.
     """
     try:
-        _dead_letter(candidate, context)
+        store.move_message(*candidate, retention=store.Retention.of(context.settings))
     except Exception:
         logger.critical("%s cannot be moved to the dead letters. This node keeps it, and tries again.",
                         what, exc_info=True)  # fmt: skip
@@ -302,18 +301,11 @@ def retry_postponed(channel: Any, context: WorkerContext) -> None:
     for tag, candidate in tuple(postponed.items()):
         candidate.message.channel = channel
         try:
-            _dead_letter(candidate, context)
+            store.move_message(*candidate, retention=store.Retention.of(context.settings))
         except Exception as error:
             logger.warning("Messages that wait for the dead letters: %d. %s", len(postponed), error)
             continue
         del postponed[tag]
-
-
-def _dead_letter(candidate: DeadLetterCandidate, context: WorkerContext) -> None:
-    """Store a candidate as a dead letter."""
-    message, end, node, started, held = candidate
-    retention = store.Retention.of(context.settings)
-    store.dead_letter(message, end, node=node, retention=retention, started=started, held=held)
 
 
 @cache

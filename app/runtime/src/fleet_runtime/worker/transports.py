@@ -53,9 +53,7 @@ class NodeChannel(Channel):
         end, retention = End.of(Reason.MALFORMED, error), store.Retention(*self.dead_letter_retention)
         try:
             with self.conn_or_acquire() as client:
-                store.dead_letter_raw(
-                    client, item, end, node=self.node, retention=retention, queue=queue, held=ref
-                )
+                store.move_item(client, item, end, node=self.node, retention=retention, queue=queue, held=ref)
         except Exception:
             fate = "stays with this node" if ref else "is lost"
             shown = f"{len(item)} bytes" if redact.are_hidden() else repr(item)
