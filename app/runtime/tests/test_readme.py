@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from dataclasses import MISSING, Field, fields
 from pathlib import Path
@@ -20,7 +21,7 @@ def test_the_table_of_variables_is_that_of_the_settings() -> None:
     """To bring it up to date, put what this test prints between the two marks."""
     rows = ["| variable | default | meaning |", "|---|---|---|"]
     rows += [
-        f"| `{variable(field)}` | {default(field)} | {field.metadata['description']} |"
+        f"| `{variable(field)}` | {default(field)} | {descriptions()[field.name]} |"
         for field in fields(FleetSettings)
     ]
     print("\n".join(rows))
@@ -39,6 +40,13 @@ def test_the_table_of_modules_is_complete() -> None:
     package = Path(fleet_runtime.__file__).parent
     modules = {str(path.relative_to(package).with_suffix("")) for path in package.rglob("*.py")}
     assert listed == {name for name in modules if not name.endswith("__init__")} - UNLISTED
+
+
+def descriptions() -> dict[str, str]:
+    """Return the descriptions of the settings, from the docstring of their class."""
+    attributes = (inspect.getdoc(FleetSettings) or "").partition("Attributes:\n")[2]
+    found = re.findall(r"^    (\w+): (.*(?:\n {8}.*)*)", attributes, re.MULTILINE)
+    return {name: " ".join(text.split()) for name, text in found}
 
 
 def default(field: Field[Any]) -> str:

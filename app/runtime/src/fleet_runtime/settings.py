@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import operator
 import os
 import sys
 from dataclasses import MISSING, Field, dataclass, field, fields
@@ -20,7 +21,7 @@ from urllib.parse import parse_qsl, urlsplit
 from fleet_runtime.errors import FleetError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
 PREFIX = "FLEET_"
 # A variable of units that has the prefix, and that the runtime does not read.
@@ -38,6 +39,12 @@ WORDS = {
     **dict.fromkeys(("1", "on", "t", "true", "y", "yes"), True),
     **dict.fromkeys(("0", "f", "false", "n", "no", "off"), False),
 }
+# Limits of a number: the comparison that must hold, and its words.
+BOUNDS = {
+    "above": (operator.gt, "greater than"),
+    "least": (operator.ge, "greater than or equal to"),
+    "most": (operator.le, "less than or equal to"),
+}
 
 
 def installed_release() -> str:
@@ -46,35 +53,18 @@ def installed_release() -> str:
     return str(json.loads(manifest.read_text(encoding="utf-8"))["id"]) if manifest.is_file() else ""
 
 
-def setting(
-    description: str,
-    *,
-    default: Any = MISSING,
-    factory: Any = MISSING,
-    variable: str = "",
-    above: float = -math.inf,
-    least: float = -math.inf,
-    most: float = math.inf,
-    check: Callable[[Any], None] | None = None,
-) -> Any:
-    """Return a field of FleetSettings.
+def setting(default: Any = MISSING, *, factory: Any = MISSING, **limits: Any) -> Any:
+    """Return a field of FleetSettings that is required, or whose values have limits.
 
     Args:
-        description: What it is for, for README.md.
         default: Its value where the variable is not set or empty; without one it is required.
         factory: Returns the default.
-        variable: The variable, if it has another name than the field.
-        above: The number must be greater.
-        least: The number must not be less.
-        most: The number must not be greater.
-        check: Raises a ValueError for a value that cannot be.
+        limits: `variable`, if the variable has another name than the field. For a number: `above`, `least`,
+            `most`. `check`, which raises a ValueError for a value that cannot be.
     """
-    about: dict[str, Any] = {"description": description, "variable": variable, "check": check}
-    about |= {"above": above, "least": least, "most": most}
-    if factory is not MISSING:
-        return field(default_factory=factory, metadata=about)
     # A URL contains a password.
-    return field(default=default, metadata=about, repr=check is not require_verified)
+    is_shown = limits.get("check") is not require_verified
+    return field(default=default, default_factory=factory, metadata=limits, repr=is_shown)
 
 
 def require_words(value: tuple[str, ...]) -> None:
@@ -113,212 +103,120 @@ def require_verified(url: str) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class FleetSettings:
-    """The settings that the fleet decides for every app."""
+    """The settings that the fleet decides for every app.
 
-    app: str = setting(
-        default="", description="The app, as package.module:attribute. Required, but for FLEET_APP_FILE."
-    )
-    app_file: str = setting(
-        default="",
-        check=require_absolute,
-        description="File that describes the app, as `fleet check --json` prints it. Flower and the "
-        "operator's commands load it in place of the app, and need nothing that the app needs.",
-    )
-    component: Literal["worker", "beat", "flower", "web", "ops"] = setting(
-        description="The kind of this process. Only a worker keeps unacknowledged messages, and requeues "
-        "them: another component would redeliver tasks that run, by its own timeout (kombu, "
-        "QoS.restore_visible)."
-    )
-    broker_url: str = setting(
-        check=require_verified,
-        default="",
-        variable="CELERY_BROKER_URL",
-        description="URL of the broker, with user, password and CA certificate. Celery reads it, too.",
-    )
-    result_backend: str = setting(
-        check=require_verified,
-        default="",
-        variable="CELERY_RESULT_BACKEND",
-        description="URL of the result backend. Celery reads it, too.",
-    )
-    release: str = setting(
-        factory=installed_release,
-        description="Id of the release that runs, for `fleet probe`. Default: the id in release.json.",
-    )
-    level: Literal["full", "standard"] = setting(
-        default="full",
-        description="`full`: nodes lose no message, on the versions of Celery, kombu, billiard and redis-py "
-        "that are supported; with others no process starts. `standard`: any version, with Celery's own "
-        "transport, pool and result backend. An inventory sets it as celery_app_level.",
-    )
+    README.md has these descriptions in its table of variables.
 
-    accept_content: tuple[str, ...] = setting(
-        default=("json",),
-        check=require_words,
-        description="Accepted serializers, separated by commas. With pickle a message can run any code.",
-    )
-    accept_overrides: tuple[str, ...] = setting(
-        default=(),
-        description="Settings of the app that the fleet may override silently, separated by commas: `fleet "
-        "check` neither refuses a release because of them nor warns of them.",
-    )
-    prefetch_multiplier: int = setting(
-        default=1,
-        least=1,
-        description="Messages that a node prefetches for each task that it can run. With more, short tasks "
-        "wait behind long ones, and more messages wait for the end of the lease when a node dies. A prefork "
-        'or threads node prefetches some more if its tasks are short: see "Transport".',
-    )
-    atomic_fetch: bool = setting(
-        default=None,
-        description="Durability: whether nodes fetch messages with the runtime's own transport, which "
-        "records each one as unacknowledged in the same step. With kombu's transport, a node that dies in "
-        "between loses a message, so false needs the level standard. Default: true at full, else false.",
-    )
-    fast_pool: bool = setting(
-        default=None,
-        description="Speed: whether prefork nodes have the runtime's own pool. With Celery's, no message is "
-        "lost, and a task needs more CPU. Default: true at full, else false; true is refused at standard.",
-    )
-    visibility_timeout: int = setting(
-        default=604800,
-        above=0,
-        description="Seconds after which an unacknowledged message that its node does not know is "
-        "redelivered. This is a last resort, because the messages of a dead node are requeued when its "
-        "lease ends. A node knows a task that runs, or waits for its ETA, for as long as it takes.",
-    )
-    lease: float = setting(
-        default=30,
-        least=3,
-        most=3600,
-        description="Seconds without a heartbeat after which a node counts as dead, and other nodes requeue "
-        "its messages. A node renews its lease three times in that time. A task that blocks the other "
-        "threads of its node for longer runs twice: C code in solo or threads, any computation in gevent.",
-    )
-    lease_grace: float | None = setting(
-        above=0,
-        default=None,
-        description="Seconds in which a node that has just started or reconnected counts no other node as "
-        "dead: after Redis was away all leases have ended, and the other nodes need time to renew theirs. "
-        "Default: two thirds of the lease.",
-    )
-    give_back_step: int = setting(
-        default=100,
-        least=1,
-        description="Messages that are requeued in one step. Redis does nothing else during a step: one or "
-        "two milliseconds for 100 messages.",
-    )
-    task_time_limit: float = setting(
-        above=0,
-        default=3600,
-        description="Seconds after which a task is killed, in a node without --time-limit. A limit of the "
-        "app or of the task comes before both.",
-    )
-    task_soft_time_limit: float | None = setting(
-        above=0,
-        default=None,
-        description="Seconds after which a task gets SoftTimeLimitExceeded. Default: 95 % of the time limit.",
-    )
-    result_expires: float = setting(
-        above=0,
-        default=86400,
-        description="Longest time in seconds that Redis keeps a result; an app may set less. Redis evicts "
-        "nothing here, so that permanent results would fill it.",
-    )
-    track_started: bool = setting(
-        default=False,
-        description="Also store that a task started: a second write for each. false leaves it to the app.",
-    )
-    task_events: bool = setting(
-        default=False, description="Send an event to monitors for each step of each task, which costs CPU."
-    )
-    soft_shutdown_timeout: float = setting(
-        default=10,
-        least=0,
-        description="Seconds that a cold shutdown (SIGQUIT) leaves running tasks, before it requeues them.",
-    )
-    max_crashes: int = setting(
-        default=3,
-        least=1,
-        description="Crashes of the process that runs a message (by a signal, for lack of memory, or with "
-        "its node) after which the message becomes a dead letter instead of running again.",
-    )
-    dead_letter_limit: int = setting(
-        default=10000,
-        least=0,
-        description="Dead letters that are kept, with their arguments; above that, the oldest are deleted. "
-        "Each takes as much memory as in its queue, and some kB for its traceback. 0 keeps none.",
-    )
-    dead_letter_age: float = setting(
-        default=14 * 86400,
-        least=60,
-        description="Seconds that dead letters are kept. They contain the personal data in the arguments.",
-    )
-    dead_letter_expired: bool = setting(
-        default=False,
-        description="Also keep messages that expired before they ran.",
-    )
-    log_arguments: bool = setting(
-        default=False,
-        description="Log the arguments and the result of each task, which may be personal data. The text of "
-        "an exception is always in the log.",
-    )
-    log_file: str = setting(
-        default="",
-        check=require_absolute,
-        description="Also write each log record to this file, as a line of JSON; {node} is replaced by the "
-        "short name of the node. The file may be renamed at any time, as logrotate does.",
-    )
-    publish_retry_timeout: int = setting(
-        default=60,
-        above=0,
-        description="Seconds for which a task or Beat retries to publish, or to store a result, while the "
-        "broker is away. With Celery's own, about one second, messages that a task sends while Redis "
-        "restarts are lost.",
-    )
-    socket_timeout: float = setting(
-        default=30,
-        least=5,
-        description="Seconds without a reply after which a connection counts as dead. Without it, a "
-        "connection to a host that vanished blocks for ever (kombu, socket_timeout). A node that waits for "
-        "messages sends a command every ten seconds.",
-    )
-    socket_connect_timeout: float = setting(
-        above=0, default=5, description="Seconds to wait for a connection."
-    )
-    health_check_interval: int = setting(
-        default=25,
-        above=0,
-        description="Seconds between checks of idle connections. A node that waits on a half-open connection "
-        "consumes again after about twice that (kombu, health_check_interval).",
-    )
-    beat_max_interval: float = setting(
-        above=0,
-        default=5,
-        description="Longest sleep of Beat in seconds, after which it sees a change of the schedule.",
-    )
-    beat_lock_timeout: float = setting(
-        above=0,
-        default=30,
-        description="Seconds without a renewal of its lock after which a standby Beat takes over. RedBeat "
-        "renews the lock only between two sleeps (schedulers.py, tick).",
-    )
+    Attributes:
+        app: The app, as package.module:attribute. Required, but for FLEET_APP_FILE.
+        app_file: File that describes the app, as `fleet check --json` prints it. Flower and the operator's
+            commands load it in place of the app, and need nothing that the app needs.
+        component: The kind of this process. Only a worker keeps unacknowledged messages, and requeues them:
+            another component would redeliver tasks that run, by its own timeout (kombu, QoS.restore_visible).
+        broker_url: URL of the broker, with user, password and CA certificate. Celery reads it, too.
+        result_backend: URL of the result backend. Celery reads it, too.
+        release: Id of the release that runs, for `fleet probe`. Default: the id in release.json.
+        level: `full`: nodes lose no message, on the versions of Celery, kombu, billiard and redis-py that are
+            supported; with others no process starts. `standard`: any version, with Celery's own transport,
+            pool and result backend. An inventory sets it as celery_app_level.
+        accept_content: Accepted serializers, separated by commas. With pickle a message can run any code.
+        accept_overrides: Settings of the app that the fleet may override silently, separated by commas:
+            `fleet check` neither refuses a release because of them nor warns of them.
+        prefetch_multiplier: Messages that a node prefetches for each task that it can run. With more, short
+            tasks wait behind long ones, and more messages wait for the end of the lease when a node dies. A
+            prefork or threads node prefetches some more if its tasks are short: see "Transport".
+        atomic_fetch: Durability: whether nodes fetch messages with the runtime's own transport, which records
+            each one as unacknowledged in the same step. With kombu's transport, a node that dies in between
+            loses a message, so false needs the level standard. Default: true at full, else false.
+        fast_pool: Speed: whether prefork nodes have the runtime's own pool. With Celery's, no message is
+            lost, and a task needs more CPU. Default: true at full, else false; true is refused at standard.
+        visibility_timeout: Seconds after which an unacknowledged message that its node does not know is
+            redelivered. This is a last resort, because the messages of a dead node are requeued when its
+            lease ends. A node knows a task that runs, or waits for its ETA, for as long as it takes.
+        lease: Seconds without a heartbeat after which a node counts as dead, and other nodes requeue its
+            messages. A node renews its lease three times in that time. A task that blocks the other threads
+            of its node for longer runs twice: C code in solo or threads, any computation in gevent.
+        lease_grace: Seconds in which a node that has just started or reconnected counts no other node as
+            dead: after Redis was away all leases have ended, and the other nodes need time to renew theirs.
+            Default: two thirds of the lease.
+        give_back_step: Messages that are requeued in one step. Redis does nothing else during a step: one or
+            two milliseconds for 100 messages.
+        task_time_limit: Seconds after which a task is killed, in a node without --time-limit. A limit of the
+            app or of the task comes before both.
+        task_soft_time_limit: Seconds after which a task gets SoftTimeLimitExceeded. Default: 95 % of the time
+            limit.
+        result_expires: Longest time in seconds that Redis keeps a result; an app may set less. Redis evicts
+            nothing here, so that permanent results would fill it.
+        track_started: Also store that a task started: a second write for each. false leaves it to the app.
+        task_events: Send an event to monitors for each step of each task, which costs CPU.
+        soft_shutdown_timeout: Seconds that a cold shutdown (SIGQUIT) leaves running tasks, before it requeues
+            them.
+        max_crashes: Crashes of the process that runs a message (by a signal, for lack of memory, or with its
+            node) after which the message becomes a dead letter instead of running again.
+        dead_letter_limit: Dead letters that are kept, with their arguments; above that, the oldest are
+            deleted. Each takes as much memory as in its queue, and some kB for its traceback. 0 keeps none.
+        dead_letter_age: Seconds that dead letters are kept. They contain the personal data in the arguments.
+        dead_letter_expired: Also keep messages that expired before they ran.
+        log_arguments: Log the arguments and the result of each task, which may be personal data. The text of
+            an exception is always in the log.
+        log_file: Also write each log record to this file, as a line of JSON; {node} is replaced by the short
+            name of the node. The file may be renamed at any time, as logrotate does.
+        publish_retry_timeout: Seconds for which a task or Beat retries to publish, or to store a result,
+            while the broker is away. With Celery's own, about one second, messages that a task sends while
+            Redis restarts are lost.
+        socket_timeout: Seconds without a reply after which a connection counts as dead. Without it, a
+            connection to a host that vanished blocks for ever (kombu, socket_timeout). A node that waits for
+            messages sends a command every ten seconds.
+        socket_connect_timeout: Seconds to wait for a connection.
+        health_check_interval: Seconds between checks of idle connections. A node that waits on a half-open
+            connection consumes again after about twice that (kombu, health_check_interval).
+        beat_max_interval: Longest sleep of Beat in seconds, after which it sees a change of the schedule.
+        beat_lock_timeout: Seconds without a renewal of its lock after which a standby Beat takes over.
+            RedBeat renews the lock only between two sleeps (schedulers.py, tick).
+        node: Name of the node, which each record in the journal has. Default: Celery's name of it.
+        node_time_limit: Seconds for which the unit of a node waits for tasks as it stops.
+        node_watchdog: Seconds without a sign of life after which systemd restarts a node; 0 for never.
+        beat_watchdog: The same for Beat.
+    """
 
-    node: str = setting(
-        default="",
-        description="Name of the node, which each record in the journal has. Default: Celery's name of it.",
-    )
-    node_time_limit: float = setting(
-        above=0,
-        default=math.inf,
-        description="Seconds for which the unit of a node waits for tasks as it stops.",
-    )
-    node_watchdog: float = setting(
-        least=0,
-        default=0,
-        description="Seconds without a sign of life after which systemd restarts a node; 0 for never.",
-    )
-    beat_watchdog: float = setting(least=0, default=0, description="The same for Beat.")
+    app: str = ""
+    app_file: str = setting("", check=require_absolute)
+    component: Literal["worker", "beat", "flower", "web", "ops"] = setting()
+    broker_url: str = setting("", variable="CELERY_BROKER_URL", check=require_verified)
+    result_backend: str = setting("", variable="CELERY_RESULT_BACKEND", check=require_verified)
+    release: str = setting(factory=installed_release)
+    level: Literal["full", "standard"] = "full"
+    accept_content: tuple[str, ...] = setting(("json",), check=require_words)
+    accept_overrides: tuple[str, ...] = ()
+    prefetch_multiplier: int = setting(1, least=1)
+    atomic_fetch: bool = setting(None)
+    fast_pool: bool = setting(None)
+    visibility_timeout: int = setting(604800, above=0)
+    lease: float = setting(30, least=3, most=3600)
+    lease_grace: float | None = setting(None, above=0)
+    give_back_step: int = setting(100, least=1)
+    task_time_limit: float = setting(3600, above=0)
+    task_soft_time_limit: float | None = setting(None, above=0)
+    result_expires: float = setting(86400, above=0)
+    track_started: bool = False
+    task_events: bool = False
+    soft_shutdown_timeout: float = setting(10, least=0)
+    max_crashes: int = setting(3, least=1)
+    dead_letter_limit: int = setting(10000, least=0)
+    dead_letter_age: float = setting(14 * 86400, least=60)
+    dead_letter_expired: bool = False
+    log_arguments: bool = False
+    log_file: str = setting("", check=require_absolute)
+    publish_retry_timeout: int = setting(60, above=0)
+    socket_timeout: float = setting(30, least=5)
+    socket_connect_timeout: float = setting(5, above=0)
+    health_check_interval: int = setting(25, above=0)
+    beat_max_interval: float = setting(5, above=0)
+    beat_lock_timeout: float = setting(30, above=0)
+    node: str = ""
+    node_time_limit: float = setting(math.inf, above=0)
+    node_watchdog: float = setting(0, least=0)
+    beat_watchdog: float = setting(0, least=0)
 
     @classmethod
     def from_environment(cls) -> Self:
@@ -444,7 +342,7 @@ def unknown_variables(environment: Mapping[str, str] = os.environ) -> list[str]:
 
     A process that starts accepts such variables: it may be of an older release, after a rollback.
     """
-    known = {each.name.upper() for each in fields(FleetSettings) if not each.metadata["variable"]}
+    known = {each.name.upper() for each in fields(FleetSettings) if "variable" not in each.metadata}
     present = {name.removeprefix(PREFIX) for name in environment if name.startswith(PREFIX)}
     sentences = []
     for name in sorted(present - known - {UNIT_VARIABLE} - RENAMED.keys()):
@@ -473,7 +371,7 @@ def _tls(url: str) -> dict[str, str]:
 
 def variable(of: Field[Any]) -> str:
     """Return the environment variable of a field."""
-    return str(of.metadata["variable"] or PREFIX + of.name.upper())
+    return str(of.metadata.get("variable", PREFIX + of.name.upper()))
 
 
 def required(of: Field[Any]) -> bool:
@@ -501,13 +399,13 @@ def _parsed(text: str, kind: Any, about: Mapping[str, Any]) -> Any:
     value: Any = text
     if str in kinds:
         value = tuple(text.replace(",", " ").split())
-    elif kind is bool or bool in kinds:
+    elif kind is bool:
         value = WORDS.get(text.lower())
         if value is None:
             raise ValueError("Input should be a valid boolean, unable to interpret input")
     elif kind is not str:
         value = _number(text, int if kind is int else float, about)
-    if about["check"]:
+    if "check" in about:
         about["check"](value)
     return value
 
@@ -525,11 +423,7 @@ def _number(text: str, kind: type[int] | type[float], about: Mapping[str, Any]) 
         raise ValueError(f"Input should be a valid {name}, and is {text}") from None
     if not abs(value) < math.inf:
         raise ValueError("Input should be a finite number")
-    for holds, words in (
-        (value > about["above"], f"greater than {about['above']:g}"),
-        (value >= about["least"], f"greater than or equal to {about['least']:g}"),
-        (value <= about["most"], f"less than or equal to {about['most']:g}"),
-    ):
-        if not holds:
-            raise ValueError(f"Input should be {words}")
+    for name, (holds, words) in BOUNDS.items():
+        if name in about and not holds(value, about[name]):
+            raise ValueError(f"Input should be {words} {about[name]:g}")
     return value
