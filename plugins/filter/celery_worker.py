@@ -195,21 +195,38 @@ def usable_cpus(options: Options, cpus: int) -> int:
     return len(allowed) if spans else cpus
 
 
-def of_hosts(variables: Mapping[str, Mapping[str, Any]], hosts: Iterable[str]) -> dict[str, Any]:
-    """Return the pools of some hosts, with defaults, by host.
+def nodes(pools: Mapping[str, Mapping[str, Any]], host_name: str) -> list[dict[str, Any]]:
+    """Return the nodes of a host, sorted by pool and number.
 
-    Of a host whose facts this run did not gather, what is certain: that it has a CPU.
+    Each is a mapping with `name` (the instance of celery-worker@.service, `<pool>-<n>`), `pool`, `node`
+    (Celery's name, `<pool>-<n>@<host_name>`) and `options`, the pool's.
+    """
+    result = []
+    for pool, options in sorted(pools.items()):
+        for number in range(1, int(options.get("nodes", 1)) + 1):
+            name = f"{pool}-{number}"
+            result.append({"name": name, "pool": pool, "node": f"{name}@{host_name}", "options": options})
+    return result
+
+
+def expected_nodes(variables: Mapping[str, Mapping[str, Any]], hosts: Iterable[str]) -> list[str]:
+    """Return the Celery names of the nodes of those hosts that this run has found not to be drained.
+
+    Of a host whose facts this run did not gather: the nodes that a host with one CPU has.
 
     Args:
         variables: The variables of all hosts, as `hostvars` has them.
-        hosts: Names of the hosts.
+        hosts: Names of the hosts of workers.
     """
-    found = {}
+    names = []
     for host in hosts:
-        facts = variables[host].get("ansible_facts", {})
-        cpus, memory_mb = facts.get("processor_vcpus", 1), facts.get("memtotal_mb")
-        found[host] = complete(plain(variables[host]["celery_worker_pools"]), cpus, memory_mb)
-    return found
+        of = variables[host]
+        if of.get("celery_worker_result", {}).get("drained") is False:
+            facts = of.get("ansible_facts", {})
+            cpus, memory_mb = facts.get("processor_vcpus", 1), facts.get("memtotal_mb")
+            pools = complete(plain(of["celery_worker_pools"]), cpus, memory_mb)
+            names += [node["node"] for node in nodes(pools, of.get("celery_worker_host_name", host))]
+    return names
 
 
 def wanted(variables: Mapping[str, Mapping[str, Any]], hosts: Iterable[str]) -> dict[str, Any]:
@@ -223,36 +240,23 @@ def wanted(variables: Mapping[str, Mapping[str, Any]], hosts: Iterable[str]) -> 
         `nodes`, each with its queues; `unknown`, hosts (by their part of the nodes' names) whose nodes follow
         from facts that this run did not gather; `idle_queues`, those of which all pools have `nodes: 0`.
     """
-    nodes: dict[str, list[str]] = {}
+    found: dict[str, list[str]] = {}
     unknown: list[str] = []
     idle: set[str] = set()
     used: set[str] = set()
     for host in hosts:
-        name, pools = (
-            variables[host].get("celery_worker_host_name", host),
-            plain(variables[host]["celery_worker_pools"]),
-        )
-        facts = variables[host].get("ansible_facts", {})
+        of = variables[host]
+        name, pools = of.get("celery_worker_host_name", host), plain(of["celery_worker_pools"])
+        facts = of.get("ansible_facts", {})
         if "processor_vcpus" not in facts and any("profile" in pool for pool in pools.values()):
             unknown.append(name)
             used.update(queue for pool in pools.values() for queue in pool["queues"])
             continue
-        for pool, options in complete(pools, facts.get("processor_vcpus"), facts.get("memtotal_mb")).items():
+        pools = complete(pools, facts.get("processor_vcpus"), facts.get("memtotal_mb"))
+        for options in pools.values():
             (used if options["nodes"] else idle).update(options["queues"])
-            nodes.update(
-                {f"{pool}-{number}@{name}": options["queues"] for number in range(1, options["nodes"] + 1)}
-            )
-    return {"nodes": nodes, "unknown": unknown, "idle_queues": sorted(idle - used)}
-
-
-def in_service(hosts: Iterable[str], variables: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Return those hosts of which this run has seen that they are not drained.
-
-    Args:
-        hosts: Names of the hosts.
-        variables: The variables of all hosts, as `hostvars` has them.
-    """
-    return [host for host in hosts if variables[host].get("celery_worker_result", {}).get("drained") is False]
+        found.update({node["node"]: node["options"]["queues"] for node in nodes(pools, name)})
+    return {"nodes": found, "unknown": unknown, "idle_queues": sorted(idle - used)}
 
 
 def pools_of(variables: Mapping[str, Mapping[str, Any]], hosts: Iterable[str]) -> list[str]:
@@ -265,15 +269,15 @@ def pools_of(variables: Mapping[str, Mapping[str, Any]], hosts: Iterable[str]) -
     return sorted({name for name, pool in pools if pool.get("nodes", 1)})
 
 
-def orphans(
+def unconsumed(
     variables: Mapping[str, Mapping[str, Any]], hosts: Iterable[str], leaving: Iterable[str]
 ) -> list[str]:
-    """Return the queues that nobody would consume if some hosts did not.
+    """Return the queues that no node would consume without the nodes of some hosts.
 
     Args:
         variables: The variables of all hosts, as `hostvars` has them.
         hosts: Names of all hosts of workers.
-        leaving: Names of those that do not, as the inventory or as their nodes have it.
+        leaving: The hosts that stop consuming, by their names in the inventory or in their nodes' names.
     """
     consumed: set[str] = set()
     left: set[str] = set()
@@ -291,13 +295,13 @@ def each(names: list[str], **templates: str) -> list[dict[str, str]]:
     return [{key: text.replace("{}", name) for key, text in templates.items()} for name in names]
 
 
-def proofs(
+def self_tests(
     nodes: list[Mapping[str, Any]], unit: str, timeout: int, *, any_queues: bool = False
 ) -> dict[str, list[str]]:
-    """Return for each unit the command that ends well once its node works.
+    """Return for each unit the command that succeeds when its node works.
 
     Args:
-        nodes: As the filter fleet_nodes returns them.
+        nodes: As `nodes` returns them.
         unit: Name of a unit, with `{}` for the node's name.
         timeout: Seconds that the command may take.
         any_queues: Whether it does not matter which queues the nodes consume.
@@ -378,18 +382,13 @@ def user(pool: str) -> str:
     return name[: LONGEST_USER - len(ending)] + ending
 
 
-def users(pools: Iterable[str]) -> list[str]:
-    """Return the Unix users of pools, sorted, each once."""
-    return sorted({user(pool) for pool in pools})
-
-
-def reach(nodes: Iterable[Mapping[str, Any]], writable: Iterable[str]) -> list[str]:
-    """Return what a host has to have for the tasks of its nodes, as words for a script.
+def access(nodes: Iterable[Mapping[str, Any]], writable: Iterable[str]) -> list[str]:
+    """Return the groups, devices and paths that the tasks of a host need, as words for a script.
 
     `group:NAME`, `device:PATH`, `user:NAME:,GROUP,...` and `path:PATH`, in this order.
 
     Args:
-        nodes: As the filter fleet_nodes returns them.
+        nodes: As `nodes` returns them.
         writable: Paths that the tasks may write to.
     """
     pools = {node["pool"]: node["options"] for node in nodes}
@@ -630,12 +629,23 @@ def size(text: str) -> int:
 
 
 class FilterModule:
-    """Filters `celery_worker_*`, one for each function that the role uses."""
+    """The filters' names in Jinja."""
 
     def filters(self) -> dict[str, Callable[..., Any]]:
         """Return the filters by name."""
-        functions = (
-            complete, of_hosts, wanted, in_service, pools_of, orphans, each, proofs, arguments, problems,
-            unhealthy, user, users, reach, limits,
-        )  # fmt: skip
-        return {f"celery_worker_{function.__name__}": function for function in functions}
+        return {
+            "celery_worker_access": access,
+            "celery_worker_arguments": arguments,
+            "celery_worker_complete": complete,
+            "celery_worker_each": each,
+            "celery_worker_expected_nodes": expected_nodes,
+            "celery_worker_limits": limits,
+            "celery_worker_nodes": nodes,
+            "celery_worker_pools_of": pools_of,
+            "celery_worker_problems": problems,
+            "celery_worker_self_tests": self_tests,
+            "celery_worker_unconsumed": unconsumed,
+            "celery_worker_unhealthy": unhealthy,
+            "celery_worker_user": user,
+            "celery_worker_wanted": wanted,
+        }

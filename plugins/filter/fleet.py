@@ -79,37 +79,6 @@ def redis_passwords(secrets: Mapping[str, str]) -> dict[str, str]:
     return {name.removeprefix(prefix): secret for name, secret in secrets.items() if name.startswith(prefix)}
 
 
-def nodes(pools: Mapping[str, Mapping[str, Any]], host_name: str) -> list[dict[str, Any]]:
-    """Return the nodes of a host, sorted by pool and number.
-
-    Each is a mapping with `name` (the instance of celery-worker@.service, `<pool>-<n>`), `pool`, `node`
-    (Celery's name, `<pool>-<n>@<host_name>`) and `options`, the pool's.
-    """
-    result = []
-    for pool, options in sorted(pools.items()):
-        for number in range(1, int(options.get("nodes", 1)) + 1):
-            name = f"{pool}-{number}"
-            result.append({"name": name, "pool": pool, "node": f"{name}@{host_name}", "options": options})
-    return result
-
-
-def node_names(
-    pools_by_host: Mapping[str, Mapping[str, Mapping[str, Any]]], variables: Mapping[str, Mapping[str, Any]]
-) -> list[str]:
-    """Return the Celery names of the nodes of some hosts.
-
-    Args:
-        pools_by_host: The pools of each of them.
-        variables: The variables of all hosts, as `hostvars` has them: a host may have another name in its
-            nodes' than in the inventory.
-    """
-    return [
-        node["node"]
-        for host, pools in pools_by_host.items()
-        for node in nodes(pools, variables[host].get("celery_worker_host_name", host))
-    ]
-
-
 def queues(pools_of_hosts: Iterable[Mapping[str, Mapping[str, Any]]]) -> list[str]:
     """Return every queue that some pool consumes, sorted, each once."""
     return sorted({queue for pools in pools_of_hosts for pool in pools.values() for queue in pool["queues"]})
@@ -231,15 +200,22 @@ def _status_row(found: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-FILTERS = (
-    redis_url, redis_passwords, without_password, env_file, nodes, node_names, queues, sandbox, addresses,
-    fault, missing_packages, paths, table, status_rows,
-)  # fmt: skip
-
-
 class FilterModule:
-    """Filters `fleet_*`, one for each function above."""
+    """The filters' names in Jinja."""
 
     def filters(self) -> dict[str, Callable[..., Any]]:
         """Return the filters by name."""
-        return {f"fleet_{f.__name__}": f for f in FILTERS}
+        return {
+            "fleet_addresses": addresses,
+            "fleet_env_file": env_file,
+            "fleet_fault": fault,
+            "fleet_missing_packages": missing_packages,
+            "fleet_paths": paths,
+            "fleet_queues": queues,
+            "fleet_redis_passwords": redis_passwords,
+            "fleet_redis_url": redis_url,
+            "fleet_sandbox": sandbox,
+            "fleet_status_rows": status_rows,
+            "fleet_table": table,
+            "fleet_without_password": without_password,
+        }

@@ -7,7 +7,7 @@ import os
 from urllib.parse import urlsplit
 
 import pytest
-from ansible_collections.fleet.celery.plugins.filter import fleet
+from ansible_collections.fleet.celery.plugins.filter import celery_worker, fleet
 from ansible_collections.fleet.celery.plugins.module_utils.systemd_env import env_file
 from hypothesis import given
 from hypothesis import strategies as st
@@ -114,20 +114,14 @@ def test_only_some_secrets_are_passwords_of_redis() -> None:
 
 
 def test_nodes_are_named_by_pool_number_and_host() -> None:
-    nodes = fleet.nodes({"b": {"queues": ["x"]}, "a": {"queues": ["y"], "nodes": 2}}, "host1")
+    nodes = celery_worker.nodes({"b": {"queues": ["x"]}, "a": {"queues": ["y"], "nodes": 2}}, "host1")
     assert [(node["name"], node["node"]) for node in nodes] == [
         ("a-1", "a-1@host1"), ("a-2", "a-2@host1"), ("b-1", "b-1@host1"),
     ]  # fmt: skip
 
 
 def test_a_pool_of_no_nodes_has_none() -> None:
-    assert fleet.nodes({"a": {"queues": ["y"], "nodes": 0}}, "host1") == []
-
-
-def test_node_names_are_those_of_all_hosts() -> None:
-    pools = {"a": {"queues": ["x"]}}
-    variables = {"h1": {}, "h2": {"celery_worker_host_name": "other"}}
-    assert fleet.node_names({"h1": pools, "h2": pools}, variables) == ["a-1@h1", "a-1@other"]
+    assert celery_worker.nodes({"a": {"queues": ["y"], "nodes": 0}}, "host1") == []
 
 
 def test_queues_are_sorted_and_each_is_there_once() -> None:

@@ -14,8 +14,6 @@ import yaml
 from ansible.parsing.dataloader import DataLoader
 from ansible.template import Templar, trust_as_template
 from ansible_collections.fleet.celery.plugins.filter import celery_worker as filters
-from ansible_collections.fleet.celery.plugins.filter.fleet import node_names
-from ansible_collections.fleet.celery.plugins.filter.fleet import nodes as fleet_nodes
 from celery.bin.worker import worker as celery_worker_command
 
 from tests.unit.rendering import PROJECT, Role, trusted
@@ -201,11 +199,15 @@ def test_a_profile_reaches_the_nodes_of_its_host() -> None:
 
 def test_other_hosts_know_its_nodes_too() -> None:
     """Flower waits for them; of a host whose facts are not there, for the one that is certain."""
-    pools = {"celery_worker_pools": {**one(profile="short"), "o": {"queues": ["o"]}}}
+    host: dict[str, Any] = {
+        "celery_worker_pools": {**one(profile="short"), "o": {"queues": ["o"]}},
+        "celery_worker_result": {"drained": False},
+        "celery_worker_host_name": "other",
+    }
     facts = {"processor_vcpus": 2, "memtotal_mb": 2048}
-    hosts = {"a": {**pools, "ansible_facts": facts}, "b": {**pools, "ansible_facts": {}}, "c": {}}
-    names = node_names(filters.of_hosts(hosts, ["a", "b"]), hosts)
-    assert names == ["o-1@a", "p-1@a", "p-2@a", "o-1@b", "p-1@b"]
+    hosts = {"a": {**host, "ansible_facts": facts}, "b": {**host, "ansible_facts": {}}, "c": {}}
+    names = filters.expected_nodes(hosts, ["a", "b"])
+    assert names == ["o-1@other", "p-1@other", "p-2@other", "o-1@other", "p-1@other"]
 
 
 def test_what_the_inventory_wants_is_told_as_far_as_it_is_known() -> None:
@@ -228,12 +230,14 @@ def test_what_the_inventory_wants_is_told_as_far_as_it_is_known() -> None:
 
 def test_hosts_that_a_run_has_not_looked_at_may_be_drained() -> None:
     """So nobody waits for their nodes: they may be left out with -l because they are off."""
-    marks: dict[str, bool | None] = {"w1": False, "w2": True, "w3": None}
-    hosts: dict[str, dict[str, Any]] = {
-        host: {} if there is None else {"celery_worker_result": {"drained": there}}
-        for host, there in marks.items()
+    results: dict[str, dict[str, Any]] = {
+        "w1": {"celery_worker_result": {"drained": False}},
+        "w2": {"celery_worker_result": {"drained": True}},
+        "w3": {},
     }
-    assert filters.in_service(hosts, hosts) == ["w1"]
+    pools = {"celery_worker_pools": {"a": {"queues": ["x"]}}}
+    hosts = {host: {**pools, **result} for host, result in results.items()}
+    assert filters.expected_nodes(hosts, hosts) == ["a-1@w1"]
 
 
 def test_every_node_has_its_files() -> None:
@@ -437,7 +441,7 @@ def test_the_specification_knows_every_option_and_default() -> None:
     used = {option for pool in POOLS.values() for option in pool}
     assert set(options) == used
     described = {name: option["default"] for name, option in options.items() if "default" in option}
-    nodes = fleet_nodes(filters.complete({"p": {"queues": ["q"]}}), "h")
+    nodes = filters.nodes(filters.complete({"p": {"queues": ["q"]}}), "h")
     assert described == {
         k: v for k, v in nodes[0]["options"].items() if k not in {"queues", "soft_time_limit"}
     }
@@ -734,7 +738,7 @@ def test_a_queue_loses_its_last_consumer(leaving: list[str], orphaned: list[str]
         },
         "w3": {"celery_worker_pools": {"p": {"queues": ["c"]}}},
     }
-    assert filters.orphans(variables, variables, leaving) == orphaned
+    assert filters.unconsumed(variables, variables, leaving) == orphaned
     decommission = yaml.safe_load(Path("playbooks/vars/decommission.yml").read_text())
     templar = Templar(
         DataLoader(),

@@ -9,8 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from ansible_collections.fleet.celery.plugins.filter import fleet as filters
-from ansible_collections.fleet.celery.plugins.filter.celery_worker import complete
+from ansible_collections.fleet.celery.plugins.filter.celery_worker import complete, nodes
 
 from tests.fleet.support.broker import Broker
 from tests.fleet.support.clients import Operator
@@ -64,7 +63,7 @@ class Fleet:
         return [
             Node(node["name"], node["pool"], frozenset(node["options"]["queues"]), node["options"], host)
             for host in self.group("workers")
-            for node in filters.nodes(complete(host.variables["celery_worker_pools"], *host.size), host.name)
+            for node in nodes(complete(host.variables["celery_worker_pools"], *host.size), host.name)
         ]
 
     @cached_property
