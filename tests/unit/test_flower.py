@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
+from ansible.errors import AnsibleFilterError
+from ansible_collections.fleet.celery.plugins.filter.flower import password_hash
 from flower.options import default_options
 from passlib.hash import sha512_crypt
 
@@ -150,6 +152,16 @@ def test_the_hash_is_of_the_password_and_stays() -> None:
     assert value == role().evaluate("__flower_hash")
     assert value != role(flower_username="other").evaluate("__flower_hash")
     assert sha512_crypt.from_string(value).rounds == 1000
+
+
+def test_a_password_that_would_be_cut_off_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    longest = "ü" * 128
+    assert sha512_crypt.verify(longest, password_hash(longest, "salt", 1000))
+    with pytest.raises(AnsibleFilterError, match="more than 256 bytes"):
+        password_hash(f"{longest}x", "salt", 1000)
+    monkeypatch.setenv("PATH", "/nonexistent")
+    with pytest.raises(AnsibleFilterError, match="needs the program openssl"):
+        password_hash("x", "salt", 1000)
 
 
 def test_who_guesses_passwords_is_stopped_before_one_is_hashed(site: str) -> None:
