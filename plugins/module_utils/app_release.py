@@ -23,7 +23,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ansible_collections.fleet.celery.plugins.module_utils import app_release_folder, app_release_hook
+from ansible_collections.fleet.celery.plugins.module_utils import (
+    app_release_folder,
+    app_release_hook,
+    hashed_venv,
+)
 from ansible_collections.fleet.celery.plugins.module_utils.app_release_lock import (
     Locked,
     find_lock,
@@ -90,26 +94,55 @@ class Distribution:
 
 
 class Uv:
-    """The uv of the controller's own environment. What it runs of others' code runs in the sandbox."""
+    """The controller's uv. What it runs of others' code runs in the sandbox."""
 
     def __init__(
-        self, index_url: str = "", sandbox: Sandbox | None = None, index_hosts: Iterable[str] = ()
+        self,
+        index_url: str = "",
+        sandbox: Sandbox | None = None,
+        index_hosts: Iterable[str] = (),
+        *,
+        venv: Path | None = None,
+        requirements: str = "",
     ) -> None:
-        """Find uv beside this Python.
+        """Take how uv is to be used.
 
         Args:
             index_url: Of the package index; empty means the controller's own configuration.
             sandbox: Where others' code runs.
             index_hosts: From which the index gives its files, where these are others than its own.
+            venv: A virtual environment to install uv into if it is not beside this Python; None for none.
+            requirements: Text of a requirements file that pins uv with hashes, for `venv`.
         """
         self.index_hosts = tuple(index_hosts)
-        self.path = Path(sys.executable).parent / "uv"
+        self.index_url = index_url
+        self.venv = venv
+        self.requirements = requirements
         self.sandbox = sandbox or Sandbox()
         # uv obeys the operator's own environment and configuration; only these are the fleet's.
         self.env = TRUST | {name: value for name, value in os.environ.items() if name != "VIRTUAL_ENV"}
         self.env |= {"SOURCE_DATE_EPOCH": EPOCH, "UV_PYTHON_DOWNLOADS": "never", "UV_NO_PROGRESS": "1"}
         if index_url:
             self.env["UV_DEFAULT_INDEX"] = index_url
+
+    @functools.cached_property
+    def path(self) -> Path:
+        """Return the uv beside this Python; without one, that of an environment which is made for it.
+
+        Raises:
+            ReleaseError: uv cannot be installed.
+        """
+        beside = Path(sys.executable).parent / "uv"
+        if beside.exists() or not self.venv:
+            return beside
+        if not hashed_venv.is_whole(self.venv, self.requirements):
+            index = {"PIP_INDEX_URL": self.index_url} if self.index_url else {}
+            if fault := hashed_venv.install(self.venv, self.requirements, index, sys.executable):
+                raise ReleaseError(
+                    f"There is no {beside} on the controller, and uv cannot be installed into {self.venv}. "
+                    f"Install it beside Ansible: {sys.executable} -m pip install uv\n{fault}"
+                )
+        return self.venv / "bin" / "uv"
 
     def __call__(self, *arguments: str | Path, failure: str, cwd: Path | None = None) -> str:
         """Run uv and return what it prints. Nothing that it is given may make it run code."""

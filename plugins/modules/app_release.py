@@ -19,7 +19,7 @@ description:
   - An app without a lock is resolved once; the result is kept in the cache and is part of the id. What a lock
     pins is never changed. The packages that the runtime needs besides are resolved together with it.
   - A failure says at which step it is, V(resolve) or V(build).
-  - Runs on the controller, with the Python that has Ansible, and the uv beside it.
+  - Runs on the controller, with the Python that has Ansible.
 options:
   state:
     description:
@@ -56,6 +56,12 @@ options:
         or beside the wheel.
     type: path
     required: true
+  uv_requirements:
+    description:
+      - Text of a requirements file with hashes. Where the controller has no uv beside its Python, uv is
+        installed from it into I(cache_dir), by Python's own pip.
+    type: str
+    default: ""
   cache_dir:
     description: Where archives and resolutions are kept.
     type: path
@@ -146,6 +152,7 @@ def main() -> None:
             "git_ref": {"type": "str", "default": ""},
             "lock": {"type": "str", "default": ""},
             "runtime_source": {"type": "path", "required": True},
+            "uv_requirements": {"type": "str", "default": ""},
             "cache_dir": {"type": "path", "required": True},
             "python": {"type": "str", "required": True},
             "pythons": {"type": "list", "elements": "str", "default": []},
@@ -171,7 +178,13 @@ def main() -> None:
             cache,
             python=given["python"],
             lock=given["lock"],
-            uv=Uv(given["index_url"], Sandbox(unconfined=given["unconfined"]), given["index_hosts"]),
+            uv=Uv(
+                given["index_url"],
+                Sandbox(unconfined=given["unconfined"]),
+                given["index_hosts"],
+                venv=cache / "uv" if given["uv_requirements"] else None,
+                requirements=given["uv_requirements"],
+            ),
             extras=extras,
             pythons=set(given["pythons"]),
             build=given["build_packages"],

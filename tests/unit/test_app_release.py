@@ -14,12 +14,14 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import tarfile
 import zipfile
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from ansible_collections.fleet.celery.plugins.filter.celery_app import runtime_problem
+from ansible_collections.fleet.celery.plugins.module_utils import hashed_venv
 from ansible_collections.fleet.celery.plugins.module_utils.app_release import Builder, Uv
 from ansible_collections.fleet.celery.plugins.module_utils.app_release_sandbox import Sandbox
 from ansible_collections.fleet.celery.plugins.module_utils.app_release_source import (
@@ -473,6 +475,33 @@ def test_a_missing_uv_is_named(app: Path, runtime: Path, tmp_path: Path) -> None
     release = Builder(parse_source(str(app), ""), Directory(runtime), tmp_path, python="p", lock="", uv=uv)
     with pytest.raises(ReleaseError, match=r"there is no .*uv-is-not-here on the controller"):
         release.build(release.identify(save=True))
+
+
+def test_a_controller_without_uv_gets_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is pinned, made once, and only where it is needed; what hinders it is in the message."""
+    made = []
+
+    def install(path: Path, requirements: str, env: dict[str, str], python: str) -> str:
+        made.append((path, requirements, env, python))
+        return "no index" if len(made) == 1 else ""
+
+    python = tmp_path / "bin" / "python"
+    monkeypatch.setattr(sys, "executable", str(python))
+    monkeypatch.setattr(hashed_venv, "install", install)
+    uv = functools.partial(Uv, "https://index.example.org", venv=tmp_path / "uv", requirements="uv==1\n")
+    with pytest.raises(ReleaseError, match=rf"no {tmp_path}/bin/uv[\s\S]*pip install uv\nno index"):
+        uv()("--version", failure="uv")
+    assert uv().path == tmp_path / "uv" / "bin" / "uv"
+    assert made[1] == (
+        tmp_path / "uv", "uv==1\n", {"PIP_INDEX_URL": "https://index.example.org"}, str(python)
+    )  # fmt: skip
+    (tmp_path / "uv").mkdir()
+    (tmp_path / "uv" / "requirements.txt").write_text("uv==1\n")
+    assert uv().path == tmp_path / "uv" / "bin" / "uv"
+    python.parent.mkdir()
+    python.with_name("uv").touch()
+    assert uv().path == python.with_name("uv")
+    assert len(made) == 2
 
 
 # A build backend that tries what an attacker would, and puts what it found into the wheel.
