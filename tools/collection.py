@@ -39,15 +39,17 @@ def check_out(root: Path, folder: Path) -> None:
         archive.extractall(folder, filter="data")
 
 
-def put_wheel(runtime: Path, epoch: int) -> Path:
+def put_wheel(runtime: Path) -> Path:
     """Build the runtime's wheel, put it in the place of the source, and return its path.
+
+    Its bytes depend on the source alone, and not on the commit: they are part of what a release of the fleet
+    is, and nodes restart for another one.
 
     Args:
         runtime: The source. It is changed.
-        epoch: The time of all files in the wheel, in seconds since 1970.
     """
     command = [sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", str(runtime)]
-    environment = {**os.environ, "SOURCE_DATE_EPOCH": str(epoch)}
+    environment = {name: value for name, value in os.environ.items() if name != "SOURCE_DATE_EPOCH"}
     subprocess.run(command, cwd=runtime, env=environment, check=True, capture_output=True)
     for name in SOURCE:
         path = runtime / name
@@ -107,7 +109,7 @@ def build(root: Path, folder: Path) -> Path:
     with tempfile.TemporaryDirectory(prefix="collection-") as directory:
         stage, out = Path(directory, "stage"), Path(directory, "out")
         check_out(root, stage)
-        put_wheel(stage / RUNTIME, epoch)
+        put_wheel(stage / RUNTIME)
         command = ["ansible-galaxy", "collection", "build", "--output-path", str(out)]
         subprocess.run(command, cwd=stage, check=True, capture_output=True)
         (built,) = out.glob("*.tar.gz")

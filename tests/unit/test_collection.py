@@ -107,6 +107,16 @@ def test_it_has_the_wheel_of_the_runtime(installed: Path) -> None:
     assert wheel.name == f"celery_fleet_runtime-{version}-py3-none-any.whl"
 
 
+def test_the_wheel_stays_while_the_source_of_the_runtime_does(
+    installed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else each commit would give hosts another release, and restart every node."""
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "1700000000")
+    collection.check_out(ROOT, tmp_path)
+    wheel = collection.put_wheel(tmp_path / collection.RUNTIME)
+    assert wheel.read_bytes() == (installed / "app" / "runtime" / wheel.name).read_bytes()
+
+
 def test_its_checksums_are_right(installed: Path) -> None:
     folder = installed.parents[2]
     galaxy("verify", "--offline", "--collections-path", folder, "fleet.celery", cwd=folder)
