@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Take, or give back, the lock of the fleet, for the process of Ansible that this is.
 
-An action plugin beside the module, since only the controller knows who runs there, and whether a process that
-had the lock before is gone.
+An action plugin beside the module, since only the controller knows which user runs Ansible, and whether the
+process that had the lock before is gone.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class ActionModule(ActionBase):
 
 
 def identity() -> dict[str, Any]:
-    """Return who runs Ansible here, and which process it is: tasks run in children of it."""
+    """Return the user and the process of this run of Ansible. Tasks run in child processes of it."""
     process = os.getppid()
     playbooks = [Path(word).name for word in sys.argv if word.endswith((".yml", ".yaml"))]
     began = started(process)
@@ -100,7 +100,7 @@ def is_over(found: dict[str, Any]) -> bool:
 
 
 def spelled(found: dict[str, Any]) -> str:
-    """Return a sentence about who has the lock."""
+    """Return a sentence about the run that has the lock."""
     who, what, since = (printable(found.get(part)) for part in ("who", "what", "since"))
     return f"{who} runs {what} on this fleet since {since}."
 

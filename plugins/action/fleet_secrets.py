@@ -102,7 +102,7 @@ def read(path: Path, vault: VaultLib) -> str:
         return ""
     if not is_encrypted(data):
         raise AnsibleActionFail(
-            f"{path} is not encrypted, so whoever reads the inventory has the passwords. "
+            f"{path} is not encrypted, so everybody who reads the inventory has the passwords. "
             f"Encrypt it with `ansible-vault encrypt {path}`, or remove it to have new ones made."
         )
     try:
@@ -159,7 +159,7 @@ def in_place(text: str, old: dict[str, Any], now: dict[str, Any], before: dict[s
 
 
 def with_values(text: str, values: dict[str, str]) -> str:
-    """Return the text with other values in the places of those that it has."""
+    """Return the text with its values replaced in place."""
     nodes = {key.value: node for key, node in children(value_of(text, NOW))} if values else {}
     for name in sorted(values, key=lambda name: -int(nodes[name].start_mark.index)):
         start, end = nodes[name].start_mark.index, nodes[name].end_mark.index

@@ -52,7 +52,7 @@ class ActionModule(ActionBase):
         return result
 
     def reached_at(self, task_vars: Any) -> dict[str, Any]:
-        """Return each host's ansible_host, of those that have one."""
+        """Return the ansible_host of each host that has one."""
         found = {host: self.variables(task_vars, host, ("ansible_host",)) for host in task_vars["hostvars"]}
         return {
             host: of["ansible_host"]

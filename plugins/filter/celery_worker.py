@@ -230,7 +230,7 @@ def expected_nodes(variables: Mapping[str, Mapping[str, Any]], hosts: Iterable[s
 
 
 def wanted(variables: Mapping[str, Mapping[str, Any]], hosts: Iterable[str]) -> dict[str, Any]:
-    """Return the nodes that the inventory wants, for those who ask the fleet how it is.
+    """Return the nodes that the inventory wants, for `fleet status`.
 
     Args:
         variables: The variables of all hosts, as `hostvars` has them.

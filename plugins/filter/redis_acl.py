@@ -2,7 +2,7 @@
 """The filters by which the role redis writes the rules of a user of Redis into users.acl.
 
 Each purpose gets a selector, so that a command goes only with the keys of its own. The role's vars/main.yml
-has who may do what.
+has the rights of each user.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def user_rules(
         groups: What users have in common, as `commands` and `purposes`.
         names: The names of each kind.
         calls: The commands that call a script. They need the keys of several purposes in one selector; Redis
-            then checks each command of the script by itself, with the rules of whoever called it.
+            then checks each command of the script by itself, with the rules of the user that calls it.
         loads: The commands without keys that such a user needs besides.
     """
     parts = [*(groups[name] for name in user["allow"]), user]
@@ -87,7 +87,7 @@ def clashes(prefixes: Iterable[str], names: Iterable[str]) -> list[str]:
 
 
 def unique(words: Iterable[str]) -> list[str]:
-    """Return words without those that come again."""
+    """Return the words, each once, in their order."""
     return list(dict.fromkeys(words))
 
 

@@ -26,7 +26,7 @@ def holder(lock: Path = LOCK) -> dict[str, Any] | None:
         found: dict[str, Any] = json.loads(lock.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
-    except ValueError:  # somebody has written to it; whoever it was is not to be guessed
+    except ValueError:  # the file was edited by hand, so the holder is not known
         return {"id": "", "who": "somebody", "what": "something", "since": "an unknown time"}
     return found
 

@@ -3,7 +3,7 @@
 """One installation at a time on a host: what an interrupted run left behind is ended before the next begins.
 
 When Ansible is interrupted, its module goes on on the host, and would install beside the next run's. The
-fleet's own lock keeps other operators out, so whoever else holds this one belongs to a run that is over.
+fleet's own lock keeps other operators out, so another holder of this lock belongs to a run that is over.
 """
 
 from __future__ import annotations

@@ -69,7 +69,7 @@ RETIRED = {
 
 # What a setting costs: roles/celery_worker/README.md, "What costs much".
 EVENTS_COST = (
-    "who sends a task tells monitors of it with one more command for Redis; nodes do so of each step"
+    "each sender tells monitors of a task with one more command for Redis; nodes do so for each step"
 )
 
 

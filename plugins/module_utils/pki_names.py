@@ -175,7 +175,7 @@ def permitted(
         networks: Networks of addresses.
 
     Returns:
-        Entries such as DNS:example.com and IP:10.0.0.0/8, without those that another one covers, sorted.
+        Entries such as DNS:example.com and IP:10.0.0.0/8, without an entry that another one covers, sorted.
     """
     every = {name for host in fleet for name in host.all} | set(LOOPBACK)
     entries = {entry(name) for name in every}
@@ -185,7 +185,7 @@ def permitted(
 
 
 def least(entries: Iterable[str]) -> tuple[str, ...]:
-    """Return entries without those that another one covers, sorted."""
+    """Return entries without an entry that another one covers, sorted."""
     given = set(entries)
     return tuple(sorted(one for one in given if not covered(one, given - {one})))
 

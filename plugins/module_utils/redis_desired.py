@@ -38,7 +38,7 @@ CANDIDATE = "candidate-"
 
 
 def parse_config(text: str) -> dict[str, str]:
-    """Return the directives of a redis.conf; of those that are there twice, the last."""
+    """Return the directives of a redis.conf; of a directive that is there twice, the last."""
     directives = {}
     for line in text.splitlines():
         if line.strip() and not line.lstrip().startswith("#"):
@@ -107,7 +107,7 @@ def acl_changes(
     """Compare users with what the server lists, which has the candidates too.
 
     Returns:
-        The users that the server has otherwise or not at all, and the names of those that it has too many.
+        The users that the server has with other rules or not at all, and the names of its surplus users.
     """
     changed = {
         name: rules

@@ -48,7 +48,7 @@ def login_arguments() -> dict[str, Any]:
 def served_certificate(host: str, port: int, ca_file: str, timeout: int) -> bytes:
     """Return the certificate (DER) that a server shows, after it was verified.
 
-    It is asked for before any password is sent: whoever listens in Redis's place must not learn one.
+    It is read before any password is sent, so that a program in the place of Redis learns none.
 
     Raises:
         StrangeServerError: Nothing listens, or it has no certificate that the CA in `ca_file` vouches for.

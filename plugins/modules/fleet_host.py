@@ -12,7 +12,7 @@ version_added: 0.1.0
 description:
   - Looks for what only the host can tell. The port of the service is taken by another one. With
     I(data_dir), the host has no such address, its disk is too small for an append-only file, or it has a
-    Redis of somebody else's, whose data would be lost.
+    Redis that this collection did not set up, whose data would be lost.
   - All findings are in one message. It changes nothing.
 options:
   bind:

@@ -42,7 +42,7 @@ options:
     type: str
     default: ""
   hosts: {description: "The hosts' parts of the nodes' names.", type: list, elements: str, required: true}
-  wait: {description: Seconds until what nodes hold counts as nobody's., type: int, default: 120}
+  wait: {description: Seconds until messages that no node requeues are an error., type: int, default: 120}
 attributes:
   check_mode:
     support: full

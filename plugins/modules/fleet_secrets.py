@@ -12,7 +12,7 @@ short_description: Make the passwords of an environment, into its vault file, an
 description:
   - A password that exists is changed only if I(replace) names it. A file that lacks none is not written.
   - A password that was replaced stays in the file, in the mapping C(fleet_secrets_previous), until I(forget)
-    names it. So the file tells what is under way, to whoever runs the next play from whichever controller.
+    names it. So the next run finds in the file what is under way, on whatever controller it runs.
   - The file is replaced at once. Its other variables and its comments stay.
   - Passwords are neither shown nor logged.
 options:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: flower_health
-short_description: Wait until Flower shows every expected node as online, to those who have the password
+short_description: Wait until Flower shows every expected node as online, and nothing without the password
 version_added: 0.1.0
 description:
   - Healthy is a Flower that shows each expected node as online, and shows nothing without the password.

@@ -109,7 +109,7 @@ def queues_of(acl: str) -> set[str]:
 
 
 def consumers_of(client: Any, queues: Iterable[str]) -> dict[str, list[str]]:
-    """Return the living nodes that consume each queue, or may: those that have not proved themselves yet."""
+    """Return the living nodes that consume each queue, or may, as they have not run their self-test."""
     nodes = living(client)
     facts = {node: json.loads(text) for node, text in client.hgetall(keys.NODES).items() if node in nodes}
     found = {
