@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 from ansible_collections.fleet.celery.plugins.module_utils import pki_certificate, pki_names
 from ansible_collections.fleet.celery.plugins.module_utils.pki_names import Called
-from cryptography.hazmat.primitives import serialization
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -62,15 +61,6 @@ def differences(pem: str, host: str, called_by: Iterable[str], days: int, author
     return list(pki_certificate.differences(pem, form, authority))
 
 
-def opens(pem: str, passphrase: str) -> bool:
-    """Return whether a passphrase is the one of an encrypted private key."""
-    try:
-        serialization.load_pem_private_key(pem.encode(), passphrase.encode())
-    except (TypeError, ValueError):  # the key is not encrypted, or with another passphrase
-        return False
-    return True
-
-
 class FilterModule:
     """The filters' names in Jinja."""
 
@@ -84,5 +74,5 @@ class FilterModule:
             "pki_widened": widened,
             "pki_beyond": beyond,
             "pki_differences": differences,
-            "pki_opens": opens,
+            "pki_opens": pki_certificate.opens,
         }

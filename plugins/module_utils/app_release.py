@@ -9,6 +9,7 @@ every day, so a host that has the id needs nothing more.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import inspect
@@ -64,10 +65,12 @@ from ansible_collections.fleet.celery.plugins.module_utils.app_release_source im
 from ansible_collections.fleet.celery.plugins.module_utils.app_release_tree import TRUST, explained, inherited
 from ansible_collections.fleet.celery.plugins.module_utils.files import replace_file
 from ansible_collections.fleet.celery.plugins.module_utils.index_gate import open_gate, without_proxies
-from packaging.requirements import InvalidRequirement, Requirement
-from packaging.specifiers import SpecifierSet
-from packaging.utils import canonicalize_name, parse_sdist_filename, parse_wheel_filename
-from packaging.version import Version
+
+with contextlib.suppress(ImportError):  # PACKAGING_ERROR of app_release_source has it
+    from packaging.requirements import InvalidRequirement, Requirement
+    from packaging.specifiers import SpecifierSet
+    from packaging.utils import canonicalize_name, parse_sdist_filename, parse_wheel_filename
+    from packaging.version import Version
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping

@@ -10,6 +10,7 @@ directory `source` of the release, which comes first in the path of modules, as 
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import zipfile
 from typing import TYPE_CHECKING
@@ -19,7 +20,9 @@ from ansible_collections.fleet.celery.plugins.module_utils.app_release_source im
     ReleaseError,
     tree_files,
 )
-from packaging.version import InvalidVersion, Version
+
+with contextlib.suppress(ImportError):  # PACKAGING_ERROR of app_release_source has it
+    from packaging.version import InvalidVersion, Version
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -7,14 +7,17 @@ Both are read as they are: neither tool is needed, and nothing is resolved.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import tomllib
 from typing import TYPE_CHECKING
 
 from ansible_collections.fleet.celery.plugins.module_utils.app_release_source import ReleaseError
-from packaging.markers import Marker
-from packaging.requirements import Requirement
-from packaging.utils import canonicalize_name
+
+with contextlib.suppress(ImportError):  # PACKAGING_ERROR of app_release_source has it
+    from packaging.markers import Marker
+    from packaging.requirements import Requirement
+    from packaging.utils import canonicalize_name
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping

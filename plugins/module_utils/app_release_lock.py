@@ -8,6 +8,7 @@ through `uv export`, a `uv.lock`.
 
 from __future__ import annotations
 
+import contextlib
 import re
 import tomllib
 from dataclasses import dataclass, replace
@@ -20,9 +21,11 @@ from ansible_collections.fleet.celery.plugins.module_utils.app_release_source im
     ReleaseError,
     read_project,
 )
-from packaging.markers import InvalidMarker, Marker
-from packaging.requirements import InvalidRequirement, Requirement
-from packaging.utils import canonicalize_name
+
+with contextlib.suppress(ImportError):  # PACKAGING_ERROR of app_release_source has it
+    from packaging.markers import InvalidMarker, Marker
+    from packaging.requirements import InvalidRequirement, Requirement
+    from packaging.utils import canonicalize_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import tarfile
 import tomllib
+import traceback
 import zipfile
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -24,13 +25,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, unquote, urlsplit, urlunsplit
 
-from packaging.requirements import InvalidRequirement, Requirement
-from packaging.utils import (
-    InvalidSdistFilename,
-    InvalidWheelFilename,
-    parse_sdist_filename,
-    parse_wheel_filename,
-)
+try:
+    from packaging.requirements import InvalidRequirement, Requirement
+    from packaging.utils import (
+        InvalidSdistFilename,
+        InvalidWheelFilename,
+        parse_sdist_filename,
+        parse_wheel_filename,
+    )
+except ImportError:
+    PACKAGING_ERROR = traceback.format_exc()  # the module app_release fails with it
+else:
+    PACKAGING_ERROR = ""
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

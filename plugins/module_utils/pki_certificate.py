@@ -11,12 +11,19 @@ import datetime
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
+from ansible.module_utils.basic import missing_required_lib
 from ansible_collections.fleet.celery.plugins.module_utils.pki_names import address, covered, entry, normal
-from cryptography import x509
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+try:
+    from cryptography import x509
+    from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+    from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+except ImportError as error:
+    CRYPTOGRAPHY_ERROR: ImportError | None = error
+else:
+    CRYPTOGRAPHY_ERROR = None
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -25,6 +32,8 @@ if TYPE_CHECKING:
         CertificateIssuerPrivateKeyTypes,
         CertificateIssuerPublicKeyTypes,
     )
+
+    Extension = tuple[x509.ExtensionType, bool]  # and whether it is critical
 
 BEFORE = datetime.timedelta(days=1)  # a host whose clock is behind would refuse a certificate that begins now
 LONGEST_COMMON_NAME = 64
@@ -40,8 +49,6 @@ OTHER_USAGES = (
     "encipher_only",
     "decipher_only",
 )
-
-Extension = tuple[x509.ExtensionType, bool]  # and whether it is critical
 
 
 class PkiError(Exception):
@@ -104,12 +111,23 @@ def authority_key_identifier(authority: x509.Certificate) -> x509.AuthorityKeyId
     return x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(known)
 
 
+def require_cryptography() -> None:
+    """Refuse to go on without the package `cryptography`, which ansible-core brings to a controller.
+
+    Raises:
+        PkiError: It cannot be imported.
+    """
+    if CRYPTOGRAPHY_ERROR:
+        raise PkiError(missing_required_lib("cryptography")) from CRYPTOGRAPHY_ERROR
+
+
 def host_key(pem: str) -> ec.EllipticCurvePublicKey:
     """Return the public key that a host has sent.
 
     Raises:
         PkiError: It is not of the kind that the role pki makes.
     """
+    require_cryptography()
     try:
         key = serialization.load_pem_public_key(pem.encode())
     except (ValueError, UnsupportedAlgorithm):
@@ -125,6 +143,7 @@ def certificate(pem: str) -> x509.Certificate:
     Raises:
         PkiError: There is none.
     """
+    require_cryptography()
     try:
         return x509.load_pem_x509_certificate(pem.encode())
     except ValueError:
@@ -208,6 +227,16 @@ def is_due(pem: str, days: int) -> bool:
     """Return whether a certificate ends within so many days."""
     now = datetime.datetime.now(datetime.UTC)
     return certificate(pem).not_valid_after_utc - now < datetime.timedelta(days=days)
+
+
+def opens(pem: str, passphrase: str) -> bool:
+    """Return whether a passphrase is the one of an encrypted private key."""
+    require_cryptography()
+    try:
+        serialization.load_pem_private_key(pem.encode(), passphrase.encode())
+    except (TypeError, ValueError):  # the key is not encrypted, or with another passphrase
+        return False
+    return True
 
 
 def signing_key(pem: bytes, passphrase: str, authority: x509.Certificate) -> CertificateIssuerPrivateKeyTypes:

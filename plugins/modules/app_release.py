@@ -130,10 +130,11 @@ archive:
 
 from pathlib import Path
 
-from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.basic import AnsibleModule, missing_required_lib
 from ansible_collections.fleet.celery.plugins.module_utils.app_release import Builder, Uv
 from ansible_collections.fleet.celery.plugins.module_utils.app_release_sandbox import Sandbox
 from ansible_collections.fleet.celery.plugins.module_utils.app_release_source import (
+    PACKAGING_ERROR,
     Git,
     ReleaseError,
     parse_runtime,
@@ -163,6 +164,8 @@ def main() -> None:
         },
         supports_check_mode=True,
     )
+    if PACKAGING_ERROR:
+        module.fail_json(msg=missing_required_lib("packaging"), exception=PACKAGING_ERROR)
     given = module.params
     cache = Path(given["cache_dir"])
     try:
