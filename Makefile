@@ -13,7 +13,7 @@ export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
 export LC_ALL := C.UTF-8
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help up down lab-args lab-secret test test-all lint unit apps apps-long wheel servers upstream molecule matrix bench functions fixtures docs lock collection release clean
+.PHONY: help up down lab-args lab-secret lock-app test test-all lint unit apps apps-long wheel servers upstream molecule matrix bench functions fixtures docs lock collection release clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z% -]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 26
@@ -33,6 +33,10 @@ lab-args: ## Print the arguments with which ansible and ansible-playbook reach E
 
 lab-secret: ## Print a secret of ENV by its NAME: flower, for example
 	@lab/lab.py secret $(ENV) $(NAME)
+
+lock-app: ## Write the lock of the app of ENV, or of the inventory in ARGS="-i ..."; UPGRADE=1 takes the newest versions
+	@lab/bootstrap lab
+	@ansible-playbook $(or $(ARGS),$$(lab/lab.py args $(ENV))) playbooks/lock_app.yml $(if $(UPGRADE),-e fleet_lock_upgrade=true)
 
 # --- tests; the last line has the counts ---
 

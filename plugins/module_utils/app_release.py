@@ -73,12 +73,13 @@ with contextlib.suppress(ImportError):  # PACKAGING_ERROR of app_release_source 
     from packaging.version import Version
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
     from typing import Any
 
 LAYOUT = 1  # raise it when what is in the archive, or how hosts install it, changes
 EPOCH = "315532800"  # 1980-01-01, the first date that a wheel can carry: a rebuild gives the same bytes
 RESOLVED_FOR = "# resolved for Python "
+LOCK_HEADER = "# Written by playbooks/lock_app.yml"
 PYTHONS = [f"3.{minor}" for minor in range(8, 40)]
 
 
@@ -317,6 +318,7 @@ class Uv:
         build: Iterable[str] = (),
         extras: Iterable[str] = (),
         confined: bool = False,
+        constraints: Path | None = None,
     ) -> list[Locked]:
         """Resolve dependencies for every platform.
 
@@ -331,6 +333,7 @@ class Uv:
             build: Packages that may be built.
             extras: Extras of the first input.
             confined: Whether an input is the app's, and may so name a directory, which uv asks by running it.
+            constraints: A requirements file with versions that packages must have if they are needed.
         """
         output = work / "resolved.txt"
         output.write_bytes(preferred.read_bytes())  # uv keeps the versions of the file that it writes over
@@ -344,6 +347,7 @@ class Uv:
         options += ["--only-binary", ":all:", *(word for name in build for word in ("--no-binary", name))]
         options += ["--python-version", python, "--output-file", output]
         options += [word for extra in extras for word in ("--extra", extra)]
+        options += ["--constraints", constraints] if constraints else []
         failure = f"The dependencies of the app and the runtime cannot be resolved for Python {python}"
         command: list[str | Path] = ["pip", "compile", *options, "--python", PYTHON[0], *inputs]
         try:
@@ -534,8 +538,7 @@ class Builder:
 
         What the app's lock pins is completed, and not changed.
         """
-        place = self.runtime.path
-        ours = (place.parent if isinstance(self.runtime, Wheel) else place) / "requirements.lock"
+        ours = self._runtime_lock()
         project = None if isinstance(self.source, Wheel | Pinned) else self.source.fetch(work / "app")
         own = self._own(work)
         lock = self._find_lock(project)
@@ -544,24 +547,82 @@ class Builder:
             python = self._oldest_python(project)
             if fits(theirs, runtime := read_lock(ours)):
                 return merge(theirs, runtime), ""
-            pins = work / "pins.in"
-            pins.write_text(render(replace(line, hashes=()) for line in theirs), encoding="utf-8")
-            lines = self.uv.resolve([pins, own], ours, python, work, build=self.buildable)
+            lines = self.uv.resolve([_pins(theirs, work), own], ours, python, work, build=self.buildable)
             return merge(theirs, _published(lines)), python
+        python = self._oldest_python(project)
+        resolve = self._resolver(project, lock, python, work)
+        return _published(resolve(ours, [own])), python
+
+    def _resolver(
+        self, project: Path | None, lock: Path | None, python: str, work: Path
+    ) -> Callable[..., list[Locked]]:
+        """Return what resolves the dependencies of an app without a lock.
+
+        Args:
+            project: The app's source.
+            lock: What celery_app_lock names, if that has no hashes.
+            python: The oldest Python that must be served.
+            work: A temporary directory.
+
+        Returns:
+            A function of the preferred lock, of what else is to be resolved with the app, and of constraints.
+        """
         inputs = [*self._unlocked(project, work, lock), *([lock] if lock else [])]
         asked = self.extras if inputs[0].name == "pyproject.toml" else ()
-        python = self._oldest_python(project)
-        theirs_alone = inputs[0].suffix == ".txt" or (lock is not None and not Path(self.lock).is_absolute())
-        lines = self.uv.resolve(
-            [*inputs, own],
-            ours,
-            python,
-            work,
-            build=self.buildable,
-            extras=asked,
-            confined=theirs_alone,
-        )
-        return _published(lines), python
+        confined = inputs[0].suffix == ".txt" or (lock is not None and not Path(self.lock).is_absolute())
+
+        def resolve(preferred: Path, more: list[Path], constraints: Path | None = None) -> list[Locked]:
+            lines: list[Locked] = self.uv.resolve(
+                [*inputs, *more],
+                preferred,
+                python,
+                work,
+                build=self.buildable,
+                extras=asked,
+                confined=confined,
+                constraints=constraints,
+            )
+            return lines
+
+        return resolve
+
+    @at("resolve")
+    def locked(self, path: Path, *, upgrade: bool) -> str:
+        """Return the text of a lock for the app: what it needs, in versions that fit the runtime.
+
+        Args:
+            path: The lock, whose versions are kept if it is there.
+            upgrade: Whether to take the newest versions in place of those.
+
+        Raises:
+            ReleaseError: The app has a lock that another tool writes.
+        """
+        before = path.read_text(encoding="utf-8") if path.is_file() else ""
+        if before and not before.startswith(LOCK_HEADER):
+            raise ReleaseError(f"{path} was not written by lock_app.yml, so it is not changed.")
+        with tempfile.TemporaryDirectory(prefix="celery-release-") as directory:
+            work = Path(directory)
+            project = None if isinstance(self.source, Wheel | Pinned) else self.source.fetch(work / "app")
+            lock = self._find_lock(project)
+            if lock and is_lock(lock) and not lock.read_bytes().startswith(LOCK_HEADER.encode()):
+                raise ReleaseError(f"{self.source} has {lock.name}. Change it with the tool that writes it.")
+            named = None if lock and is_lock(lock) else lock
+            python = self._oldest_python(project)
+            resolve = self._resolver(project, named, python, work)
+            preferred = path if before and not upgrade else self._runtime_lock()
+            together = resolve(preferred, [self._own(work)])
+            kept = work / "kept.lock"
+            kept.write_text(render(together), encoding="utf-8")
+            alone = resolve(
+                kept, [], _pins(_published(together), work)
+            )  # without what only the runtime needs
+            return f"{LOCK_HEADER} for Python {python} or later.\n{render(_published(alone))}"
+
+    def _runtime_lock(self) -> Path:
+        """Return the lock of the runtime."""
+        place = self.runtime.path
+        path: Path = (place.parent if isinstance(self.runtime, Wheel) else place) / "requirements.lock"
+        return path
 
     def _locked(self, lock: Path, project: Path | None, work: Path) -> list[Locked]:
         """Return what the app's lock pins, refused if it cannot be what the app runs with.
@@ -578,8 +639,8 @@ class Builder:
         if isinstance(self.source, Pinned):
             _require_pin(self.source, theirs, lock)
         elif project:
-            table = read_project(project, "The app cannot be resolved").get("project", {})
-            _require_locked(table, self.extras, theirs, lock)
+            table = read_project(project, "The app cannot be resolved")
+            _require_locked(_named(project, table, self.extras), self.extras, theirs, lock)
             self._note_others(project, lock)
         _require_range(self._runtime_project().get("dependencies", ()), theirs, lock)
         return theirs
@@ -657,7 +718,7 @@ class Builder:
             table = read_project(project, "The app cannot be resolved")
             _require_published(table, self.source)
             own = table.get("project", {})
-            if not is_package(project) and not (is_static(table) and "dependencies" in own):
+            if _is_plain(project, table):
                 _require_extras(self.extras, (), self.source)
                 return [] if named else [app_release_folder.requirements(project)]
             if is_static(table):
@@ -680,6 +741,27 @@ class Builder:
         file = work / "app.in"
         file.write_text(f"{wanted}\n", encoding="utf-8")
         return [file]
+
+
+def _is_plain(project: Path, table: Mapping[str, Any]) -> bool:
+    """Return whether an app is a folder, of which a requirements file says what it depends on."""
+    static = is_static(table) and "dependencies" in table.get("project", {})
+    return not static and not is_package(project)
+
+
+def _named(project: Path, table: Mapping[str, Any], extras: Iterable[str]) -> Iterator[Requirement]:
+    """Yield what an app says that it requires, as far as it is known without running anything of it."""
+    if "name" in table.get("project", {}):
+        yield from map(Requirement, _required(table["project"], extras))
+    elif _is_plain(project, table):
+        yield from app_release_folder.named(project)
+
+
+def _pins(lines: Iterable[Locked], work: Path) -> Path:
+    """Return a requirements file with the versions of a lock, and without its hashes."""
+    file = work / "pins.in"
+    file.write_text(render(replace(line, hashes=()) for line in lines), encoding="utf-8")
+    return file
 
 
 def _published(lines: Iterable[Locked]) -> list[Locked]:
@@ -768,13 +850,10 @@ def _require_range(required: Iterable[str], lines: Iterable[Locked], lock: Path)
 
 
 def _require_locked(
-    project: Mapping[str, Any], extras: Iterable[str], lines: Iterable[Locked], lock: Path
+    wanted: Iterable[Requirement], extras: Iterable[str], lines: Iterable[Locked], lock: Path
 ) -> None:
     """Refuse a lock without a package that the app requires, with the extras that are asked for."""
-    if "name" not in project:
-        return
     known = {line.name for line in lines}
-    wanted = map(Requirement, _required(project, extras))
     linux = {"sys_platform": "linux", "platform_system": "Linux", "os_name": "posix"}
     lacking = [
         str(one)
@@ -784,8 +863,7 @@ def _require_locked(
     if lacking:
         asked = f" with {', '.join(extras)}" if extras else ""
         raise ReleaseError(
-            f"{lock.name} of the app lacks {', '.join(lacking)}, which its pyproject.toml{asked} asks for. "
-            "Lock it anew."
+            f"{lock.name} of the app lacks {', '.join(lacking)}, which the app{asked} asks for. Lock it anew."
         )
 
 

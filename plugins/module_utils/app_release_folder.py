@@ -22,10 +22,11 @@ from ansible_collections.fleet.celery.plugins.module_utils.app_release_source im
 )
 
 with contextlib.suppress(ImportError):  # PACKAGING_ERROR of app_release_source has it
+    from packaging.requirements import InvalidRequirement, Requirement
     from packaging.version import InvalidVersion, Version
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
     from typing import Any
 
@@ -97,6 +98,16 @@ def requirements(project: Path) -> Path:
         "The app does not say what it depends on. Write a requirements.txt with celery and what else the app "
         "imports, or let celery_app_lock name the file that says it."
     )
+
+
+def named(project: Path) -> Iterator[Requirement]:
+    """Yield the requirements of an app's requirements file, if it has one. Other lines are uv's business."""
+    files = [project / name for name in REQUIREMENT_NAMES if (project / name).is_file()]
+    for line in files[0].read_text(encoding="utf-8").splitlines() if files else ():
+        try:
+            yield Requirement(line.split(" #")[0].split(" --hash")[0].rstrip(" \\"))
+        except InvalidRequirement:
+            continue
 
 
 def _digest(text: bytes) -> str:

@@ -25,8 +25,11 @@ options:
     description:
       - With V(identified), the source is looked at and its release's id returned.
       - With V(built), the archive is in the cache.
+      - With V(locked), the app has a lock, with hashes, of what it needs, in versions that fit the runtime.
+        Its versions are kept unless the app asks for others, or I(upgrade) is true. It is written to I(lock),
+        or to C(requirements.lock) in the source if I(lock) is no path on the controller.
     type: str
-    choices: [identified, built]
+    choices: [identified, built, locked]
     required: true
   id:
     description: The id that was returned before. A source that changed since is refused.
@@ -50,6 +53,10 @@ options:
       - A requirements file without hashes gives the versions, to which hashes are looked up.
     type: str
     default: ""
+  upgrade:
+    description: With V(locked), take the newest versions that fit.
+    type: bool
+    default: false
   runtime_source:
     description:
       - Source directory of the fleet's runtime, or a wheel of it. C(requirements.lock) is in the directory,
@@ -99,7 +106,8 @@ attributes:
   check_mode:
     support: full
   diff_mode:
-    support: none
+    support: partial
+    details: With V(locked), of the lock.
 extends_documentation_fragment:
   - fleet.celery.attributes
 author: The celery-fleet contributors (!UNKNOWN)
@@ -120,38 +128,79 @@ RETURN = r"""
 id:
   description: The id of the release.
   type: str
-  returned: success
+  returned: state is not locked
   sample: 3fa9c1d2e4b5
 archive:
   description: Where the release's archive is, or would be.
   type: str
-  returned: success
+  returned: state is not locked
+lock:
+  description: Where the lock is, or would be.
+  type: str
+  returned: state is locked
 """
 
 from pathlib import Path
+from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule, missing_required_lib
 from ansible_collections.fleet.celery.plugins.module_utils.app_release import Builder, Uv
 from ansible_collections.fleet.celery.plugins.module_utils.app_release_sandbox import Sandbox
 from ansible_collections.fleet.celery.plugins.module_utils.app_release_source import (
     PACKAGING_ERROR,
+    Directory,
     Git,
     ReleaseError,
     parse_runtime,
     parse_source,
     split_extras,
 )
+from ansible_collections.fleet.celery.plugins.module_utils.files import replace_file
+
+
+def released(module: AnsibleModule, builder: Builder) -> dict[str, Any]:
+    """Identify the release, and build it if that is asked for."""
+    given = module.params
+    release = builder.identify(save=not module.check_mode)
+    if given["id"] and given["id"] != release:
+        raise ReleaseError(
+            f"{builder.source}, or the runtime, changed meanwhile. Run again to deploy what it is now."
+        )
+    archive = builder.archive(release)
+    changed = given["state"] == "built" and not archive.exists()
+    if changed and not module.check_mode:
+        builder.build(release)
+    return {"changed": changed, "id": release, "archive": str(archive)}
+
+
+def locked(module: AnsibleModule, builder: Builder) -> dict[str, Any]:
+    """Write the app's lock."""
+    path = Path(module.params["lock"])
+    if not path.is_absolute():
+        if not isinstance(builder.source, Directory):
+            raise ReleaseError(
+                f"{builder.source} is no directory, so its lock is not written beside it. Let "
+                'celery_app_lock be a path on the controller: "{{ inventory_dir }}/app.lock".'
+            )
+        path = builder.source.path / "requirements.lock"
+    text = builder.locked(path, upgrade=module.params["upgrade"])
+    before = path.read_text(encoding="utf-8") if path.is_file() else ""
+    if text != before and not module.check_mode:
+        replace_file(path, text, mode=0o644)
+    diff = {"before_header": str(path), "after_header": str(path), "before": before, "after": text}
+    return {"changed": text != before, "lock": str(path), "diff": diff}
 
 
 def main() -> None:
     """Run the module."""
     module = AnsibleModule(
         argument_spec={
-            "state": {"type": "str", "choices": ["identified", "built"], "required": True},
+            "state": {"type": "str", "choices": ["identified", "built", "locked"], "required": True},
             "id": {"type": "str"},
             "source": {"type": "str", "required": True},
             "git_ref": {"type": "str", "default": ""},
             "lock": {"type": "str", "default": ""},
+            "upgrade": {"type": "bool", "default": False},
             "runtime_source": {"type": "path", "required": True},
             "uv_requirements": {"type": "str", "default": ""},
             "cache_dir": {"type": "path", "required": True},
@@ -180,7 +229,7 @@ def main() -> None:
             runtime,
             cache,
             python=given["python"],
-            lock=given["lock"],
+            lock="" if given["state"] == "locked" and Path(given["lock"]).is_absolute() else given["lock"],
             uv=Uv(
                 given["index_url"],
                 Sandbox(unconfined=given["unconfined"]),
@@ -192,15 +241,7 @@ def main() -> None:
             pythons=set(given["pythons"]),
             build=given["build_packages"],
         )
-        release = builder.identify(save=not module.check_mode)
-        if given["id"] and given["id"] != release:
-            raise ReleaseError(
-                f"{source}, or the runtime, changed meanwhile. Run again to deploy what it is now."
-            )
-        archive = builder.archive(release)
-        changed = given["state"] == "built" and not archive.exists()
-        if changed and not module.check_mode:
-            builder.build(release)
+        result = (locked if given["state"] == "locked" else released)(module, builder)
     except ReleaseError as error:
         heading = f"The release fails at {error.step}, before anything is changed.\n" if error.step else ""
         module.fail_json(msg=f"{heading}{error}")
@@ -208,7 +249,7 @@ def main() -> None:
         module.fail_json(msg=str(error))
     for warning in builder.warnings:
         module.warn(warning)
-    module.exit_json(changed=changed, id=release, archive=str(archive))
+    module.exit_json(**result)
 
 
 if __name__ == "__main__":

@@ -860,7 +860,7 @@ def test_a_lock_without_what_the_app_asks_for_is_refused(make: functools.partial
         stream.write(
             '[project.optional-dependencies]\nworker = ["more", "other; sys_platform == \'win32\'"]\n'
         )
-    with pytest.raises(ReleaseError, match=r"lacks more, which its pyproject\.toml with worker asks for"):
+    with pytest.raises(ReleaseError, match=r"lacks more, which the app with worker asks for"):
         make(f"{app}[worker]").identify(save=True)
 
 
@@ -904,3 +904,31 @@ def test_code_resolves_nothing_anew(make: functools.partial[Builder], app: Path,
     (flat / "requirements.txt").write_text("dep\n")
     with pytest.raises(ReleaseError, match=r"cannot be resolved[\s\S]*Failed to fetch"):
         make(flat, index=NOWHERE).identify(save=True)
+
+
+def test_a_lock_is_written_for_the_app(make: functools.partial[Builder], tmp_path: Path, index: str) -> None:
+    """It has what the app needs in versions that fit the runtime, is stable, and is what a release takes."""
+    app = folder(tmp_path / "flat", **{"requirements.txt": "shop\n"})
+    path = app / "requirements.lock"
+    text = make(app, pythons=["3.13"]).locked(path, upgrade=False)
+    assert text.startswith("# Written by playbooks/lock_app.yml for Python 3.13 or later.\n")
+    assert [line.split()[0] for line in text.splitlines() if line[0] not in " #"] == ["dep==0.9", "shop==1.0"]
+    path.write_text(text)
+    assert make(app, pythons=["3.13"]).locked(path, upgrade=False) == text
+    assert "shop==1.0 " in build(make(app))["requirements.txt"]
+
+    (app / "requirements.txt").write_text("shop\nmore>=1  # since\n")
+    with pytest.raises(ReleaseError, match=r"requirements\.lock of the app lacks more>=1"):
+        make(app).identify(save=True)
+    (app / "requirements.txt").write_text("shop\n")
+    path.write_text(text.replace("dep==0.9", "dep==1.0"))
+    assert "dep==1.0 " in make(app).locked(path, upgrade=False)
+    assert "dep==0.9 " in make(app).locked(path, upgrade=True)  # which the runtime was tested with
+
+
+def test_a_lock_of_another_tool_is_left_alone(make: functools.partial[Builder], app: Path) -> None:
+    """Whether it is in the way, or elsewhere in the app."""
+    with pytest.raises(ReleaseError, match=r"requirements\.lock was not written by lock_app"):
+        make(app).locked(app / "requirements.lock", upgrade=False)
+    with pytest.raises(ReleaseError, match=r"has requirements\.lock\. Change it with the tool"):
+        make(app).locked(app / "other.lock", upgrade=False)

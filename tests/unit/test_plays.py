@@ -34,7 +34,7 @@ FORMER = {
     "rotate-secrets.yml": "rotate_secrets.yml",
     "upgrade-redis.yml": "upgrade_redis.yml",
 }
-LOOK_ONLY = {"status.yml", "secrets.yml"}  # and what the controller alone has
+LOOK_ONLY = {"lock_app.yml", "status.yml", "secrets.yml"}  # and what the controller alone has
 STRICT = {"any_errors_fatal": True, "max_fail_percentage": 0}
 BATCH = yaml.safe_load((PROJECT / "playbooks/vars/batch.yml").read_text())
 STOP = {"ansible.builtin.fail": None, "any_errors_fatal": True, "when": "batch_lost | length > 0"}
