@@ -25,8 +25,10 @@ def host(tmp_path: Path) -> Path:
     return directory
 
 
-def authority(host: Path, *, new: bool = False) -> subprocess.CompletedProcess[str]:
-    """Run the tasks of the role that create the authority, with this machine as the host."""
+def authority(
+    host: Path, *, new: bool = False, tasks: str = "internal/authority"
+) -> subprocess.CompletedProcess[str]:
+    """Run tasks of the role that create an authority, with this machine as the host."""
     given = {
         "ansible_connection": "local",
         "ansible_python_interpreter": "{{ ansible_playbook_python }}",
@@ -34,9 +36,10 @@ def authority(host: Path, *, new: bool = False) -> subprocess.CompletedProcess[s
         "pki_ca_passphrase": "a passphrase of the authority",
         "pki_dir": str(host),
         "pki_new_authority": new,
+        "pki_rotation_step": "begun",
         "__pki_inventory": {"hosts": {"host1": {"names": ["host1"], "addresses": []}}},
     }
-    role = {"name": "fleet.celery.pki", "tasks_from": "internal/authority", "rolespec_validate": False}
+    role = {"name": "fleet.celery.pki", "tasks_from": tasks, "rolespec_validate": False}
     play = {"hosts": "host1", "gather_facts": False, "tasks": [{"ansible.builtin.include_role": role}]}
     (host.parent / "play.yml").write_text(yaml.safe_dump([{**play, "vars": given}]))
     return subprocess.run(
@@ -72,3 +75,11 @@ def test_the_first_authority_is_created(host: Path) -> None:
     run = authority(host)
     assert run.returncode == 0, run.stdout
     assert (host.parent / "pki" / "ca.crt").exists()
+
+
+def test_a_rotation_creates_the_next_authority(host: Path) -> None:
+    """The hosts have certificates of the one that it replaces, and the controller has that."""
+    for run in (authority(host, new=True), authority(host, tasks="rotation")):
+        assert run.returncode == 0, run.stdout
+    assert (host.parent / "pki" / "next" / "ca.crt").exists()
+    assert (host.parent / "pki" / "rotation").read_text() == "begun"
