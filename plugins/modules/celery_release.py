@@ -152,7 +152,9 @@ WARNINGS = ("This costs much: ", "This does not hold: ", "This is renamed: ")
 # By these, what uv and `celery fleet check` say is told apart.
 NO_SOLUTION = re.compile(r"no solution found|is not compatible|incompatible with", re.I)
 NO_BUILD = re.compile(r"failed to build|build backend|is disabled|no usable wheels", re.I)
-NO_IMPORT = re.compile(r"^(celery: )?.*(cannot be imported|FLEET_APP names the module)", re.M)
+NO_IMPORT = re.compile(
+    r"cannot be imported|FLEET_APP names the module|unable to load celery application", re.I
+)
 NO_MODULE = re.compile(r"No module named '([\w.]+)'")
 
 

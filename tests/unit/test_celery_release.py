@@ -87,6 +87,7 @@ def test_uv_is_installed_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
             "boto3",
         ),
         ("celery: FLEET_APP names the module shop, but there is no module shop.", "import", ""),
+        ("Error:\nUnable to load celery application.\nNo module named 'packaging'", "import", "packaging"),
         ("This is celery 5.3.1, and the level full supports celery 5.7.0 only.", "check", ""),
         ("No node consumes the queue a.", "check", ""),
     ],

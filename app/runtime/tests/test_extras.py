@@ -6,7 +6,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
-from importlib.metadata import metadata
+from importlib.metadata import metadata, packages_distributions
 from pathlib import Path
 
 import fleet_runtime
@@ -15,6 +15,8 @@ from celery import Celery
 from fleet_runtime import extras
 from fleet_runtime.errors import FleetError
 from fleet_runtime.inspect import app_check
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from fleet_testing.commands import APPS, ENTRY, PATIENCE
 from fleet_testing.params import URL
@@ -123,3 +125,29 @@ def test_a_check_needs_no_optional_package() -> None:
     """An app that uses none of them is fit to run."""
     ended = run("ops", "fleet", "check", hidden={"flower", "gevent", "hiredis", "redbeat", "rich"})
     assert (ended.returncode, ended.stderr) == (0, "")
+
+
+def needed(name: str, extras: frozenset[str] = frozenset(), seen: set[str] | None = None) -> set[str]:
+    """Return the names of the packages that one needs, and what these need."""
+    seen = set() if seen is None else seen
+    seen.add(canonicalize_name(name))
+    for text in metadata(name).get_all("Requires-Dist") or ():
+        wanted = Requirement(text)
+        held = not wanted.marker or any(wanted.marker.evaluate({"extra": one}) for one in extras or {""})
+        if held and canonicalize_name(wanted.name) not in seen:
+            needed(wanted.name, frozenset(wanted.extras), seen)
+    return seen
+
+
+def test_what_is_required_is_enough() -> None:
+    """Of the packages that happen to be installed none is needed: kombu requires some by its extras only."""
+    required = needed("celery-fleet-runtime")
+    hidden = {
+        module
+        for module, homes in packages_distributions().items()
+        if required.isdisjoint(map(canonicalize_name, homes)) and not module.startswith("_")
+    }
+    assert "packaging" not in hidden
+    done = run("worker", "report", hidden=hidden)
+    assert done.returncode == 0, done.stderr
+    assert "transport:fleet_runtime" in done.stdout
