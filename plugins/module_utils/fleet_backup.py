@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote, unquote
 
 from ansible_collections.fleet.celery.plugins.module_utils.files import copy
+from ansible_collections.fleet.celery.plugins.module_utils.paths import CONFIG_DIR
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -32,9 +33,9 @@ WAS, WAS_NOT = "was:", "was-not:"
 
 # Roles that have backups, with the parts of paths that belong to no other role.
 OWNERS = {
-    "celery_worker": ("/celery-worker@", "/etc/celery/nodes/", "/celery.target", "/logrotate.d/celery"),
+    "celery_worker": ("/celery-worker@", f"{CONFIG_DIR}/nodes/", "/celery.target", "/logrotate.d/celery"),
     "celery_beat": ("/celery-beat.service",),
-    "flower": ("/etc/celery/flower", "/flower.service", "/etc/nginx/", "/nginx.service.d/"),
+    "flower": (f"{CONFIG_DIR}/flower", "/flower.service", "/etc/nginx/", "/nginx.service.d/"),
 }
 
 

@@ -5,7 +5,8 @@
 from __future__ import annotations
 
 ROOT = "/opt/celery"  # an app's releases are in a directory below it
-APP_ENV = "/etc/celery/app.env"  # the environment of every process of the app
+CONFIG_DIR = "/etc/celery"  # the configuration of each process
+APP_ENV = f"{CONFIG_DIR}/app.env"  # the environment of every process of the app
 COMMAND = "/usr/local/bin/fleet-celery"  # the operator's command
 
 
@@ -16,7 +17,14 @@ def paths(app: str) -> dict[str, str]:
         app: Name of the app.
 
     Returns:
-        `app_dir` (its directory), `current` (the link to the release that runs), `app_env` and `command`.
+        `app_dir` (its directory), `current` (the link to the release that runs), `config_dir`, `app_env` and
+        `command`.
     """
     app_dir = f"{ROOT}/{app}"
-    return {"app_dir": app_dir, "current": f"{app_dir}/current", "app_env": APP_ENV, "command": COMMAND}
+    return {
+        "app_dir": app_dir,
+        "current": f"{app_dir}/current",
+        "config_dir": CONFIG_DIR,
+        "app_env": APP_ENV,
+        "command": COMMAND,
+    }
