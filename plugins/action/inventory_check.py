@@ -10,8 +10,8 @@ import yaml
 from ansible import constants
 from ansible.errors import AnsibleActionFail, AnsibleError
 from ansible.plugins.action import ActionBase
-from ansible.plugins.loader import filter_loader
 from ansible.utils.vars import load_extra_vars
+from ansible_collections.fleet.celery.plugins.filter import celery_worker
 from ansible_collections.fleet.celery.plugins.module_utils import inventory_check as preflight
 from ansible_collections.fleet.celery.plugins.module_utils.playbook_variables import problems
 
@@ -105,7 +105,6 @@ def given(role: str) -> list[str]:
 
 
 def pool_problems(pools: Any, host: str) -> list[str]:
-    """Return what the role celery_worker finds wrong with a host's pools, whatever the host's size."""
+    """Return what is wrong with a host's pools, whatever its size, which is validated on the host."""
     spec = str(specification("celery_worker").with_name("pool.yml"))
-    problems = filter_loader.get("fleet.celery.celery_worker_problems").j2_function
-    return list(problems(pools, spec, host, None, None))  # its CPUs and its memory are asked on the host
+    return celery_worker.problems(pools, spec, host, cpus=None, memory_mb=None)

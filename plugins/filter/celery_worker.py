@@ -306,6 +306,7 @@ def self_tests(
         timeout: Seconds that the command may take.
         any_queues: Whether it does not matter which queues the nodes consume.
     """
+    # The former name of `fleet ready`: after a rollback the command may be that of a release from before it.
     command = [COMMAND, "fleet", "prove", f"--timeout={timeout}"]
     return {
         unit.replace("{}", node["name"]): [

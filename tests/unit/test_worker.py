@@ -64,7 +64,7 @@ def role(pools: dict[str, Any] | None = None, **variables: Any) -> Role:
 
 def node_files(**variables: Any) -> dict[str, str]:
     """Return the content of each file that shapes one node, by path."""
-    files = role(**variables).evaluate("lookup('ansible.builtin.template', 'nodes.yml.j2') | from_yaml")
+    files = role(**variables).evaluate("__celery_worker_node_files")
     return {file["path"]: file["content"] for file in files}
 
 
