@@ -16,6 +16,7 @@ import inspect
 import io
 import json
 import os
+import shutil
 import sys
 import tarfile
 import tempfile
@@ -27,6 +28,7 @@ from typing import TYPE_CHECKING
 from ansible_collections.fleet.celery.plugins.module_utils import (
     app_release_folder,
     app_release_hook,
+    app_release_siblings,
     hashed_venv,
 )
 from ansible_collections.fleet.celery.plugins.module_utils.app_release_lock import (
@@ -293,7 +295,14 @@ class Uv:
 
         In the sandbox: uv looks for the project's own interpreter, and runs it.
         """
-        options = ("--frozen", "--no-default-groups", "--no-emit-project", "--no-header", "--no-annotate")
+        options = (
+            "--frozen",
+            "--no-default-groups",
+            "--no-emit-workspace",
+            "--no-emit-local",
+            "--no-header",
+            "--no-annotate",
+        )
         chosen = [word for extra in extras for word in ("--extra", extra)]
         text = self.confined(
             "export",
@@ -413,6 +422,8 @@ class Builder:
         self.extras = tuple(sorted(extras))
         self.pythons = sorted(pythons, key=Version)
         self.buildable = tuple(sorted(canonicalize_name(name) for name in build))
+        if isinstance(source, Directory):
+            source = app_release_siblings.complete(source, self.extras)
         self.source = source
         self.runtime = runtime
         self.cache = cache
@@ -458,7 +469,8 @@ class Builder:
             app = self._app(work / "app")
             about = {"name": app.name, "version": app.version, **self.about}
             about = {"id": release, "app": about, "runtime": {"version": runtime.version}}
-            files = [runtime] if isinstance(self.source, Pinned) else [app, runtime]
+            own = [] if isinstance(self.source, Pinned) else [app]
+            files = [*own, *self._siblings(work / "beside"), runtime]
             lines = "".join(file.requirement for file in files) + requirements
             contents = {file.path.name: file.path.read_bytes() for file in files}
             contents["requirements.txt"] = lines.encode()
@@ -476,6 +488,24 @@ class Builder:
                 return self.uv.build(project.fetch(work), work, "The runtime")
 
     @at("build")
+    def _siblings(self, work: Path) -> list[Distribution]:
+        """Return the distributions of packages that the app takes from beside it."""
+        if isinstance(self.source, Wheel | Pinned):
+            return []
+        project = self.source.fetch(work / "app")
+        if not is_static(read_project(project, f"The app at {self.source} cannot be built")):
+            return []
+        whole, found = work / "app" / "source", []
+        for name, place in sorted(app_release_siblings.find(project, self.extras).places.items()):
+            if not place.is_relative_to(whole.resolve()):
+                raise ReleaseError(f"The app at {self.source} takes {name} from outside of what it is in.")
+            own = work / name
+            shutil.copytree(whole, own / "source", symlinks=True)
+            beside = own / "source" / place.relative_to(whole.resolve())
+            found.append(self._shippable(self.uv.build(beside, own, f"{name}, beside {self.source},")))
+        return found
+
+    @at("build")
     def _app(self, work: Path) -> Distribution:
         """Return the app's distribution; a package of the index has a name and a version, but no file."""
         match self.source:
@@ -487,13 +517,16 @@ class Builder:
                 project = source.fetch(work)
                 if not is_package(project):
                     return self._folder(project, work)
-                app = self.uv.build(project, work, f"The app at {self.source}")
+                return self._shippable(self.uv.build(project, work, f"The app at {self.source}"))
+
+    def _shippable(self, app: Distribution) -> Distribution:
+        """Return a distribution, refused if each host has to build it and may not."""
         if app.path.suffix != ".whl" and canonicalize_name(app.name) not in self.buildable:
             raise ReleaseError(
-                f"The app at {self.source} has an extension to compile: its wheel would fit the controller "
-                f"only, so each host has to build it, which runs its build hook there. Name {app.name} in "
-                "celery_app_build_packages, and a compiler in celery_app_packages; or build wheels of it for "
-                "the hosts, and let celery_app_source name one, or their index."
+                f"{app.name} of {self.source} has an extension to compile: its wheel would fit the "
+                "controller only, so each host has to build it, which runs its build hook there. Name "
+                f"{app.name} in celery_app_build_packages, and a compiler in celery_app_packages; or "
+                "build wheels of it for the hosts, and let celery_app_source name one, or their index."
             )
         return app
 
@@ -632,7 +665,7 @@ class Builder:
         """
         exported = lock.name == "uv.lock"
         theirs: list[Locked] = (
-            self.uv.export(lock.parent, work / "app", self.extras)
+            self.uv.export(project or lock.parent, work / "app", self.extras)
             if exported
             else read_lock(lock, self.extras, self.pythons)
         )
@@ -661,7 +694,7 @@ class Builder:
         if isinstance(self.runtime, RuntimeWheel):
             lines = [f"{RUNTIME}[all] @ {self.runtime.path.absolute().as_uri()}"]
         else:
-            lines = list(_required(self._runtime_project(), ["all"]))
+            lines = list(app_release_siblings.required(self._runtime_project(), ["all"]))
         file = work / "runtime.in"
         file.write_text("".join(f"{text}\n" for text in lines), encoding="utf-8")
         return file
@@ -700,7 +733,8 @@ class Builder:
             return Path(self.lock)
         if not self.lock:
             found: Path | None = find_lock(project) if project else None
-            return found
+            root = app_release_siblings.workspace(project) if project and not found else None
+            return root / "uv.lock" if root and (root / "uv.lock").is_file() else found
         if project is None or not (project / self.lock).is_file():
             raise ReleaseError(f"{self.source} has no file {self.lock}, which celery_app_lock names.")
         return project / self.lock
@@ -716,7 +750,6 @@ class Builder:
         extras = f"[{','.join(self.extras)}]" if self.extras else ""
         if project:
             table = read_project(project, "The app cannot be resolved")
-            _require_published(table, self.source)
             own = table.get("project", {})
             if _is_plain(project, table):
                 _require_extras(self.extras, (), self.source)
@@ -729,7 +762,12 @@ class Builder:
                         "versions are what pyproject.toml accepts. `make lock-app` writes a lock; with "
                         "celery_app_lock: requirements.txt the versions are those of that file."
                     )
-                return [project / "pyproject.toml"]
+                beside = app_release_siblings.find(project, self.extras)
+                if not beside.places:
+                    return [project / "pyproject.toml"]
+                file = work / "app.in"
+                file.write_text("".join(f"{text}\n" for text in beside.required), encoding="utf-8")
+                return [file]
             wheel = self.uv.build_wheel(
                 project, work / "app", f"The app at {self.source}"
             )  # only its hook knows
@@ -751,8 +789,8 @@ def _is_plain(project: Path, table: Mapping[str, Any]) -> bool:
 
 def _named(project: Path, table: Mapping[str, Any], extras: Iterable[str]) -> Iterator[Requirement]:
     """Yield what an app says that it requires, as far as it is known without running anything of it."""
-    if "name" in table.get("project", {}):
-        yield from map(Requirement, _required(table["project"], extras))
+    if is_static(table):
+        yield from map(Requirement, app_release_siblings.find(project, extras).required)
     elif _is_plain(project, table):
         yield from app_release_folder.named(project)
 
@@ -775,19 +813,6 @@ def _carried(wheel: Path) -> Distribution:
     return Distribution(wheel, name, str(version))
 
 
-def _required(project: Mapping[str, Any], extras: Iterable[str]) -> Iterator[str]:
-    """Yield what a project requires, with some of its extras, of which one may be a list of others."""
-    yield from project.get("dependencies", ())
-    own = canonicalize_name(project["name"])
-    for extra in extras:
-        for text in project.get("optional-dependencies", {}).get(extra, ()):
-            wanted = Requirement(text)
-            if canonicalize_name(wanted.name) == own:
-                yield from _required({**project, "dependencies": ()}, sorted(wanted.extras))
-            else:
-                yield text
-
-
 def _require_extras(asked: Iterable[str], known: Iterable[str], source: Source) -> None:
     """Refuse an extra that the app does not have."""
     names = {canonicalize_name(name) for name in known}
@@ -796,25 +821,6 @@ def _require_extras(asked: Iterable[str], known: Iterable[str], source: Source) 
             f"{source} has no extra {', '.join(unknown)}, which celery_app_source asks for in brackets. "
             f"It has: {', '.join(sorted(names)) or 'none'}."
         )
-
-
-def _require_published(table: Mapping[str, Any], source: Source) -> None:
-    """Refuse an app that needs a package which is in no index: a sibling in a uv workspace, or in a path."""
-    needed = {
-        canonicalize_name(Requirement(text).name) for text in table.get("project", {}).get("dependencies", ())
-    }
-    for name, origin in table.get("tool", {}).get("uv", {}).get("sources", {}).items():
-        if (
-            canonicalize_name(name) in needed
-            and isinstance(origin, dict)
-            and {"workspace", "path"} & {*origin}
-        ):
-            raise ReleaseError(
-                f"The app at {source} depends on {name}, which [tool.uv.sources] of its pyproject.toml takes "
-                "from beside it. A release is made of the app's own wheel and of packages of the index. "
-                f"Publish {name} to your index (`uv build --package {name}`, `uv publish`) and pin it in a "
-                "lock of the app's (celery_app_lock), or let the app's wheel contain it."
-            )
 
 
 def _stub(wheel: Path, work: Path, extras: str) -> str:

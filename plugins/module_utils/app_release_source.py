@@ -99,6 +99,7 @@ class Directory:
 
     path: Path
     ignored: tuple[Path, ...] = ()
+    beside: tuple[Path, ...] = ()  # directories and files that belong to it, and are not below it
 
     def __post_init__(self) -> None:
         """Refuse what is not a Python project."""
@@ -117,7 +118,17 @@ class Directory:
 
     def fingerprint(self) -> dict[str, str]:
         """Return the digest of every file that may shape the app."""
-        return {"tree": tree_digest(self.path, self.ignored, plain=not is_package(self.path))}
+        own = tree_digest(self.path, self.ignored, plain=not is_package(self.path))
+        return {"tree": own, **self._beside(("",))}
+
+    def _beside(self, only: tuple[str, ...]) -> dict[str, str]:
+        """Return the digests of what is beside it, by the places relative to it."""
+        return {
+            os.path.relpath(path, self.path): tree_digest(path, self.ignored, only=only)
+            if path.is_dir()
+            else file_digest(path)
+            for path in self.beside
+        }
 
     def dependencies(self) -> dict[str, str]:
         """Return the digest of the files that may say what the app depends on, so that code changes nothing.
@@ -128,23 +139,25 @@ class Directory:
             static = not is_package(self.path) or is_static(read_project(self.path, ""))
         except ReleaseError:
             static = False
-        return (
-            {"dependencies": tree_digest(self.path, self.ignored, only=DECLARING)}
-            if static
-            else self.fingerprint()
-        )
+        if not static:
+            return self.fingerprint()
+        own = tree_digest(self.path, self.ignored, only=DECLARING)
+        return {"dependencies": own, **self._beside(DECLARING)}
 
     def fetch(self, work: Path) -> Path:
         """Copy the tree, because build backends write beside what they build."""
         target = work / "source"
         target.mkdir(parents=True)
-        for path, name in tree_files(self.path, self.ignored):
-            copy = target / name
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(path, copy)
-        if (self.path / ".git").exists():  # some backends take the version from the tags
-            copy_history(self.path, target)
-        return target
+        base = Path(os.path.commonpath([self.path, *(path.parent for path in self.beside)]))
+        for root in (self.path, *self.beside):
+            files = tree_files(root, self.ignored) if root.is_dir() else [(root, "")]
+            for path, name in files:
+                copy = target / root.relative_to(base) / name
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(path, copy)
+        if (base / ".git").exists():  # some backends take the version from the tags
+            copy_history(base, target)
+        return target / self.path.relative_to(base)
 
 
 @dataclass(frozen=True)

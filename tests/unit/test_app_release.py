@@ -703,14 +703,81 @@ def test_a_package_without_a_wheel_is_named(make: functools.partial[Builder], ap
     assert "raw==1.0" in build(make(app, index=index, build=["raw"]))["requirements.txt"]
 
 
-@pytest.mark.parametrize("origin", ["{ workspace = true }", '{ path = "../core" }'])
-def test_a_sibling_of_a_workspace_is_named(make: functools.partial[Builder], app: Path, origin: str) -> None:
-    """With what to do: it is in no index, so no host could install it."""
-    (app / "requirements.lock").unlink()
-    text = PROJECT.format(name="shop", dependencies='"shop-core"')
-    (app / "pyproject.toml").write_text(f"{text}[tool.uv.sources]\nshop-core = {origin}\n")
-    with pytest.raises(ReleaseError, match=r"depends on shop-core[\s\S]*Publish"):
-        make(app).identify(save=True)
+def monorepo(root: Path, origin: str) -> Path:
+    """Make an app that takes shop-core from beside it, which takes shop-base; return the app."""
+    core, base = root / "libs" / "core", root / "libs" / "base"
+    app = project(root / "apps" / "shop", "shop", '"shop-core[pg]", "dep"')
+    project(core, "shop_core", '"shop-base"')
+    project(base, "shop_base", '"dep>=1"')
+    for path, sibling, place in (
+        (app, "shop-core", "../../libs/core"),
+        (core, "shop-base", "../base"),
+    ):
+        said = origin.format(place)
+        with (path / "pyproject.toml").open("a") as stream:
+            stream.write(f"[tool.uv.sources]\n{sibling} = {said}\n")
+    with (core / "pyproject.toml").open("a") as stream:
+        stream.write('[project.optional-dependencies]\npg = ["rt-only"]\n')
+    if "workspace" in origin:
+        members = '[tool.uv.workspace]\nmembers = ["apps/*", "libs/*"]\n'
+        (root / "pyproject.toml").write_text(members)
+    return app
+
+
+@pytest.mark.parametrize("origin", ["{{ workspace = true }}", '{{ path = "{}" }}'])
+def test_what_is_beside_an_app_is_shipped_with_it(
+    make: functools.partial[Builder], tmp_path: Path, origin: str
+) -> None:
+    """As wheels of their own, from a directory and from git; a change of one is another release."""
+    app = monorepo(tmp_path / "mono", origin)
+    expected = {f"{name}-1.0-py3-none-any.whl" for name in ("shop", "shop_core", "shop_base", "rt")}
+    release = make(app)
+    files = build(release)
+    assert {name for name in files if name.endswith(".whl")} == expected
+    pins = {line.split(" ")[0] for line in files["requirements.txt"].splitlines() if line[0] not in " "}
+    assert pins == {f"./{name}" for name in expected} | {"dep==1.1", "rt-only==1.0"}
+
+    author = ("-c", "user.name=test", "-c", "user.email=test@example.org")
+    for command in (["init", "-q"], ["add", "."], [*author, "commit", "-qm", "one"]):
+        subprocess.run(["git", *command], cwd=tmp_path / "mono", check=True)
+    from_git = build(make(f"file://{tmp_path}/mono#subdirectory=apps/shop"))
+    assert from_git["requirements.txt"] == files["requirements.txt"]
+
+    before = release.identify(save=True)
+    (tmp_path / "mono/libs/base/src/shop_base/__init__.py").write_text("x = 1\n")
+    assert make(app, index=NOWHERE).identify(save=True) != before
+
+
+def test_the_lock_of_a_workspace_is_respected(
+    make: functools.partial[Builder], tmp_path: Path, index: str
+) -> None:
+    """It is at the root."""
+    app = monorepo(tmp_path / "mono", "{{ workspace = true }}")
+    text = (tmp_path / "mono/libs/base/pyproject.toml").read_text()
+    (tmp_path / "mono/libs/base/pyproject.toml").write_text(text.replace("dep>=1", "dep==1.0"))
+    Uv(index)("lock", "--quiet", failure="lock", cwd=tmp_path / "mono")
+    (tmp_path / "mono/libs/base/pyproject.toml").write_text(text)
+    assert "dep==1.0 " in build(make(app))["requirements.txt"]
+
+
+def test_what_is_beside_an_app_stays_within_its_source(
+    make: functools.partial[Builder], tmp_path: Path
+) -> None:
+    """A repository names no directory of the controller, and a member that is not there is named."""
+    outside = project(tmp_path / "outside", "shop_core")
+    app = project(tmp_path / "mono" / "shop", "shop", '"shop-core"')
+    with (app / "pyproject.toml").open("a") as stream:
+        stream.write(f'[tool.uv.sources]\nshop-core = {{ path = "{outside}" }}\n')
+    author = ("-c", "user.name=test", "-c", "user.email=test@example.org")
+    for command in (["init", "-q"], ["add", "."], [*author, "commit", "-qm", "one"]):
+        subprocess.run(["git", *command], cwd=app, check=True)
+    release = make(f"file://{app}")
+    with pytest.raises(ReleaseError, match="takes shop-core from outside"):
+        release.build(release.identify(save=True))
+    missing = monorepo(tmp_path / "other", "{{ workspace = true }}")
+    shutil.rmtree(tmp_path / "other" / "libs" / "base")
+    with pytest.raises(ReleaseError, match="takes shop-base from its uv workspace, which has no such member"):
+        make(missing).identify(save=True)
 
 
 def test_history_without_settings(tmp_path: Path) -> None:
