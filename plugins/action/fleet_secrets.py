@@ -40,7 +40,7 @@ class ActionModule(ActionBase):
         """Run the action."""
         result: dict[str, Any] = super().run(tmp, task_vars)
         names = {"type": "list", "elements": "str"}
-        _, arguments = self.validate_argument_spec(
+        _unused, arguments = self.validate_argument_spec(
             {
                 "path": {"type": "path", "required": True},
                 "names": {**names, "required": True},
@@ -87,7 +87,7 @@ def plain(values: dict[str, Any]) -> dict[str, str]:
 
 def new_password() -> str:
     """Return a password."""
-    return "".join(secrets.choice(ALPHABET) for _ in range(LENGTH))
+    return "".join(secrets.choice(ALPHABET) for _unused in range(LENGTH))
 
 
 def read(path: Path, vault: VaultLib) -> str:
@@ -183,7 +183,7 @@ def with_previous(text: str, before: dict[str, Any]) -> str:
     """Return the text with other previous passwords, which are its last lines."""
     for key, value in children(yaml.compose(text, yaml.SafeLoader)):
         if key.value == BEFORE:
-            last = [node for _, node in children(value)][-1:] or [value]
+            last = [node for _unused, node in children(value)][-1:] or [value]
             end = text.find("\n", last[0].end_mark.index - 1) + 1 or len(text)
             text = text[: key.start_mark.index].removesuffix(BEFORE_HEADER) + text[end:]
     if not before:

@@ -29,7 +29,7 @@ class ActionModule(ActionBase):
     def run(self, tmp: Any = None, task_vars: Any = None) -> dict[str, Any]:
         """Run the action."""
         result: dict[str, Any] = super().run(tmp, task_vars)
-        _, arguments = self.validate_argument_spec({"roles": {"type": "dict", "required": True}})
+        _unused, arguments = self.validate_argument_spec({"roles": {"type": "dict", "required": True}})
         specs = {role: argument_specs(role) for role in arguments["roles"]}
         prefixes = tuple(sorted({f"{name.split('_')[0]}_" for spec in specs.values() for name in spec}))
         hostvars = task_vars["hostvars"]

@@ -27,7 +27,7 @@ class ActionModule(ActionBase):
         result: dict[str, Any] = super().run(tmp, task_vars)
         text, path = {"type": "str", "required": True}, {"type": "path", "required": True}
         number = {"type": "int", "required": True}
-        _, given = self.validate_argument_spec(
+        _unused, given = self.validate_argument_spec(
             {
                 "path": path,
                 "public_key": text,

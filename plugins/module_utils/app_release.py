@@ -204,7 +204,7 @@ class Uv:
         failure = f"{name} cannot be built"
         system = build_system(project, failure)  # before anything of the project has run, which may change it
         file = self._build("wheel", system, project, work, failure)
-        wheel_name, version, _, tags = parse_wheel_filename(file.name)
+        wheel_name, version, _unused, tags = parse_wheel_filename(file.name)
         if all(tag.abi == "none" and tag.platform == "any" for tag in tags):
             return Distribution(file, wheel_name, str(version))
         file = self._build("sdist", system, project, work, failure)
@@ -539,7 +539,7 @@ class Builder:
                 f"{', '.join(hidden)} of {self.source} is not shipped, because everybody on a host can read "
                 "a release. Put what the app needs of it into celery_app_environment, secrets into the vault."
             )
-        name, version, _, _ = parse_wheel_filename(wheel.name)
+        name, version, *_unused = parse_wheel_filename(wheel.name)
         return Distribution(wheel, name, str(version))
 
     def _requirements(self, *, save: bool) -> str:
@@ -551,7 +551,7 @@ class Builder:
         cached = self.cache / "requirements" / f"{self.resolution}.txt"
         if cached.exists():
             text: str
-            first, _, text = cached.read_text(encoding="utf-8").partition("\n")
+            first, _separator, text = cached.read_text(encoding="utf-8").partition("\n")
             if not first.startswith(RESOLVED_FOR):
                 return f"{first}\n{text}"
             oldest = first.removeprefix(RESOLVED_FOR)
@@ -809,7 +809,7 @@ def _published(lines: Iterable[Locked]) -> list[Locked]:
 
 def _carried(wheel: Path) -> Distribution:
     """Return a wheel that a release carries as it is."""
-    name, version, _, _ = parse_wheel_filename(wheel.name)
+    name, version, *_unused = parse_wheel_filename(wheel.name)
     return Distribution(wheel, name, str(version))
 
 
@@ -825,8 +825,8 @@ def _require_extras(asked: Iterable[str], known: Iterable[str], source: Source) 
 
 def _stub(wheel: Path, work: Path, extras: str) -> str:
     """Return the requirement of a wheel that holds a wheel's metadata only, and so fits every platform."""
-    metadata, _ = wheel_metadata(wheel)
-    project, version, *_ = parse_wheel_filename(wheel.name)
+    metadata = wheel_metadata(wheel)[0]
+    project, version, *_unused = parse_wheel_filename(wheel.name)
     stem = f"{project.replace('-', '_')}-{version}"
     stub = work / f"{stem}-py3-none-any.whl"
     with zipfile.ZipFile(stub, "w") as archive:

@@ -150,7 +150,7 @@ def _reached(
                     marker = about.get("markers", "")
                     if _holds(marker, pythons, list(one[1])):
                         todo.append((key, tuple(about.get("extras", ()))))
-    return {name for name, _ in seen}
+    return {name for name, _unused in seen}
 
 
 def _holds(marker: str, pythons: Iterable[str], extras: Iterable[str]) -> bool:

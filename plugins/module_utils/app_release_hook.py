@@ -21,7 +21,7 @@ def call(request: dict[str, str], paths: list[str]) -> object:
     """
     site.addsitedir(request["site"])
     sys.path[:0] = [str(Path(path).resolve()) for path in paths]
-    module, _, attributes = request["backend"].partition(":")
+    module, _separator, attributes = request["backend"].partition(":")
     backend = importlib.import_module(module)
     for name in filter(None, attributes.split(".")):
         backend = getattr(backend, name)

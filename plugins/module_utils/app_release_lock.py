@@ -102,9 +102,9 @@ def fits(app: Iterable[Locked], runtime: Iterable[Locked]) -> bool:
     was resolved as a whole.
     """
     theirs = {(line.name, line.pin) for line in app}
-    names = {name for name, _ in theirs}
+    names = {name for name, _unused in theirs}
     ours = {(line.name, line.pin) for line in runtime}
-    return {name for name, _ in ours} <= names or all(one in theirs for one in ours if one[0] in names)
+    return {name for name, _unused in ours} <= names or all(one in theirs for one in ours if one[0] in names)
 
 
 def parse_requirements(text: str, origin: str) -> list[Locked]:

@@ -175,7 +175,7 @@ class Sandbox:
             readable = [*readable, *PYTHON, gate.socket.parent]
             argv = gate.command(PYTHON[0], argv)
         for path in readable:
-            if not any(path.is_relative_to(place) for _, place in shown):
+            if not any(path.is_relative_to(place) for _unused, place in shown):
                 shown.append(("read", str(path)))
         shown += [("write", str(work))]
         plan = [word for pair in shown for word in pair]

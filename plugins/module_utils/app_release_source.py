@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from email.parser import BytesParser
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 from urllib.parse import parse_qs, unquote, urlsplit, urlunsplit
 
 try:
@@ -320,7 +320,7 @@ class Pinned:
         return {"requirement": str(self.requirement)}
 
 
-Source = Directory | Git | Sdist | Wheel | Pinned
+Source: TypeAlias = "Directory | Git | Sdist | Wheel | Pinned"
 
 
 def parse_source(text: str, git_ref: str, ignored: tuple[Path, ...] = ()) -> Source:
@@ -407,13 +407,13 @@ def copy_history(repository: Path, tree: Path) -> None:
     Where that cannot be, a backend that wants the history says so itself; most do not.
     """
     clone = tree.parent / "history"
-    quiet: dict[str, Any] = {"check": False, "capture_output": True, "stdin": subprocess.DEVNULL}
     env = {**os.environ, "GIT_OPTIONAL_LOCKS": "0"}
+    quiet: dict[str, Any] = {"env": env, "capture_output": True, "stdin": subprocess.DEVNULL}
     try:
         options = ["--quiet", "--no-checkout", "--no-hardlinks"]
         command = ["git", "clone", *options, "--", str(repository), str(clone)]
-        if subprocess.run(command, env=env, **quiet).returncode == 0:
-            subprocess.run(["git", "-C", clone, "reset", "--quiet"], env=env, **quiet)
+        if subprocess.run(command, check=False, **quiet).returncode == 0:
+            subprocess.run(["git", "-C", clone, "reset", "--quiet"], check=False, **quiet)
             shutil.move(clone / ".git", tree / ".git")
     except FileNotFoundError:  # there is no git
         return
@@ -546,8 +546,8 @@ def run(argv: list[str], failure: str, *, env: dict[str, str] | None = None, cwd
 def _parse_git(url: str, ref: str) -> Git:
     """Return the git source of a URL, with its credentials, its @ref and its #subdirectory= taken out."""
     if SCP_LIKE.match(url):
-        place, _, fragment = url.partition("#")
-        host, _, path = place.partition(":")
+        place, _separator, fragment = url.partition("#")
+        host, _separator, path = place.partition(":")
         path, ref = _ref(path, ref)
         return Git(f"{host}:{path}", ref, _subdirectory(fragment))
     parts = urlsplit(url)
@@ -556,7 +556,7 @@ def _parse_git(url: str, ref: str) -> Git:
         raise ReleaseError(
             f"{name} is not downloaded from a URL: name a file, or a requirement of the index."
         )
-    userinfo, _, host = parts.netloc.rpartition("@")
+    userinfo, _separator, host = parts.netloc.rpartition("@")
     if userinfo and ":" not in userinfo and not parts.scheme.startswith("http"):
         userinfo, host = "", parts.netloc  # the user of an SSH URL is no secret, and git needs it there
     path, ref = _ref(parts.path, ref)

@@ -334,7 +334,7 @@ class ReleaseTree:
         """
         others = [self.releases / name for name in self.whole()[:1]]
         for other in others:
-            for directory, _, names in os.walk(path):
+            for directory, _unused, names in os.walk(path):
                 twins = other / Path(directory).relative_to(path)
                 if twins.resolve() != other.resolve() / Path(directory).relative_to(path):
                     continue  # it is not there, or behind a link

@@ -17,7 +17,7 @@ def certificate_of(path: str) -> bytes:
     Raises:
         ValueError: It has none.
     """
-    first, end, _ = Path(path).read_text().partition(END)
+    first, end, _rest = Path(path).read_text().partition(END)
     start = first.find(BEGIN)
     if start < 0 or not end:
         raise ValueError(f"{path} has no certificate")

@@ -34,5 +34,5 @@ def leases(client: Any) -> dict[str, float]:
 
 def living(client: Any) -> list[str]:
     """Return the nodes whose lease goes on."""
-    seconds, _ = client.time()
+    seconds, _unused = client.time()
     return [node for node, ends in leases(client).items() if ends > seconds]

@@ -33,7 +33,7 @@ def listeners(proc: Path = PROC) -> Iterator[Listener]:
         if path.exists():  # there is no tcp6 where IPv6 is switched off
             for line in path.read_text().splitlines()[1:]:
                 words = line.split()
-                address, _, port = words[1].partition(":")
+                address, _separator, port = words[1].partition(":")
                 if words[3] == LISTEN:
                     yield Listener(decode(address), int(port, 16), words[9])
 

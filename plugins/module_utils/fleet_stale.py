@@ -22,7 +22,7 @@ def read_stamp(fingerprint: Path) -> dict[str, str]:
     except FileNotFoundError:
         return {}
     # sha256sum prints "<sum>  <path>"; a file it cannot read is missing from the fingerprint
-    return {path: checksum for checksum, _, path in (line.partition("  ") for line in lines)}
+    return {path: checksum for checksum, _separator, path in (line.partition("  ") for line in lines)}
 
 
 def is_stale(fingerprint: Path, changed_files: Collection[str]) -> bool:

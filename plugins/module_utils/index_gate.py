@@ -357,7 +357,7 @@ def _relay(client: socket.socket, server: socket.socket) -> None:
     """Copy in both directions, until the server ends."""
     peers = {client: server, server: client}
     while server in peers:
-        readable, _, _ = select.select(list(peers), [], [], PATIENCE * 5)
+        readable, _unused, _unused = select.select(list(peers), [], [], PATIENCE * 5)
         if not readable:
             return
         for source in readable:

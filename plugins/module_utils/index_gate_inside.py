@@ -41,7 +41,7 @@ def hand_over(client: socket.socket, path: str) -> None:
 def accept(server: socket.socket, path: str) -> None:
     """Join each client with the gate."""
     while True:
-        client, _ = server.accept()
+        client, _unused = server.accept()
         threading.Thread(target=hand_over, args=(client, path), daemon=True).start()
 
 
@@ -63,4 +63,4 @@ def main(path: str, argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1], sys.argv[2:]))
+    raise SystemExit(main(sys.argv[1], sys.argv[2:]))

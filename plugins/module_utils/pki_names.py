@@ -10,7 +10,7 @@ from __future__ import annotations
 import ipaddress
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -31,8 +31,8 @@ LABEL = r"(?!-)[a-z0-9_-]{1,63}(?<!-)"
 DNS_NAME = re.compile(rf"{LABEL}(\.{LABEL})*\Z")
 LONGEST_NAME = 253  # characters of a DNS name
 
-Address = ipaddress.IPv4Address | ipaddress.IPv6Address
-Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+Address: TypeAlias = "ipaddress.IPv4Address | ipaddress.IPv6Address"
+Network: TypeAlias = "ipaddress.IPv4Network | ipaddress.IPv6Network"
 
 
 @dataclass(frozen=True)
@@ -198,7 +198,7 @@ def entry(name: str) -> str:
 
 def covered(one: str, entries: Iterable[str]) -> bool:
     """Return whether what an entry permits is permitted by one of others."""
-    kind, _, value = one.partition(":")
+    kind, _separator, value = one.partition(":")
     if kind == "IP":
         network = ipaddress.ip_network(value)
         others = (ipaddress.ip_network(other[3:]) for other in entries if other.startswith("IP:"))

@@ -69,7 +69,7 @@ def parse_acl(lines: list[str]) -> dict[str, list[str]]:
     users = {}
     for line in lines:
         if line.strip():
-            _, name, *rules = line.split()
+            _unused, name, *rules = line.split()
             users[name] = rules
     return users
 

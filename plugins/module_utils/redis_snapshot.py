@@ -54,7 +54,7 @@ def take(source: Path, manifest: str, target: Path) -> None:
         SnapshotError: It could not be done.
     """
     partial = target.with_name(f".{target.name}{PARTIAL}")
-    for _ in range(TRIES):
+    for _attempt in range(TRIES):
         shutil.rmtree(partial, ignore_errors=True)
         inner = partial / source.name
         partial.mkdir(mode=0o700, parents=True)

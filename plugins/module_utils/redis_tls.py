@@ -10,11 +10,13 @@ import ssl
 from typing import TYPE_CHECKING
 
 try:
-    import redis as redis  # the modules take it from here, None where the host lacks it
+    import redis
     from redis.backoff import NoBackoff
     from redis.retry import Retry
 except ImportError:
     redis = None
+
+__all__ = ["redis"]  # the modules take it from here, None where the host lacks it
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

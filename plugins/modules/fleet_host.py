@@ -88,7 +88,7 @@ def foreign_addresses(params: dict[str, Any]) -> Iterator[str]:
         if address.startswith("-") or address == "*":  # Redis itself takes these as optional, or as all
             continue
         try:
-            family, kind, protocol, _, place = socket.getaddrinfo(address, 0, type=socket.SOCK_STREAM)[0]
+            family, kind, protocol, _name, place = socket.getaddrinfo(address, 0, type=socket.SOCK_STREAM)[0]
             with socket.socket(family, kind, protocol) as probe:
                 probe.bind(place)
         except OSError as error:
@@ -98,8 +98,9 @@ def foreign_addresses(params: dict[str, Any]) -> Iterator[str]:
 
 def small_disk(params: dict[str, Any]) -> Iterator[str]:
     """Find a disk without room for the data, those that are there already not counted."""
-    data = Path(params["data_dir"])
-    there = next(path for path in (data, *data.parents) if path.exists())
+    data = there = Path(params["data_dir"])
+    while not there.exists():
+        there = there.parent
     own = sum(path.stat().st_size for path in data.rglob("*") if path.is_file())
     free = shutil.disk_usage(there).free
     needed = params["disk_space"]

@@ -27,7 +27,7 @@ options:
     default: false
   run:
     description:
-      - The run that the lock is for: its C(id), and what others are told of it.
+      - Names the run that the lock is for by its C(id), and says what others are told of it.
       - The action of this name sets it; a task leaves it out.
     type: dict
     required: true

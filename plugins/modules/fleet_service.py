@@ -130,7 +130,7 @@ def is_abandoned(stdout: int = 1) -> bool:
     """
     poll = select.poll()
     poll.register(stdout, 0)
-    return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
+    return any(event & (select.POLLERR | select.POLLHUP) for _unused, event in poll.poll(0))
 
 
 class Services:
@@ -234,7 +234,7 @@ class Services:
 
     def settle(self) -> list[str]:
         """Wait until no start is under way, whatever comes of it."""
-        for _ in range(JOINED):
+        for _unused in range(JOINED):
             starting = [
                 unit for unit, state in show(self.run, list(self.states)).items() if is_starting(state)
             ]

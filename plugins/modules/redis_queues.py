@@ -145,7 +145,7 @@ def exchanges_of(client: Any, queues: Iterable[str]) -> set[str]:
 def place(record: str) -> str:
     """Return the queue, or kombu's routing key, of a message that is held; nothing if it is none."""
     try:
-        _, _, name = json.loads(record)
+        _unused, _unused, name = json.loads(record)
     except ValueError:
         return ""
     return str(name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,6 +51,16 @@ def test_each_action_is_documented_as_a_module() -> None:
     """ansible-doc finds the documentation of an action in the module of its name."""
     actions = {path.stem for path in (PLUGINS / "action").glob("*.py")}
     assert actions <= {path.stem for path in (PLUGINS / "modules").glob("*.py")}
+
+
+@pytest.mark.parametrize(("kind", "pattern"), [("filter", "filter/*.yml"), ("module", "modules/*.py")])
+def test_ansible_doc_shows_each(kind: str, pattern: str) -> None:
+    """And warns of none: a colon in a description, for example, makes it a dictionary."""
+    names = [f"fleet.celery.{path.stem}" for path in sorted(PLUGINS.glob(pattern))]
+    command = ["ansible-doc", "--type", kind, *names]
+    done = subprocess.run(command, cwd=PLUGINS.parent, text=True, capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert not [name for name in names if name not in done.stdout]
 
 
 def test_there_are_few_modules() -> None:

@@ -100,7 +100,7 @@ async def queues_with_nodes(broker: RedisBase, names: list[str]) -> list[dict[st
     """
     try:
         async with broker.redis.pipeline(transaction=False) as pipeline:
-            said, leases, (now, _) = (
+            said, leases, (now, _unused) = (
                 await pipeline.hgetall(NODES).zrange(LEASES, 0, -1, withscores=True).time().execute()
             )
     except NoPermissionError as error:
