@@ -4,7 +4,7 @@
 
 ENV ?= single
 SCENARIOS := fleet single
-LONG_STAGES := apps-long wheel servers upstream
+LONG_STAGES := apps-long wheel sanity servers upstream
 LONG_SCENARIOS := faults operations upgrade
 
 export LAB_SUITE := $(SUITE)
@@ -13,7 +13,7 @@ export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
 export LC_ALL := C.UTF-8
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help up down lab-args lab-secret lock-app test test-all lint unit apps apps-long wheel servers upstream molecule matrix bench functions fixtures docs lock collection release clean
+.PHONY: help up down lab-args lab-secret lock-app test test-all lint unit apps apps-long wheel sanity servers upstream molecule matrix bench functions fixtures docs lock collection release clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z% -]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 26
@@ -48,7 +48,7 @@ test-all: ## Run all tests, and those that take long: every fault and every play
 	@lab/bootstrap lab tools
 	@lab/test.py lint unit apps $(LONG_STAGES) $(SCENARIOS) $(LONG_SCENARIOS)
 
-lint unit apps apps-long wheel upstream: ## Run one of these stages; upstream is Celery's and kombu's own tests
+lint unit apps apps-long wheel sanity upstream: ## Run one of these stages; sanity is Ansible's own checks, upstream Celery's and kombu's own tests
 	@lab/bootstrap tools
 	@lab/test.py $@
 
@@ -98,7 +98,7 @@ collection: ## Build the collection of this commit, with the runtime's wheel ins
 
 release: ## Write VERSION in every place, and the changelogs from their fragments
 	@lab/bootstrap tools
-	@tools/release.py $(VERSION)
+	@python3 tools/release.py $(VERSION)
 
 clean: ## Remove every environment, the images, the caches and .venv
 	@lab/bootstrap check

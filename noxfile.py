@@ -63,6 +63,16 @@ def roles(session: nox.Session, ansible: str) -> None:
 
 
 @nox.session
+@nox.parametrize("ansible", list(ANSIBLE))
+def sanity(session: nox.Session, ansible: str) -> None:
+    """Run `ansible-test sanity` of a version of Ansible."""
+    if sys.version_info < ANSIBLE[ansible]:
+        session.skip(f"ansible {ansible} needs Python {'.'.join(map(str, ANSIBLE[ansible]))} or later")
+    prepare(session, f"ansible=={ansible}.*")
+    session.run("pytest", "--quiet", "--timeout=4000", "tests/sanity", "-k", "ansible_test")
+
+
+@nox.session
 @nox.parametrize("celery", sorted(RELEASES["celery"]))
 def runtime(session: nox.Session, celery: str) -> None:
     """Run the tests of the runtime and of the demo app with a version of Celery."""

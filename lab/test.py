@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: MIT
 """Runs the project's tests, stage by stage, and counts them.
 
-Usage: lab/test.py STAGE...; a stage is lint, unit, apps, apps-long, wheel, servers, upstream, or a Molecule
-scenario. A failure is the end.
+Usage: lab/test.py STAGE...; a stage is lint, unit, apps, apps-long, wheel, sanity, servers, upstream, or a
+Molecule scenario. A failure is the end.
 
 The tools do the work: pre-commit, pytest, Molecule. This runs two stages at a time, which nox does not, and
 adds up their counts.
@@ -172,7 +172,10 @@ PLAIN: tuple[dict[str, Callable[[], None]], ...] = (
     # By themselves, for they count seconds; several files at once, for they wait most of their time.
     {"apps": lambda: pytest("apps", *SEVERAL, "app")},
     {"apps-long": lambda: pytest("apps-long", *SEVERAL, "-m", "long", "app")},
-    {"wheel": lambda: pytest("wheel", "tests/wheel")},
+    {
+        "wheel": lambda: pytest("wheel", "tests/wheel"),
+        "sanity": lambda: pytest("sanity", "--timeout=4000", "tests/sanity"),
+    },
     {"servers": lambda: other_servers()},
     {"upstream": lambda: pytest("upstream", "--timeout=4000", "tests/upstream")},
 )

@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 # SPDX-License-Identifier: MIT
 """Build the collection of the checked out commit, with the runtime's wheel in place of its source.
 

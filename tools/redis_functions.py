@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 # SPDX-License-Identifier: MIT
 """Write what the collection takes from the runtime: functions of Redis, names of keys, figures.
 

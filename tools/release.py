@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 # SPDX-License-Identifier: MIT
 """Make a release of the collection and the wheel: one version in every place, and the changelogs.
 

@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 # SPDX-License-Identifier: MIT
 """Write each role's table of variables into its README.md, from meta/argument_specs.yml.
 

@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 # SPDX-License-Identifier: MIT
 """Make the secrets of a test environment as hard to carry as an operator's may be.
 
