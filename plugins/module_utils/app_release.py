@@ -82,6 +82,8 @@ LAYOUT = 1  # raise it when what is in the archive, or how hosts install it, cha
 EPOCH = "315532800"  # 1980-01-01, the first date that a wheel can carry: a rebuild gives the same bytes
 RESOLVED_FOR = "# resolved for Python "
 LOCK_HEADER = "# Written by playbooks/lock_app.yml"
+# How the names of uv's variables begin that name indexes, and the logins for them.
+INDEXES = ("UV_DEFAULT_INDEX", "UV_EXTRA_INDEX_URL", "UV_FIND_LINKS", "UV_INDEX")
 PYTHONS = [f"3.{minor}" for minor in range(8, 40)]
 
 
@@ -110,6 +112,7 @@ class Uv:
         *,
         venv: Path | None = None,
         requirements: str = "",
+        environment: Mapping[str, object] | None = None,
     ) -> None:
         """Take how uv is to be used.
 
@@ -119,6 +122,7 @@ class Uv:
             index_hosts: From which the index gives its files, where these are others than its own.
             venv: A virtual environment to install uv into if it is not beside this Python; None for none.
             requirements: Text of a requirements file that pins uv with hashes, for `venv`.
+            environment: uv's variables on the hosts, of which those that name indexes hold here, too.
         """
         self.index_hosts = tuple(index_hosts)
         self.index_url = index_url
@@ -128,6 +132,9 @@ class Uv:
         # uv obeys the operator's own environment and configuration; only these are the fleet's.
         self.env = TRUST | {name: value for name, value in os.environ.items() if name != "VIRTUAL_ENV"}
         self.env |= {"SOURCE_DATE_EPOCH": EPOCH, "UV_PYTHON_DOWNLOADS": "never", "UV_NO_PROGRESS": "1"}
+        self.env |= {
+            name: str(value) for name, value in (environment or {}).items() if name.startswith(INDEXES)
+        }
         if index_url:
             self.env["UV_DEFAULT_INDEX"] = index_url
 

@@ -4,12 +4,25 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
+from urllib.parse import unquote
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+LOGIN = re.compile(r"://[^/@:\s]*:(?P<password>[^/@\s]+)@")
 SHORTEST_SECRET = 8  # shorter values, such as "1" or "prod", would blot out half of every message
+
+
+def passwords_in(settings: Iterable[object]) -> set[str]:
+    """Return the passwords in URLs, as they are written and as they are sent.
+
+    >>> sorted(passwords_in(["https://me:s%20cret@index.example.org/simple", "fast=https://example.org"]))
+    ['s cret', 's%20cret']
+    """
+    found = {part["password"] for value in settings for part in LOGIN.finditer(str(value))}
+    return found | set(map(unquote, found))
 
 
 def secrets_among(values: Iterable[str], settings: Iterable[object] = ()) -> set[str]:

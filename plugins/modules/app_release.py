@@ -97,6 +97,12 @@ options:
     description: Package index to build and resolve with; empty means the controller's own configuration.
     type: str
     default: ""
+  index_environment:
+    description:
+      - Environment variables of uv on the hosts. Of these, the ones that name indexes and their credentials
+        (C(UV_INDEX) and others) hold here, too; proxies and certificates are the controller's own.
+    type: dict
+    default: {}
   index_hosts:
     description: Hosts from which the index gives its files, if these are others than its own.
     type: list
@@ -155,6 +161,7 @@ from ansible_collections.fleet.celery.plugins.module_utils.app_release_source im
     parse_source,
     split_extras,
 )
+from ansible_collections.fleet.celery.plugins.module_utils.blotted import passwords_in, secrets_among
 from ansible_collections.fleet.celery.plugins.module_utils.files import replace_file
 
 
@@ -209,6 +216,7 @@ def main() -> None:
             "build_packages": {"type": "list", "elements": "str", "default": []},
             "unconfined": {"type": "bool", "default": False},
             "index_url": {"type": "str", "default": "", "no_log": True},
+            "index_environment": {"type": "dict", "default": {}, "no_log": True},
             "index_hosts": {"type": "list", "elements": "str", "default": []},
         },
         supports_check_mode=True,
@@ -217,6 +225,8 @@ def main() -> None:
         module.fail_json(msg=missing_required_lib("packaging"), exception=PACKAGING_ERROR)
     given = module.params
     cache = Path(given["cache_dir"])
+    index = [given["index_url"], *given["index_environment"].values()]
+    module.no_log_values = secrets_among(module.no_log_values, index) | passwords_in(index)
     try:
         place, extras = split_extras(given["source"])
         source = parse_source(place, given["git_ref"], ignored=(cache,))
@@ -236,6 +246,7 @@ def main() -> None:
                 given["index_hosts"],
                 venv=cache / "uv" if given["uv_requirements"] else None,
                 requirements=given["uv_requirements"],
+                environment=given["index_environment"],
             ),
             extras=extras,
             pythons=set(given["pythons"]),

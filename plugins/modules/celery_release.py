@@ -141,7 +141,7 @@ from ansible_collections.fleet.celery.plugins.module_utils.app_release_tree impo
     ReleaseTree,
     TreeError,
 )
-from ansible_collections.fleet.celery.plugins.module_utils.blotted import secrets_among
+from ansible_collections.fleet.celery.plugins.module_utils.blotted import passwords_in, secrets_among
 from ansible_collections.fleet.celery.plugins.module_utils.confined import Confined, stop
 from ansible_collections.fleet.celery.plugins.module_utils.fleet_backup import Backup
 from ansible_collections.fleet.celery.plugins.module_utils.install_lock import StillHeldError, only_one
@@ -355,7 +355,8 @@ def main() -> None:
         supports_check_mode=True,
     )
     index = set(map(str, module.params["index_environment"].values())) - set(module.params["secrets"])
-    module.no_log_values = secrets_among(module.no_log_values, index)
+    passwords = passwords_in([module.params["index_url"], *index])
+    module.no_log_values = secrets_among(module.no_log_values, index) | passwords
     tree = ReleaseTree(Path(module.params["path"]))
     try:
         if module.params["state"] == "pruned":

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from ansible_collections.fleet.celery.plugins.module_utils.app_release import Builder, Uv
-from ansible_collections.fleet.celery.plugins.module_utils.app_release_source import Directory
+from ansible_collections.fleet.celery.plugins.module_utils.app_release_source import Directory, ReleaseError
 from ansible_collections.fleet.celery.plugins.module_utils.app_release_tree import Installer, ReleaseTree
 from ansible_collections.fleet.celery.plugins.module_utils.confined import Confined
 
@@ -141,3 +141,35 @@ def test_a_password_of_the_index_stays_with_it(tmp_path: Path, index: PackageInd
         files = [path for path in (tmp_path / place).rglob("*") if path.is_file()]
         assert files
         assert not [path for path in files if secret.encode() in path.read_bytes()]
+
+
+def test_an_index_beside_another(
+    tmp_path: Path, index: PackageIndex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The login of an index by its name is for the controller, too; proxies are for the hosts alone."""
+    index.add("needed", "1.0")
+    user, _, password = LOGIN.partition(":")
+    environment = {
+        "UV_DEFAULT_INDEX": f"corp={index.url}",
+        "UV_INDEX_CORP_USERNAME": user,
+        "UV_INDEX_CORP_PASSWORD": password,
+        "HTTP_PROXY": "http://127.0.0.1:9",
+    }
+    prepare(tmp_path, "needed\n")
+    app, runtime = Directory(tmp_path / "shop"), Directory(tmp_path / "runtime")
+    options: dict[str, Any] = {"python": sys.executable, "lock": ""}
+    monkeypatch.delenv("UV_DEFAULT_INDEX", raising=False)
+    builder = Builder(app, runtime, tmp_path, uv=Uv(environment=environment), **options)
+    assert "needed==1.0 " in builder._requirements(save=False)
+
+    wrong = environment | {"UV_INDEX_CORP_PASSWORD": "another-s3cret"}
+    builder = Builder(app, runtime, tmp_path, uv=Uv(environment=wrong), **options)
+    with pytest.raises(ReleaseError) as caught:
+        builder._requirements(save=False)
+    assert "another-s3cret" not in str(caught.value)
+    builder = Builder(
+        app, runtime, tmp_path, uv=Uv(index.private_url().replace(password, "third-s3cret")), **options
+    )
+    with pytest.raises(ReleaseError) as caught:
+        builder._requirements(save=False)
+    assert "third-s3cret" not in str(caught.value)
