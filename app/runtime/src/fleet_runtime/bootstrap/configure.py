@@ -103,7 +103,9 @@ def configure(app: Celery, settings: FleetSettings) -> None:
         conf = app.conf.finalize()
     app.fleet_settings = settings  # for the boot steps of a node
     overrides.remember(app, settings)
-    read_url, transport = _read_from(settings)
+    read_url, transport = settings.broker_url, None  # kombu's own
+    if settings.component == "worker" and settings.atomic_fetch:
+        read_url, transport = plugins.select_transport(settings.broker_url)
     _pin_broker_url(conf, settings, read_url)
     _set_under_every_name(conf, {**configured(conf, settings), "broker_transport": transport})
     _require_accepted_serializers(conf)
@@ -127,7 +129,10 @@ def configured(conf: Any, settings: FleetSettings) -> dict[str, Any]:
         settings: The fleet's settings for one component.
     """
     return {
-        **_enforced(settings),
+        **_delivery(settings),
+        **_connections(settings),
+        **_tls(settings),
+        **(_beat(settings) if settings.component == "beat" else {}),
         "broker_transport": None,
         **_merged(conf, settings),
         **_defaults(conf, settings),
@@ -149,12 +154,6 @@ def _pin_broker_url(conf: Any, settings: FleetSettings, read_url: str) -> None:
             conf[name] = url
 
 
-def _read_from(settings: FleetSettings) -> tuple[str, str | None]:
-    """Return the URL from which messages are fetched, and the transport; None is kombu's own."""
-    fetches = settings.component == "worker" and settings.atomic_fetch
-    return plugins.select_transport(settings.broker_url) if fetches else (settings.broker_url, None)
-
-
 def _set_under_every_name(conf: Any, values: dict[str, Any]) -> None:
     """Set each value under every name that Celery looks up.
 
@@ -166,18 +165,9 @@ def _set_under_every_name(conf: Any, values: dict[str, Any]) -> None:
             conf[match_case(conf.prefix + name, conf.prefix)] = value
 
 
-def _enforced(settings: FleetSettings) -> dict[str, Any]:
-    """Return the settings that override the app's."""
-    return {
-        **_delivery(settings),
-        **_connections(settings),
-        **_tls(settings),
-        **(_beat(settings) if settings.component == "beat" else {}),
-    }
-
-
 def _delivery(settings: FleetSettings) -> dict[str, Any]:
-    """Return the settings that keep messages safe."""
+    """Return the settings that keep messages safe. Those of a node are what its unit requires."""
+    node = {"worker_consumer": CONSUMER, "worker_state_db": None, "worker_log_color": False}
     return {
         "accept_content": list(settings.accept_content),
         "result_accept_content": None,
@@ -186,16 +176,11 @@ def _delivery(settings: FleetSettings) -> dict[str, Any]:
         "worker_prefetch_multiplier": settings.prefetch_multiplier,
         "worker_enable_soft_shutdown_on_idle": True,
         "worker_enable_prefetch_count_reduction": False,
-        **(_node() if settings.component == "worker" else {}),
+        **(node if settings.component == "worker" else {}),
         "worker_send_task_events": settings.task_events,
         "task_send_sent_event": settings.task_events,
         **({"task_track_started": True} if settings.track_started else {}),
     }
-
-
-def _node() -> dict[str, Any]:
-    """Return the settings of a node: its consumer, and what its unit requires."""
-    return {"worker_consumer": CONSUMER, "worker_state_db": None, "worker_log_color": False}
 
 
 def _connections(settings: FleetSettings) -> dict[str, Any]:
@@ -222,6 +207,13 @@ def _transport(settings: FleetSettings) -> dict[str, Any]:
         "visibility_timeout": settings.visibility_timeout,
         "ack_emulation": settings.component == "worker",
         "max_connections": CONNECTION_LIMIT,
+        **_socket(settings),
+    }
+
+
+def _socket(settings: FleetSettings) -> dict[str, Any]:
+    """Return options of redis-py by which a connection to a host that vanished ends."""
+    return {
         "socket_timeout": settings.socket_timeout,
         "socket_connect_timeout": settings.socket_connect_timeout,
         "socket_keepalive": True,
@@ -247,10 +239,7 @@ def _beat(settings: FleetSettings) -> dict[str, Any]:
             # Retry once a second until another Beat may soon get the lock; then this Beat gives up, and
             # systemd restarts it. RedBeat's own retry_period covers neither its lock nor its pipelines.
             "retry": Retry(ConstantBackoff(1), int(settings.beat_lock_timeout) // 2),
-            "socket_timeout": settings.socket_timeout,
-            "socket_connect_timeout": settings.socket_connect_timeout,
-            "socket_keepalive": True,
-            "health_check_interval": settings.health_check_interval,
+            **_socket(settings),
         },
         "redbeat_key_prefix": keys.REDBEAT_PREFIX,
         "redbeat_lock_key": keys.REDBEAT_LOCK,

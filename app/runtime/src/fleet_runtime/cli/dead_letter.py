@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fleet_runtime.cli.fleet import sentences
+from fleet_runtime.cli.fleet import aligned, sentences
 from fleet_runtime.errors import FleetError
 
 if TYPE_CHECKING:
@@ -206,14 +206,14 @@ def _table(letters: list[DeadLetter]) -> list[str]:
         error = letter.error.splitlines()[0][:80] if letter.error else ""
         task, queue = letter.task or "-", letter.queue or "-"
         rows.append((_time(letter.died), letter.reason, queue, task, letter.id, error))
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+    return aligned(rows)
 
 
 def _page(letter: DeadLetter) -> Iterator[str]:
     """Yield the lines that show a whole dead letter."""
     for name in ("id", "task", "queue", "reason", "node", "deliveries", "retries"):
-        yield f"{name + ':':<12}{_or_dash(getattr(letter, name))}"
+        value = getattr(letter, name)
+        yield f"{name + ':':<12}{'-' if value is None else value}"
     for name in ("received", "started", "died"):
         yield f"{name + ':':<12}{_time(getattr(letter, name))}"
     yield f"{'error:':<12}{letter.error or '-'}"
@@ -242,8 +242,3 @@ def _body(message: dict[str, Any]) -> str:
 def _time(seconds: float | None) -> str:
     """Return a time in UTC as text; a dash for None."""
     return "-" if seconds is None else f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M:%S}"
-
-
-def _or_dash(value: Any) -> str:
-    """Return a value as text; a dash for None."""
-    return "-" if value is None else str(value)

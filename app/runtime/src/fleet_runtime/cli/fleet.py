@@ -19,7 +19,7 @@ from fleet_runtime import extras
 from fleet_runtime.errors import FleetError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
     from fleet_runtime.inspect.probe import Answer
     from fleet_runtime.settings import FleetSettings
@@ -262,7 +262,12 @@ def _table(answers: Mapping[str, Answer], timeout: float) -> list[str]:
     """Return the lines of a table."""
     rows = [("QUEUE", "SECONDS", "NODE")]
     for queue, answer in answers.items():
-        seconds = "-" if answer.seconds is None else f"{answer.seconds:.3f}"
+        seconds = f"{'-':>7}" if answer.seconds is None else f"{answer.seconds:7.3f}"
         rows.append((queue, seconds, answer.node or f"no answer within {timeout:g} s"))
-    width = max(len(queue) for queue, _, _ in rows)
-    return [f"{queue:<{width}}  {seconds:>7}  {node}" for queue, seconds, node in rows]
+    return aligned(rows)
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return the lines of a table from its rows, the first of which has the names of its columns."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]

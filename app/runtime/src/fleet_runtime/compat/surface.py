@@ -403,9 +403,9 @@ kombu.transport.redis:Channel
   replace recovery,transport transport: _connparams(self asynchronous)=ec0dc65b9428
   replace transport transport: _receive_one(self c)=c2164d788546
   call transport transport: _create_client(self asynchronous)
-  call compat,recovery,transport transport: _q_for_pri(self queue pri)
-  call compat,recovery,transport transport: _get_message_priority(self message reverse)
-  call compat,recovery,transport transport: _lookup(self exchange routing_key default)
+  call compat,transport transport: _q_for_pri(self queue pri)
+  call compat,transport transport: _get_message_priority(self message reverse)
+  call compat,transport transport: _lookup(self exchange routing_key default)
   call transport: _update_queue_cycle(self) _get_publish_topics(self exchange routing_key)
   call transport: _handle_message(self client r) _deliver_fanout_message(self message exchange)
   read transport: _pool _closing _queue_cycle _active_queues

@@ -15,15 +15,13 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
-from kombu.exceptions import OperationalError
 from kombu.utils.json import dumps
-from redis.exceptions import RedisError
 
 from fleet_runtime.broker import functions, keys, scripts
+from fleet_runtime.broker.errors import explained
 from fleet_runtime.broker.unacked import UnackedRef
 from fleet_runtime.compat import kombu_channel
 from fleet_runtime.dead_letters.model import COUNTED_REASONS, DeadLetter
-from fleet_runtime.errors import FleetError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -116,11 +114,8 @@ def open_store(app: Celery) -> Iterator[DeadLetterStore]:
     Raises:
         FleetError: The broker is away, or refuses a command.
     """
-    try:
-        with app.connection_for_write() as connection:
-            yield DeadLetterStore(connection.default_channel)
-    except (OperationalError, RedisError, OSError) as error:
-        raise FleetError(f"The dead letters cannot be reached: {error}") from error
+    with explained("The dead letters cannot be reached"), app.connection_for_write() as connection:
+        yield DeadLetterStore(connection.default_channel)
 
 
 def move_message(

@@ -9,11 +9,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from kombu.exceptions import OperationalError
-from redis.exceptions import RedisError
-
 from fleet_runtime.broker import keys
-from fleet_runtime.errors import FleetError
+from fleet_runtime.broker.errors import explained
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -43,11 +40,8 @@ def client(app: Celery) -> Iterator[Any]:
     Raises:
         FleetError: The broker is away, or refuses a command.
     """
-    try:
-        with app.connection_for_write() as connection:
-            yield connection.default_channel.client
-    except (OperationalError, RedisError, OSError) as error:
-        raise FleetError(f"The broker cannot be asked: {error}") from error
+    with explained("The broker cannot be asked"), app.connection_for_write() as connection:
+        yield connection.default_channel.client
 
 
 def mark(redis: Any, host: str, why: str) -> bool:

@@ -4,17 +4,14 @@
 from __future__ import annotations
 
 import time
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from celery import Task
 from celery.exceptions import TimeoutError as NoResultError
 from kombu import Exchange, Queue
-from kombu.exceptions import OperationalError
-from redis.exceptions import RedisError
 
-from fleet_runtime.errors import FleetError
+from fleet_runtime.broker.errors import explained
 from fleet_runtime.inspect import queues
 
 if TYPE_CHECKING:
@@ -69,16 +66,16 @@ def ask(app: Celery, names: Iterable[str], timeout: float) -> dict[str, Answer]:
     Raises:
         FleetError: The broker is away, or refuses a command.
     """
-    with _reraising_broker_errors("The broker cannot be reached"), app.connection_for_write() as connection:
+    with explained("The broker cannot be reached"), app.connection_for_write() as connection:
         connection.connect()
     answers = {queue: Answer() for queue in names}
     waiting: dict[str, tuple[str, float]] = {}
     for queue in answers:
-        with _reraising_broker_errors(f"A probe cannot be sent to the queue {queue}"):
+        with explained(f"A probe cannot be sent to the queue {queue}"):
             started = time.monotonic()
             result = app.send_task(NAME, expires=timeout, ignore_result=False, **_route(app, queue))
             waiting[result.id] = (queue, started)
-    with _reraising_broker_errors("The answers cannot be read"):
+    with explained("The answers cannot be read"):
         for task_id, meta in _results(app, list(waiting), timeout):
             queue, started = waiting[task_id]
             result = meta["result"]
@@ -108,19 +105,3 @@ def _results(app: Celery, ids: list[str], timeout: float) -> Iterator[tuple[str,
         yield from app.backend.get_many(ids, timeout=timeout, interval=POLL_INTERVAL_S)
     except NoResultError:
         return
-
-
-@contextmanager
-def _reraising_broker_errors(what: str) -> Iterator[None]:
-    """Turn an error of the broker into a FleetError.
-
-    Args:
-        what: What failed, as the beginning of a sentence.
-
-    Raises:
-        FleetError: The block has raised such an error.
-    """
-    try:
-        yield
-    except (OperationalError, RedisError, OSError) as error:
-        raise FleetError(f"{what}: {error}") from error

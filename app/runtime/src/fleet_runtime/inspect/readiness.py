@@ -15,10 +15,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from celery.utils.nodenames import worker_direct
-from kombu.exceptions import OperationalError
-from redis.exceptions import RedisError
 
 from fleet_runtime.broker import keys
+from fleet_runtime.broker.errors import explained
 from fleet_runtime.errors import FleetError
 
 if TYPE_CHECKING:
@@ -115,15 +114,13 @@ def consumed(app: Celery, nodes: Sequence[str], timeout: float) -> dict[str, lis
 
 def _read(app: Celery, nodes: Sequence[str], timeout: float) -> dict[str, NodeState]:
     """Return the state of nodes, by their answers and by Redis."""
-    try:
+    with explained("The broker cannot be asked"):
         answers = app.control.inspect(destination=list(nodes), timeout=timeout).active_queues() or {}
         with app.connection_for_write() as connection, connection.default_channel.conn_or_acquire() as client:
             pipeline = client.pipeline(transaction=False).time().hmget(keys.NODES, nodes)
             for node in nodes:
                 pipeline.zscore(keys.LEASES, node)
             clock, found, *leases = pipeline.execute()
-    except (OperationalError, RedisError, OSError) as error:
-        raise FleetError(f"The broker cannot be asked: {error}") from error
     facts = [
         json.loads(text) if text and ends is not None and ends > clock[0] else {}
         for text, ends in zip(found, leases, strict=True)

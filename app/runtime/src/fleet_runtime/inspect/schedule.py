@@ -7,11 +7,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from kombu.exceptions import OperationalError
-from redis.exceptions import RedisError
-
+from fleet_runtime.broker.errors import explained
 from fleet_runtime.broker.keys import REDBEAT_LOCK, REDBEAT_PREFIX
-from fleet_runtime.errors import FleetError
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -81,10 +78,7 @@ def read(app: Celery) -> Schedule:
     Raises:
         FleetError: The broker is away, or refuses a command.
     """
-    try:
-        with app.connection_for_read() as connection:
-            pipeline = connection.default_channel.client.pipeline(transaction=False)
-            add_commands(pipeline)
-            return parse(*pipeline.execute())
-    except (OperationalError, RedisError, OSError) as error:
-        raise FleetError(f"The schedule cannot be read: {error}") from error
+    with explained("The schedule cannot be read"), app.connection_for_read() as connection:
+        pipeline = connection.default_channel.client.pipeline(transaction=False)
+        add_commands(pipeline)
+        return parse(*pipeline.execute())

@@ -6,17 +6,15 @@ from __future__ import annotations
 import json
 import time
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from math import isfinite
 from typing import TYPE_CHECKING, Any
 
-from kombu.exceptions import OperationalError
 from kombu.utils.json import loads
-from redis.exceptions import RedisError
 
 from fleet_runtime.broker import keys
+from fleet_runtime.broker.errors import explained
 from fleet_runtime.compat.kombu_channel import list_of
-from fleet_runtime.errors import FleetError
 from fleet_runtime.inspect import drains, schedule
 from fleet_runtime.inspect.drains import Drained
 from fleet_runtime.inspect.schedule import Schedule
@@ -52,11 +50,6 @@ SECOND_READ_S = 5
 LATE_S = 60
 # Dead letters in the window that are a problem, and that are counted at most.
 MANY_DEAD, DEAD_COUNT_LIMIT = 100, 1000
-# Follows the error of Redis.
-BUSY = (
-    " A script or a function does not end, and no task runs before it does. As the user admin: SCRIPT KILL, "
-    "or FUNCTION KILL; if it has written, only a restart of Redis ends it."
-)
 # Share of maxmemory that is a problem: a Redis that is full refuses new messages.
 NEARLY_FULL = 0.9
 
@@ -117,6 +110,10 @@ class Node:
     def is_alive(self) -> bool:
         """Whether the lease of the node has not ended."""
         return self.lease > 0
+
+
+# Fields of a node that it reports as they are.
+REPORTED = {each.name for each in fields(Node)} - {"name", "lease", "reserved", "uptime", "proved", "queues"}
 
 
 @dataclass(frozen=True)
@@ -484,19 +481,11 @@ def _channel(app: Celery) -> Iterator[Any]:
     Raises:
         FleetError: The broker is away, or refuses a command.
     """
-    try:
-        with app.connection_for_read() as connection:
-            limits = {
-                "socket_timeout": TIMEOUT_S,
-                "socket_connect_timeout": TIMEOUT_S,
-                "retry_on_timeout": False,
-            }
-            connection.transport_options = {**connection.transport_options, **limits}
-            connection.ensure_connection(max_retries=1, interval_start=0, reraise_as_library_errors=False)
-            yield connection.default_channel
-    except (OperationalError, RedisError, OSError) as error:
-        remedy = BUSY if str(error).startswith("BUSY ") else ""
-        raise FleetError(f"Redis cannot be asked: {error}{remedy}") from error
+    limits = {"socket_timeout": TIMEOUT_S, "socket_connect_timeout": TIMEOUT_S, "retry_on_timeout": False}
+    with explained("Redis cannot be asked"), app.connection_for_read() as connection:
+        connection.transport_options = {**connection.transport_options, **limits}
+        connection.ensure_connection(max_retries=1, interval_start=0, reraise_as_library_errors=False)
+        yield connection.default_channel
 
 
 def _node(name: str, lease: float, reserved: int, facts: dict[str, Any]) -> Node:
@@ -507,17 +496,9 @@ def _node(name: str, lease: float, reserved: int, facts: dict[str, Any]) -> Node
         lease=round(lease, 1),
         reserved=reserved,
         uptime=None if started is None else round(time.time() - started, 1),
-        lapses=facts.get("lapses", 0),
         proved=facts.get("proved", True) is not None,
-        unproved=facts.get("unproved", ""),
-        overdue=facts.get("overdue", 0),
-        reconnects=facts.get("reconnects", 0),
-        silence=facts.get("silence", 0.0),
-        held=facts.get("held", {}),
-        dropped=facts.get("dropped", {}),
         queues=sorted(facts.get("queues", ())),
-        refused=facts.get("refused", {}),
-        **{name: facts.get(name) for name in ("pool", "concurrency", "running", "release", "level")},
+        **{name: facts[name] for name in REPORTED & facts.keys()},
     )
 
 

@@ -212,14 +212,17 @@ class InFlight:
         """Return the unacknowledged requests that run."""
         return [request for request in snapshot(state.active_requests) if not request.acknowledged]
 
-    def by_queue(self) -> dict[str, int]:
-        """Return how many unacknowledged messages of each queue the node has: running, waiting, with ETA."""
+    def unacked(self) -> list[Any]:
+        """Return the unacknowledged messages of this node: of tasks that run, wait, or have an ETA."""
         if self.qos is None:
-            return {}
+            return []
         settled = set(snapshot(self.qos._dirty))
-        unacked = [message for tag, message in snapshot(self.qos._delivered.items()) if tag not in settled]
+        return [message for tag, message in snapshot(self.qos._delivered.items()) if tag not in settled]
+
+    def by_queue(self) -> dict[str, int]:
+        """Return how many unacknowledged messages of each queue the node has."""
         queues = {queue.routing_key: name for name, queue in self._consumer.app.amqp.queues.items()}
-        keys = (message.delivery_info.get("routing_key") for message in unacked)
+        keys = (message.delivery_info.get("routing_key") for message in self.unacked())
         return dict(Counter(queues.get(key, key) for key in keys if key))
 
     def drop(self, requests: list[Any]) -> None:

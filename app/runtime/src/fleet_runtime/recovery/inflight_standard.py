@@ -9,7 +9,6 @@ sent is remembered, and sent on the next connection.
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from functools import wraps
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -100,12 +99,9 @@ class StandardInFlight(InFlight):
     def record(self, channel: Any) -> None:
         """Record nothing: kombu records each message as it delivers it."""
 
-    def by_queue(self) -> dict[str, int]:
-        """Return how many unacknowledged messages of each queue the node has: running, waiting, with ETA."""
-        requests = {*self.active(), *self.unstarted()}
-        queues = {queue.routing_key: name for name, queue in self._consumer.app.amqp.queues.items()}
-        keys = (request.message.delivery_info.get("routing_key") for request in requests)
-        return dict(Counter(queues.get(key, key) for key in keys if key))
+    def unacked(self) -> list[Any]:
+        """Return the unacknowledged messages of this node: of tasks that run, wait, or have an ETA."""
+        return [request.message for request in {*self.active(), *self.unstarted()}]
 
     def _settle_soon(self, unsettled: Unsettled) -> None:
         """Settle a message in the thread of the node's loop; any thread may call this."""

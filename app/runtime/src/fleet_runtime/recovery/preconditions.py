@@ -10,11 +10,11 @@ import time
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from kombu.exceptions import OperationalError
 from kombu.utils.encoding import bytes_to_str
-from redis.exceptions import NoPermissionError, RedisError, ResponseError
+from redis.exceptions import NoPermissionError, ResponseError
 
 from fleet_runtime.broker import functions, keys, scripts
+from fleet_runtime.broker.errors import BROKER_ERRORS
 from fleet_runtime.errors import FleetError
 from fleet_runtime.recovery.connections import client as redis_client
 
@@ -54,7 +54,7 @@ def require_rights(app: Celery, node: str, timeout: float) -> None:
             functions.require(client, needed)
     except NoPermissionError as error:
         raise FleetError(f"Redis does not let its user {user} connect as a node does: {error}.") from None
-    except (OperationalError, OSError, RedisError) as error:
+    except BROKER_ERRORS as error:
         logger.warning("Redis cannot be asked what this node may do: %s", error)
 
 
@@ -87,7 +87,7 @@ def require_name(app: Celery, node: str, timeout: float) -> None:
                         "runs. Rename one of them."
                     )
                 time.sleep(POLL_INTERVAL_S)
-    except (OperationalError, OSError, RedisError) as error:
+    except BROKER_ERRORS as error:
         logger.warning("Redis cannot be asked which host has this node's name: %s", error)
 
 

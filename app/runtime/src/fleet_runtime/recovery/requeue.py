@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from kombu import Connection
 from kombu.utils.encoding import bytes_to_str
-from kombu.utils.json import dumps, loads
 from redis.exceptions import RedisError, ResponseError
 
 from fleet_runtime.broker import functions, keys, scripts
@@ -28,6 +27,7 @@ from fleet_runtime.broker.unacked import UnackedRef
 from fleet_runtime.errors import FleetError
 from fleet_runtime.messages.headers import RECOVERED
 from fleet_runtime.settings import FleetSettings
+from fleet_runtime.transport.qos import redelivered
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator
@@ -122,29 +122,15 @@ class UnackedRestorer:
     def _parse(self, tag: str, record: bytes) -> Message | None:
         """Return the message of a record; None if it cannot be parsed, or has no queue."""
         try:
-            message, exchange, routing_key = loads(bytes_to_str(record))
-            message["headers"]["redelivered"] = True
-            message["properties"]["delivery_info"]["redelivered"] = True
-            if self.died:
-                message["headers"][RECOVERED] = True
-            queues = self._queues(message, exchange, routing_key)
-            if not queues:
-                raise LookupError(f"no queue is bound to {exchange!r} with the routing key {routing_key!r}")
-            return Message(tag, dumps(message), queues)
+            headers = {RECOVERED: True} if self.died else {}
+            # A broadcast was for this node alone, and in no list.
+            return Message(tag, *redelivered(self.channel, record, fanout=False, **headers))
         except (OSError, RedisError):
             raise
         except Exception as error:
             if self.on_unroutable:
                 self.on_unroutable(tag, record, error)
             return None
-
-    def _queues(self, message: Any, exchange: str, routing_key: str) -> list[str]:
-        """Return the keys of the lists in Redis that a message is routed to, as kombu finds them."""
-        channel = self.channel
-        if exchange and channel.typeof(exchange).type == "fanout":
-            return []  # a broadcast for this node alone, which was in no list
-        priority = channel._get_message_priority(message, reverse=False)
-        return [channel._q_for_pri(queue, priority) for queue in channel._lookup(exchange, routing_key)]
 
     def _move(self, messages: list[Message]) -> int:
         """Move messages with one call of the script, or one by one if Redis refuses one of them."""

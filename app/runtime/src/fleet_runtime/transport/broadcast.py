@@ -22,13 +22,13 @@ from typing import TYPE_CHECKING, Any
 
 from celery.backends.redis import ResultConsumer
 from celery.utils.imports import symbol_by_name
-from kombu.exceptions import OperationalError
 from kombu.pidbox import Node
 from kombu.transport.redis import Channel
 from kombu.utils.encoding import bytes_to_str
 from kombu.utils.json import loads
-from redis.exceptions import DataError, RedisError, ResponseError
+from redis.exceptions import DataError, ResponseError
 
+from fleet_runtime.broker.errors import BROKER_ERRORS
 from fleet_runtime.transport import pubsub
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ def is_of_broker(error: BaseException) -> bool:
 
     DataError is not: redis-py raises it for arguments that cannot be sent to Redis.
     """
-    return isinstance(error, (RedisError, OSError, OperationalError)) and not isinstance(error, DataError)
+    return isinstance(error, BROKER_ERRORS) and not isinstance(error, DataError)
 
 
 def patch(may_replace: MayReplace) -> None:

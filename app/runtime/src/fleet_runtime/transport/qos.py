@@ -35,6 +35,30 @@ def acknowledge(client: Any, unacked: str, index: str, tags: Iterable[str]) -> N
     functions.run(client, scripts.FETCH_AND_ACK, [unacked, index], [0, 0, 0, 0, *tags])
 
 
+def redelivered(channel: Any, record: bytes, *, fanout: bool, **headers: Any) -> tuple[str, list[str]]:
+    """Return the message of a record as it goes back, marked as redelivered, and the lists that it goes to.
+
+    Args:
+        channel: A channel that knows the exchanges of the app.
+        record: The record of an unacknowledged message.
+        fanout: Whether a message of an exchange of the type fanout has lists, too.
+        headers: More headers of the message.
+
+    Raises:
+        LookupError: No queue is bound to its exchange.
+        Exception: It is no record of a message.
+    """
+    message, exchange, routing_key = loads(bytes_to_str(record))
+    message["headers"].update(headers, redelivered=True)
+    message["properties"]["delivery_info"]["redelivered"] = True
+    is_left_out = exchange and not fanout and channel.typeof(exchange).type == "fanout"
+    queues = () if is_left_out else channel._lookup(exchange, routing_key)
+    if not queues:
+        raise LookupError(f"no queue is bound to {exchange!r} with the routing key {routing_key!r}")
+    priority = channel._get_message_priority(message, reverse=False)
+    return dumps(message), [channel._q_for_pri(queue, priority) for queue in queues]
+
+
 class QoS(stock.QoS):
     """Settles messages by scripts, and leaves acknowledgements to the channel, which sends many at once."""
 
@@ -70,7 +94,7 @@ class QoS(stock.QoS):
         with self.channel.conn_or_acquire(client) as redis:
             while record := redis.hget(self.unacked_key, tag):
                 try:
-                    message, lists = self._read(record)
+                    message, lists = redelivered(self.channel, record, fanout=True)
                 except self.channel.connection_errors:
                     raise
                 except Exception:
@@ -80,21 +104,6 @@ class QoS(stock.QoS):
                 args = [tag, record, message, "LPUSH" if leftmost else "RPUSH"]
                 if functions.run(redis, scripts.REQUEUE_ONE, keys, args):
                     return
-
-    def _read(self, record: bytes) -> tuple[str, list[str]]:
-        """Return a message as it goes back, marked as redelivered, and the lists that it goes to.
-
-        Raises:
-            ValueError: No queue is bound to its exchange.
-        """
-        message, exchange, routing_key = loads(bytes_to_str(record))
-        message["headers"]["redelivered"] = True
-        message["properties"]["delivery_info"]["redelivered"] = True
-        priority = self.channel._get_message_priority(message, reverse=False)
-        queues = self.channel._lookup(exchange, routing_key)
-        if not queues:
-            raise ValueError(f"no queue is bound to {exchange!r} with the routing key {routing_key!r}")
-        return dumps(message), [self.channel._q_for_pri(queue, priority) for queue in queues]
 
     def restore_visible(self, *args: Any, **kwargs: Any) -> None:
         """Requeue messages that are unacknowledged for longer than the visibility timeout.

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 # Whether a part of a chord ends, in this thread or greenlet.
 _ends_part: ContextVar[bool] = ContextVar("ends_part", default=False)
 
+# Commands with which Celery ends a part of a chord.
+RETRIED = frozenset({"get", "mget", "delete"})
 # Seconds to wait for the reply to SUBSCRIBE before the result is read anyway.
 SUBSCRIBE_TIMEOUT_S = 5.0
 
@@ -136,20 +138,9 @@ class RetryingClient:
         self._client, self._ensure = client, ensure
 
     def __getattr__(self, name: str) -> Any:
-        """Return an attribute of the wrapped client."""
-        return getattr(self._client, name)
-
-    def get(self, key: Any) -> Any:
-        """Return the value of a key."""
-        return self._ensure(self._client.get, (key,))
-
-    def mget(self, keys: Any) -> Any:
-        """Return the values of keys."""
-        return self._ensure(self._client.mget, (keys,))
-
-    def delete(self, *keys: Any) -> Any:
-        """Delete keys."""
-        return self._ensure(self._client.delete, keys)
+        """Return an attribute of the wrapped client. The commands in RETRIED are retried."""
+        attribute = getattr(self._client, name)
+        return (lambda *args: self._ensure(attribute, args)) if name in RETRIED else attribute
 
     def pipeline(self) -> RetryingPipeline:
         """Return a pipeline that is retried as a whole."""
