@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What `fleet check` finds, and where it looks for queues."""
+"""`fleet check` finds faults and costs, and the queues of an app."""
 
 from __future__ import annotations
 
@@ -165,7 +165,7 @@ def test_a_task_that_may_run_twice_is_a_finding() -> None:
     ],
 )
 def test_what_costs_much_is_no_finding(settings: dict[str, Any], expected: list[str]) -> None:
-    """But it is told."""
+    """It is reported as a cost."""
     app = shop(**settings)
     assert findings(app, []) == []
     told = costs(app)

@@ -44,7 +44,7 @@ def sent(server: Broker) -> list[str]:
 def test_an_entry_is_not_sent_before_it_is_due_and_once_for_all_times_that_it_was_missed(
     server: Broker,
 ) -> None:
-    """Neither as it is new, in whatever time zone, nor as Beat starts again after years."""
+    """An entry that is new, in any time zone, and one that Beat missed for years."""
     admin: Any = server.client("admin")
     fleet = Fleet(
         server, "scheduled:app", PYTHONPATH=APPS, FLEET_BEAT_MAX_INTERVAL="1", FLEET_BEAT_LOCK_TIMEOUT="5"
@@ -86,7 +86,7 @@ def test_a_beat_whose_schedule_is_in_a_file_has_a_lease_while_it_turns(
 
 
 def test_a_beat_that_does_not_turn_does_not_renew_its_lease(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither before its first turn, nor while it hangs."""
+    """Before its first turn, and while it hangs."""
     scheduler: Any = SimpleNamespace(max_interval=5, tick=lambda: 1.0, apply_async=lambda entry, **_: None)
     no_app: Any = None  # to connect by it fails
     turns = Turns(scheduler)

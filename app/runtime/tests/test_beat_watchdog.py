@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What Beat tells systemd: a real Beat, and a socket in place of systemd's."""
+"""Beat notifies systemd: a real Beat, and a socket in place of systemd's."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def systemd(tmp_path: Path) -> Systemd:
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[Broker]:
-    """Yield a Redis in which nobody has the lock yet."""
+    """Yield a Redis in which no Beat has the lock yet."""
     (tmp_path / "redis").mkdir()
     broker = Broker(tmp_path / "redis")
     yield broker

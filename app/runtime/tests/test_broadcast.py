@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Whatever is published where all nodes listen, none of them ends, hangs or stops to listen."""
+"""No node ends, hangs or stops listening because of an item on a channel of all nodes."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def test_half_a_command_holds_nothing_up(broker: Broker, web: Any, pool: str) ->
 
 
 def test_what_is_no_result_ends_no_wait(broker: Broker, web: Any) -> None:
-    """Who waits for a result goes on, and gets it when it is there."""
+    """A client that waits for a result goes on waiting, and gets it when it is there."""
     sent = web.AsyncResult("7b0c6f0e-6a3f-4a1c-9a55-3f1f8a2f7c11")
     channel = f"celery-task-meta-{sent.id}"
     client = broker.client("admin")

@@ -98,7 +98,7 @@ def missing(broker: Broker, level: str, pool: str) -> set[str]:
 def test_no_log_has_an_argument(
     broker: Broker, web: Any, tmp_path: Path, log_level: str, level: str, pool: str
 ) -> None:
-    """Neither what a node prints, nor its lines of JSON, nor a record that a handler of the app's gets."""
+    """The output of a node, its lines of JSON, and the records that a handler of the app gets have none."""
     everything, lines = tmp_path / "everything", tmp_path / "lines"
     fleet = Fleet(broker, "canary:app", PYTHONPATH=APPS, EVERYTHING=str(everything))
     environment = {"FLEET_LOG_FILE": str(lines), "FLEET_LEVEL": level, "FLEET_MAX_CRASHES": "1"}
@@ -143,7 +143,7 @@ def no_canary(shown: dict[str, str]) -> list[str]:
 
 @pytest.mark.parametrize("scheduler", ["redbeat", pytest.param("persistent", marks=pytest.mark.long)])
 def test_no_log_of_beats_has_an_argument(broker: Broker, tmp_path: Path, scheduler: str) -> None:
-    """Neither of an entry that is sent, nor of one that cannot be."""
+    """For an entry that is sent, and for one that cannot be sent."""
     everything, lines = tmp_path / "everything", tmp_path / "lines"
     files = {"EVERYTHING": str(everything), "FLEET_LOG_FILE": str(lines)}
     fleet = Fleet(broker, "canary:app", PYTHONPATH=APPS, SCHEDULED=CANARY, **files)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What the journal has of a task: real nodes, and a datagram socket in place of the journal's."""
+"""The records of a task in the journal: real nodes, and a datagram socket in place of the journal's."""
 
 from __future__ import annotations
 

@@ -81,7 +81,7 @@ class TestBeside:
     def test_what_is_revoked_does_not_run(
         self, web: Any, redis_server: Broker, configure_app: Callable[..., Any]
     ) -> None:
-        """Whoever has it. No command is started for it: that can take longer than the task waits."""
+        """On any node. No command is started for it: that can take longer than the task waits."""
         ops = Celery("ops", set_as_current=False)
         configure_app(ops, "ops", redis_server.url("ops"))
         result = web.send_task("shop.add", (1, 1), queue="default", countdown=4)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What is laid on an app, and what stays the app's own."""
+"""The settings that the fleet applies to an app, and those that stay the app's own."""
 
 from __future__ import annotations
 
@@ -182,7 +182,7 @@ def test_an_app_that_says_nothing_gets_the_fleets_word(configure_app: Callable[.
 def test_a_task_that_the_app_uses_early_is_no_exception(
     configure_app: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It has copied the settings before they are laid; and one that says otherwise stays as it is."""
+    """It has copied the settings before they are applied. A task with options of its own keeps them."""
     for name in configure.TASK_DEFAULTS:
         monkeypatch.setitem(DEFAULTS, name, DEFAULTS[name])
         monkeypatch.setitem(_OLD_DEFAULTS, _TO_OLD_KEY[name], DEFAULTS[name])
@@ -253,7 +253,7 @@ def test_only_a_worker_holds_messages(configure_app: Callable[..., Any], compone
 def test_what_cannot_be_reconciled_is_refused(
     configure_app: Callable[..., Any], own: dict[str, Any], variables: dict[str, str], message: str
 ) -> None:
-    """Before a message is sent that nobody would take."""
+    """Before a message is sent that no node would take."""
     app = Celery("shop", set_as_current=False)
     app.conf.update(own)
     with pytest.raises(FleetError) as refused:

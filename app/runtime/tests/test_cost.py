@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What a node costs: bounds that a mistake would exceed by far. `make bench` measures it."""
+"""The cost of a node: bounds that a mistake would exceed by far. `make bench` measures it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SETTLED, IDLE = 15.0, 20.0  # seconds
 @pytest.mark.parametrize("pool", FIRST_OF_POOLS)
 def test_an_idle_node_asks_little(fleet: Fleet, broker: Broker, pool: str) -> None:
     """About a command in two seconds, on six connections."""
-    broker.client("admin").flushall()  # or it would give back what nodes of other tests have left
+    broker.client("admin").flushall()  # or it would requeue messages that nodes of other tests have left
     with fleet.worker("idle", "--queues=default,email,heavy", f"--pool={pool}", *FLAGS) as node:
         time.sleep(SETTLED)
         own = ports(node.process.pid)

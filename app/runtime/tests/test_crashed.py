@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What a node holds that an error of its own ends is taken as what a killed node held: it counts as lost."""
+"""The messages of a node that an error ends are requeued as those of a killed node: the crash counts."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What fails for good is kept, once and whole, and can run again."""
+"""A message that fails for good is kept, once and whole, and can run again."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def test_what_is_retried_leaves_a_letter_in_the_end(
 
 @pytest.mark.usefixtures("nodes")
 def test_what_will_be_retried_leaves_none(broker: Broker, web: Any, tmp_path: Path) -> None:
-    """Neither does what succeeds in the end, nor an expired or a revoked one that is not asked for."""
+    """A retry that succeeds leaves none, either; an expired or revoked task only if the settings say so."""
     sent = web.send_task("failing.fail_until", (str(tmp_path / "mark"),), queue="default")
     letter = letter_of(broker, sent.id)
     assert letter["retries"] == 1
@@ -156,7 +156,7 @@ def test_what_has_expired_leaves_a_letter_if_asked(broker: Broker, web: Any, que
 
 
 def test_what_has_expired_leaves_none_by_default(broker: Broker, web: Any) -> None:
-    """Nor does what is revoked."""
+    """A revoked task leaves none, either."""
     with failing(broker).worker("plain", "--queues=email", "--pool=solo", *FLAGS) as node:
         web.send_task("failing.fail", queue="email", expires=-1)
         node.wait_for("Discarding revoked task")
@@ -188,7 +188,7 @@ def test_a_body_that_cannot_be_decoded_leaves_a_letter(broker: Broker, web: Any,
 def test_whoever_waits_for_a_message_that_cannot_be_read_is_told(
     broker: Broker, web: Any, queue: str, part: str, value: Any
 ) -> None:
-    """The result is a failure that says so; unless nobody wants one, or the task is not known by its id."""
+    """The result is a failure with the reason, unless the task ignores its result, or has no id."""
     for wanted in (False, True):
         message = caught(web, broker, "failing.fail", ignore_result=not wanted)
         name = message["headers"]["id"]
@@ -379,7 +379,7 @@ def test_letters_are_bounded_by_age(worker: Any, broker: Broker) -> None:
 
 @pytest.mark.usefixtures("worker")
 def test_what_was_given_back_meanwhile_is_not_dead(web: Any, broker: Broker) -> None:
-    """Then it is in its queue; a letter besides would double it."""
+    """Then it is in its queue; a dead letter would double it."""
     web.send_task("failing.fail", queue=UNCONSUMED)
     web.conf.broker_transport_options["ack_emulation"] = True
     with web.connection_for_read(broker.url("admin")) as connection:
@@ -437,13 +437,13 @@ def test_what_goes_back_is_as_new() -> None:
     ],
 )
 def test_filter_selects_dead_letters(wanted: Filter, matches: bool) -> None:
-    """Everything that is said must hold."""
+    """Each option of the filter must hold."""
     letter = DeadLetter(id="1", reason="failed", died=100, queue="q", task="shop.pay")
     assert wanted.matches(letter) is matches
 
 
 def test_letters_are_listed_and_shown(broker: Broker, fleet: Fleet) -> None:
-    """As a table and as JSON, the newest first; one that is not there is told."""
+    """As a table and as JSON, the newest first; a missing one is reported."""
     write_letters(broker)
     table = fleet.run("ops", "dead-letter", "list").stdout.splitlines()
     assert [line.split()[-1] for line in table] == ["ERROR", "no", "Error", "letters."]
@@ -464,7 +464,7 @@ def test_letters_are_listed_and_shown(broker: Broker, fleet: Fleet) -> None:
 
 
 def test_purge_without_a_selection_is_refused(broker: Broker, fleet: Fleet) -> None:
-    """What is meant must be said, and that it is meant; a dry run does nothing."""
+    """A selection is required, and a confirmation; a dry run does nothing."""
     write_letters(broker)
     before = state(broker)
     for words in (["purge", "--yes"], ["requeue"], ["purge", "--all", "--id", "id-1", "--yes"]):

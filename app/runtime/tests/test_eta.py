@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What is due does not wait behind thousands of tasks that wait for their time."""
+"""A task that is due does not wait behind thousands of tasks that wait for their ETA."""
 
 from __future__ import annotations
 

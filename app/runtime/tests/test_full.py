@@ -28,7 +28,7 @@ TASKS = 20
 def test_nodes_empty_the_queues_of_a_full_redis(
     broker: Broker, connect: Callable[[Broker], Any], pool: str, tmp_path: Path
 ) -> None:
-    """Who starts and has nothing to do waits, keeps its lease, and then takes what is there, once each."""
+    """A node that starts without work waits, keeps its lease, and then runs each message once."""
     admin, web, runs = broker.client("admin"), connect(broker), tmp_path / "runs"
     admin.flushall()
     for _ in range(TASKS):

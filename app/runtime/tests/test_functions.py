@@ -64,7 +64,7 @@ def test_a_function_gives_no_right(own: Broker) -> None:
 
 
 def test_a_redis_without_functions_gets_the_script(own: Broker) -> None:
-    """As plain Redis does, with whoever may load one."""
+    """As with a plain Redis, from a client that may load scripts."""
     admin = own.client("admin")
     admin.function_flush()
     admin.set("fleet:once:key", "mine")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What Celery's user guide has beyond the ordinary, with the access rules of the fleet."""
+"""Rarer features of Celery's user guide, with the access rules of the fleet."""
 
 from __future__ import annotations
 
@@ -185,7 +185,7 @@ def test_keys_of_an_apps_own(wide: Broker, connect: Callable[[Broker], Any]) -> 
 
 
 def test_remote_control_of_beat(wide: Broker) -> None:
-    """Whoever may control nodes asks it, and it answers."""
+    """A client that may control nodes asks it, and it answers."""
     fleet = Fleet(wide, "guide:app", PYTHONPATH=APPS, GUIDE_BEAT="1")
     with fleet.beat("--max-interval=1"):
         answers: list[Any] = []

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The way of what a node prints into the journal, and the levels that it has there."""
+"""The output of a node in the journal, and its levels there."""
 
 from __future__ import annotations
 

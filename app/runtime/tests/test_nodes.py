@@ -139,7 +139,7 @@ def test_a_node_that_is_to_leave_a_queue_keeps_its_connection(fleet: Fleet, web:
 
 @pytest.mark.usefixtures("broker")
 def test_operators_leave_the_messages_of_nodes_alone(fleet: Fleet) -> None:
-    """With kombu's defaults, who waits for replies less than a BRPOP takes restores messages meanwhile."""
+    """With kombu's defaults, a client that waits for replies requeues messages after a short wait."""
     result = fleet.run("ops", "inspect", "ping", "--timeout=0.9", "--destination=nobody@test")
     assert result.stderr == "Error: No nodes replied within time constraint\n"
 
@@ -157,7 +157,7 @@ def test_a_task_whose_process_is_killed_runs_again(web: Any, tmp_path: Path) -> 
 
 @pytest.mark.usefixtures("nodes")
 def test_the_time_limit_of_a_pool_holds(web: Any) -> None:
-    """For a task that says nothing of its own, whoever sends it."""
+    """For a task without a limit of its own, from any sender."""
     with pytest.raises(TimeLimitExceeded):
         web.send_task("shop.sleep", (PATIENCE,), queue="default").get(timeout=PATIENCE)
 

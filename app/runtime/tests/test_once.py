@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What runs once, on a real Redis, in threads and in nodes."""
+"""Blocks that run once, on a real Redis, in threads and in nodes."""
 
 from __future__ import annotations
 
@@ -173,7 +173,7 @@ def test_a_lost_lease_is_told(
 
 
 def test_a_lease_that_only_ended_is_no_loss(app: Celery, broker: Broker, key: str) -> None:
-    """Nobody else came: the result is kept."""
+    """No other run took the key: the result is kept."""
     client = broker.client("admin")
     with once(key, ttl=60, lease=30, app=app) as run:
         client.delete(keys.once(key))

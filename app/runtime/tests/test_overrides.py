@@ -45,7 +45,7 @@ def work(requests: Any = None) -> None:
 
 @pytest.fixture
 def said(configure_app: Callable[..., Any]) -> Callable[..., list[str]]:
-    """Return a function that lays the fleet's settings on an app and returns what is said of its own."""
+    """Return a function that configures an app, and returns the sentences about its own settings."""
 
     def said(app: Celery, beat: str = "redbeat", **variables: str) -> list[str]:
         configure_app(app, "ops", **variables)
@@ -92,7 +92,7 @@ def test_each_setting_that_is_laid_has_its_reason(configure_app: Callable[..., A
     ],
 )
 def test_what_agrees_is_not_talked_about(said: Callable[..., list[str]], settings: dict[str, Any]) -> None:
-    """Nor another Redis."""
+    """The URL of another Redis is no override, either."""
     assert said(shop(**settings)) == []
 
 
@@ -240,7 +240,7 @@ def test_the_command_says_it(configure_app: Callable[..., Any], monkeypatch: pyt
 def test_a_message_is_what_stock_celery_sends(
     broker: Broker, connect: Callable[[Broker], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever is said as a task is sent; but for the time of sending, which is a property."""
+    """With any option of sending. The time of publishing is a property, and no header."""
     fleets = {option: caught(connect(broker), broker, option) for option in CALL_OPTIONS}
     # Stock Celery by the rights of `admin`, and with the broker in its own settings.
     before_task_publish.disconnect(dispatch_uid="fleet_runtime.messages.sent_at")

@@ -94,7 +94,7 @@ def test_all_that_is_put_in_place_of_kombus_is_looked_at(own: type, base: type) 
     ],
 )
 def test_results_have_a_backend_of_their_own(url: str, stores: bool, backend: type) -> None:
-    """By the scheme of the URL that the app has anyhow; who is no node may load no script."""
+    """By the scheme of the app's own URL. Only a node may call the function that stores a result."""
     app = Celery("shop", backend=url, set_as_current=False)
     app.conf.result_backend_transport_options = {"master_name": "fleet"}
     plugins.select_backend(app, stores=stores)
@@ -103,7 +103,7 @@ def test_results_have_a_backend_of_their_own(url: str, stores: bool, backend: ty
 
 @pytest.fixture
 def _own_pool(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let Celery have its own pool, and forget after the test what it was given."""
+    """Give Celery its own pool, and restore it after the test."""
     monkeypatch.setattr(prefork.TaskPool, "Pool", AsynPool)
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What kills who runs it runs a few times, and no more."""
+"""A task that kills its process runs a few times, and no more."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What a prefork node hands to its processes, and hears of them, is neither lost nor doubled."""
+"""No task that a prefork node gives to its processes, and no result, is lost or doubled."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def stop(pid: int) -> None:
 
 
 def test_an_idle_process_is_written_to_at_once(hub: Hub, make: Callable[..., FastAsynPool]) -> None:
-    """And not when the loop has asked whether it may; who runs what is known as Celery knows it."""
+    """Before the loop reports that it may. Celery's records of the running tasks are kept."""
     pool, ends = make(), Ends()
     first, second = ends.of(pool, pow, 2, 3), ends.of(pool, pow, 2, 4)
     (process,) = pool._pool
@@ -151,7 +151,7 @@ def test_a_process_that_dies_before_it_has_read_a_task(
 
 
 def test_a_process_that_dies_with_a_task(hub: Hub, make: Callable[..., FastAsynPool]) -> None:
-    """It is told of, and those that wait run."""
+    """The death is reported, and the tasks that wait run."""
     pool, ends = make(lost_worker_timeout=0.1), Ends()
     ends.of(pool, die)
     ends.of(pool, pow, 2, 3)
@@ -385,7 +385,7 @@ def test_half_of_a_message_is_finished_as_the_node_stops(half: tuple[FastAsynPoo
 def test_a_process_that_says_what_cannot_be_read_is_ended(
     hub: Hub, make: Callable[..., FastAsynPool], length: int
 ) -> None:
-    """Its task is lost to it, which the node is told; and the next one runs."""
+    """Its task fails as one of a lost process, and the next one runs."""
     pool, ends = make(), Ends()
     before = child(pool)
     (process,) = pool._pool
@@ -416,7 +416,7 @@ def unreadable() -> Unreadable:
 def test_a_process_whose_message_cannot_be_unpickled_is_ended(
     hub: Hub, make: Callable[..., FastAsynPool]
 ) -> None:
-    """Its task is lost to it, which the node is told; the node goes on, and so do the tasks of others."""
+    """Its task fails as one of a lost process. The node goes on, and so do other tasks."""
     pool, ends = make(), Ends()
     before = child(pool)
     ends.of(pool, unreadable)
@@ -599,7 +599,7 @@ def nap(seconds: float) -> float:
 
 
 def sleep_on(seconds: float) -> float:
-    """Sleep, whatever one is told."""
+    """Sleep for the whole time, also after a SoftTimeLimitExceeded."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         with suppress(SoftTimeLimitExceeded):

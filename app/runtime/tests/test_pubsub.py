@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What is sent to all nodes is read without waiting, whatever part of it comes."""
+"""Items that are published to all nodes are read without waiting, also where only a part has come."""
 
 from __future__ import annotations
 
@@ -82,12 +82,12 @@ def test_what_was_read_in_the_same_turn_is_not_waited_for(
         client.publish(CONTROL, command)
     reads.start()
     reads.join(PATIENCE)
-    assert not reads.is_alive(), "who reads waits for a message that nobody sends"
+    assert not reads.is_alive(), "the reader waits for a message that is never sent"
     assert len(got) == 20
 
 
 def test_half_a_message_is_not_waited_for(broker: Broker, connection: Connection, relay: Relay) -> None:
-    """Nor is it for ever: the connection is made anew when Redis does not answer on it."""
+    """The connection is replaced when Redis does not answer on it."""
     got = listen(connection, broker)
     relay.most = 8192
     broker.client("admin").publish(CONTROL, json.dumps(items.message({"size": "x" * 50_000})))

@@ -63,7 +63,7 @@ def test_a_node_that_works(sick: Fleet, broker: Broker, web: Any, pool: str) -> 
     ],
 )
 def test_a_node_that_does_not(sick: Fleet, broker: Broker, web: Any, broken: str, said: str) -> None:
-    """What is wrong is said in a sentence; what waits for others is not touched, and no letter is left."""
+    """A sentence names the fault. Other messages are not touched, and no dead letter is left."""
     redis = broker.client("admin")
     web.send_task("sick.wait", (0,), queue="default", ignore_result=True)
     waiting, dead = redis.llen("default"), redis.zcard(keys.DEAD)
@@ -151,7 +151,7 @@ def test_a_node_that_was_cut_off_before_it_has(sick: Fleet, broker: Broker) -> N
 
 
 def test_a_node_that_is_not_there(sick: Fleet) -> None:
-    """Nor one that consumes something else."""
+    """A node that consumes other queues is not ready, either."""
     done = sick.run("ops", "fleet", "ready", "two@test", "default", "--timeout=1")
     assert (done.returncode, done.stderr.strip()) == (1, "Error: two@test does not answer.")
 
@@ -174,7 +174,7 @@ def test_a_node_that_has_no_room_works_too(sick: Fleet, web: Any, pool: str) -> 
 
 
 def test_nothing_stays_of_a_node_that_is_forgotten(broker: Broker) -> None:
-    """Neither the task by which it was to prove that it works."""
+    """Its self-test is deleted, too."""
     redis = broker.client("admin")
     redis.rpush(keys.self_test_queue("gone@test"), "{}")
     assert forget(redis, "gone@test", if_dead=False)

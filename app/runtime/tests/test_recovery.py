@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What a dead node held goes back to its queues, once, and no sooner than it should."""
+"""The messages of a dead node go back to their queues, once, and no sooner than they should."""
 
 from __future__ import annotations
 
@@ -187,7 +187,7 @@ def test_a_message_goes_where_it_came_from(channel: Any, hold: Callable[..., Non
 
 
 def test_what_stays_with_its_node_is_left_alone(channel: Any, hold: Callable[..., None], admin: Any) -> None:
-    """And nobody has died, so nothing says so."""
+    """No node has died, so no message is marked as recovered."""
     hold(3)
     kept = admin.hkeys(keys.unacked(DEAD))[0]
     assert give_back(channel, keep={kept}, if_dead=False, died=False) == 2
@@ -204,7 +204,7 @@ def test_what_stays_with_its_node_is_left_alone(channel: Any, hold: Callable[...
     ],
 )
 def test_what_cannot_go_back_goes_to_the_dead_letters(channel: Any, admin: Any, record: str) -> None:
-    """And stops nobody."""
+    """The other messages go back."""
     admin.hset(keys.unacked(DEAD), "tag", record)
     assert give_back(channel) == 0
     assert not admin.exists(keys.unacked(DEAD))
@@ -289,7 +289,7 @@ def test_many_leases_do_not_slow_a_tick(node: Celery, channel: Any, admin: Any) 
 def test_who_was_cut_off_itself_counts_nobody_as_dead(
     node: Celery, channel: Any, hold: Callable[..., None], admin: Any
 ) -> None:
-    """After Redis was away, all leases have ended; and who has just started has seen nothing yet."""
+    """After Redis was away, all leases have ended. A node that has just started knows no lease yet."""
     hold(1)
     heartbeat = LeaseHeartbeat(node, "one@test", node.fleet_settings, dict, lambda client: lapses.append(1))
     lapses: list[int] = []

@@ -79,7 +79,7 @@ def test_a_node_consumes_the_queues_that_are_not_refused(
 def test_a_queue_that_is_added_is_refused_with_a_sentence(
     redis_server: Broker, sender: Any, nodes: dict[str, Daemon], pool: str, queue: str
 ) -> None:
-    """Whoever asks for it gets the sentence; the node goes on."""
+    """The command replies with the sentence, and the node goes on."""
     node, name = nodes[pool], f"refused-{pool}@test"
     words = ["control", "--timeout=10", f"--destination={name}", "add_consumer", "typo"]
     answer = shop(redis_server).run("ops", *words)
@@ -104,7 +104,7 @@ def test_a_broadcast_queue_is_refused_by_its_name(redis_server: Broker, sender: 
 def test_a_broadcast_queue_is_heard_when_redis_allows_it(
     redis_server: Broker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its node subscribes then; nobody has to start it anew."""
+    """Its node subscribes then, without a restart."""
     monkeypatch.setattr(tuning, "REFUSED_RETRY_S", 0.3)
     admin = redis_server.client("admin")
     rules = admin.execute_command("ACL", "LIST")

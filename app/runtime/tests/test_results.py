@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Results are what Celery stores, in one round trip, and who waits for one gets it."""
+"""Results are stored as Celery stores them, in one round trip, and a client that waits for one gets it."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def stored(broker: Broker, name: str) -> Any:
 def test_results_are_as_celery_stores_them(
     broker: Broker, make: Callable[..., Any], state: str, result: Any
 ) -> None:
-    """Whoever reads them, with whatever release."""
+    """So that a client of any release can read them."""
     admin = broker.client("admin")
     make().store_result("own", result, state)
     make(stock.RedisBackend).store_result("celerys", result, state)
@@ -258,7 +258,7 @@ def test_waiting_costs_no_more_commands(broker: Broker, waiting: Any, make: Call
 def test_a_part_of_a_chord_counts_though_redis_does_not_answer(
     broker: Broker, make: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, lost: str
 ) -> None:
-    """The body is called once, by whoever ended the last part, also if only the answer to that was lost."""
+    """The process that ends the last part calls the body once, also if only the reply to that was lost."""
     backend, called = make(result_backend_transport_options={"retry_policy": {"interval_start": 0}}), []
     body = backend.app.signature("body")
     monkeypatch.setattr(type(body), "delay", lambda _, results: called.append(results))
@@ -278,7 +278,7 @@ def test_a_part_of_a_chord_counts_though_redis_does_not_answer(
 def test_the_parts_of_a_chord_are_read_though_redis_does_not_answer(
     broker: Broker, make: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, structured: bool
 ) -> None:
-    """By whoever calls the body: what all parts have succeeded in has not failed."""
+    """By the process that calls the body: a chord whose parts have all succeeded has not failed."""
     backend, called = make(result_backend_transport_options={"retry_policy": {"interval_start": 0}}), []
     body = backend.app.signature("body")
     monkeypatch.setattr(type(body), "delay", lambda _, results: called.append(results))

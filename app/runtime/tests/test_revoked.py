@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What was revoked stays revoked, whatever is restarted, within bounds of time and number."""
+"""Revoked tasks stay revoked over any restart, within bounds of time and number."""
 
 from __future__ import annotations
 
@@ -165,7 +165,7 @@ def test_each_command_that_revokes_records_it(worker: Any, panel: Any) -> None:
 
 
 def test_what_is_no_id_is_not_recorded(worker: Any, panel: Any) -> None:
-    """Whoever may use remote control can send anything."""
+    """A client that may use remote control can send any argument."""
     for given in (None, [], [{"a": 1}, 5, "x" * 2000, None]):
         revoked._try_to_record(consumer(worker), revoked.COMMANDS["revoke"], {"task_id": given})
     assert worker.zcard(keys.REVOKED) == 0

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What an app needs in Redis, and the inventory does not allow, is found before a release runs."""
+"""Rights that an app needs in Redis, and that the inventory does not allow, are found before a release."""
 
 from __future__ import annotations
 
@@ -145,7 +145,7 @@ def test_a_broadcast_whose_routing_key_is_another_is_refused() -> None:
 
 
 def test_queues_of_celerys_own_making_need_nothing() -> None:
-    """Neither the default one nor those of routes: exchange and queue have one name."""
+    """The default queue, and those of routes: exchange and queue have one name."""
     assert findings(shop(task_routes={"shop.pay": "mail"}), CONSUMED, "", {}) == []
     assert findings(shop(task_queues=[Queue("default"), Queue("mail")]), CONSUMED, "", {}) == []
 
@@ -262,7 +262,7 @@ def test_code_that_redis_may_refuse_is_told_of(
 
 
 def test_the_code_of_an_app_that_needs_nothing_is_not_told_of() -> None:
-    """Nor is a module that is no file."""
+    """A module that is no file is skipped, too."""
     assert all(
         rights.warned(shop(), module, {}) == {}
         for module in ("__main__", "sys", "no_such_module", "json", "")

@@ -17,7 +17,7 @@ REFUSED_AT_THE_LIMIT = {"dead_letter", "forget_node", "once_finish", "store_resu
 
 
 def test_each_script_has_a_constant_of_its_name() -> None:
-    """A file without one would be a function of Redis that nobody calls."""
+    """A file without one would be a function of Redis that no process calls."""
     constants = {name.lower() for name in vars(scripts) if name.isupper()} - {"folder", "allow_oom"}
     assert constants == set(scripts.names())
     for name in scripts.names():

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""`celery -A fleet_runtime.app fleet status`: what it shows of a fleet, and what it calls wrong."""
+"""`celery -A fleet_runtime.app fleet status` shows the state of a fleet, and its problems."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ ODD = {
 
 @pytest.mark.parametrize("item", ODD.values(), ids=ODD)
 def test_what_is_no_message_has_no_age(item: bytes) -> None:
-    """Whatever it is; it may be at the head of any queue, since whoever sends may put it there."""
+    """Any item may be at the head of any queue, since a sender may put it there."""
     assert status._age(item) is None
 
 
@@ -172,7 +172,7 @@ def test_a_queue_with_an_odd_item_at_its_head_is_told_of(fleet: Fleet, broker: B
     ],
 )
 def test_a_beat_that_is_wanted_is_known(fleet: Fleet, broker: Broker, scheduler: str, line: str) -> None:
-    """By what the inventory has told Redis."""
+    """From the record of the inventory in Redis."""
     admin, told = broker.client("admin"), json.dumps({"scheduler": scheduler, "since": time.time() - 999})
     admin.delete(keys.WANTED, REDBEAT_LOCK, f"{REDBEAT_PREFIX}:schedule")
     admin.set(keys.WANTED_BEAT, told)
@@ -214,7 +214,7 @@ def test_a_node_falls_that_dies_or_ends_soon(broker: Broker, monkeypatch: pytest
 
 
 def test_a_node_that_is_wanted_and_went(fleet: Fleet, broker: Broker) -> None:
-    """By what the inventory has told Redis, and by when the node was started and stopped last."""
+    """From the record of the inventory in Redis, and the last start and stop of the node."""
     admin, now = broker.client("admin"), time.time()
     admin.delete(keys.DEAD)  # those of other tests
     for name, since in (("here-1@w", now - 999), ("gone-1@w", now - 999), ("never-1@w", now - 700)):
@@ -320,7 +320,7 @@ def test_a_message_of_a_plain_celery_that_nobody_takes(
 
 
 def test_it_answers_soon_when_redis_is_away(fleet: Fleet, tmp_path: Path) -> None:
-    """An operator who asks what is wrong is told, and does not wait."""
+    """An operator gets the reason, and does not wait."""
     del tmp_path
     nowhere: Any = _Nowhere(fleet.broker)
     fleet_without = type(fleet)(nowhere, fleet.environment["FLEET_APP"], **_rest(fleet))
@@ -381,10 +381,10 @@ class _Nowhere:
         self._broker = broker
 
     def url(self, user: str) -> str:
-        """Return a URL with a port on which nobody listens."""
+        """Return a URL with a port on which no process listens."""
         return str(self._broker.url(user)).replace(f":{self._broker.port}/", ":1/")
 
 
 def _rest(fleet: Fleet) -> dict[str, str]:
-    """Return the variables of a fleet, besides its app."""
+    """Return the other variables of a fleet."""
     return {name: value for name, value in fleet.environment.items() if name not in ("FLEET_APP", "PATH")}

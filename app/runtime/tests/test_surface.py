@@ -276,7 +276,7 @@ def test_another_version_is_refused(monkeypatch: pytest.MonkeyPatch, package: An
 
 
 def test_other_versions_are_in_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody needs to run the check twice."""
+    """One run of the check names all of them."""
     monkeypatch.setattr(celery, "__version__", "5.6.2")
     monkeypatch.setattr(kombu, "__version__", "5.6.0")
     (sentence,) = surface.problems()
@@ -286,7 +286,7 @@ def test_other_versions_are_in_one_sentence(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_only_what_is_declared_as_replaced_may_be() -> None:
-    """A patch that nobody has written down is a mistake."""
+    """A patch that is not declared is a mistake."""
     with pytest.raises(LookupError, match="not in the surface"):
         may_replace("celery.worker.pidbox:Pidbox", "shutdown")
     with pytest.raises(LookupError, match="must not be replaced"):

@@ -58,7 +58,7 @@ def test_a_stack_is_one(patched: dict[str, Any]) -> None:
 
 
 def test_a_thread_has_a_stack_of_its_own(patched: dict[str, Any]) -> None:
-    """Whoever began it."""
+    """A push in one thread does not show in another."""
 
     def look(stack: Any, found: list[Any]) -> None:
         """Use a stack."""

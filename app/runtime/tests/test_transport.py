@@ -53,7 +53,7 @@ def url(broker: Broker) -> str:
 
 @pytest.fixture
 def producer(url: str, broker: Broker) -> Iterator[Producer]:
-    """Who sends with kombu's own transport, to empty queues."""
+    """Yield a producer of kombu's own transport, with empty queues."""
     admin = broker.client("admin")
     admin.delete(*OPTIONS.values(), *(key for queue in ("default", "email") for key in lists(queue)))
     with Connection(url) as connection:
@@ -205,7 +205,7 @@ def stopped(broker: Broker) -> Iterator[None]:
 def test_what_is_not_to_be_settled_is_not_recorded(
     broker: Broker, producer: Producer, connection: Connection
 ) -> None:
-    """Nobody would take it out of the record again."""
+    """No acknowledgement would remove its record."""
     send(producer, 1)
     got: list[Any] = []
     Consumer(connection.channel(), [Queue("default")], on_message=got.append, no_ack=True).consume()
@@ -360,7 +360,7 @@ def test_who_looks_in_vain_looks_later(
 
 
 def test_who_took_all_that_was_there_is_told_of_the_next(producer: Producer, connection: Connection) -> None:
-    """Redis forgets that it was to tell who takes something out of a list."""
+    """Redis ends the tracking of a list for the node that fetches from it."""
     _, got = consume(connection, "default", room=2)
     drain(connection)
     send(producer, 5)
@@ -378,7 +378,7 @@ def test_who_took_all_that_was_there_is_told_of_the_next(producer: Producer, con
 def test_who_consumes_no_more_gets_what_is_under_way(
     broker: Broker, producer: Producer, connection: Connection
 ) -> None:
-    """It goes back, as nobody wants it; and the channel is of use still."""
+    """It goes back, because no consumer is left; the channel can still be used."""
     admin = broker.client("admin")
     channel = connection.channel()
     consumer = Consumer(channel, [Queue("default")], on_message=lambda message: None)
@@ -399,7 +399,7 @@ def test_who_consumes_no_more_gets_what_is_under_way(
 def test_what_was_under_way_as_the_connection_was_lost_is_given_back(
     broker: Broker, producer: Producer, connection: Connection
 ) -> None:
-    """Whoever finds that it was: the node is to connect anew, and not only this connection."""
+    """By any part that notices the loss: the node reconnects, and not only this connection."""
     send(producer, 2)
     channel, got = consume(connection, "default", room=1)
     receive(connection, got, 1)
@@ -701,7 +701,7 @@ def test_a_channel_makes_its_client_once(connection: Connection) -> None:
 def test_who_cannot_give_back_takes_nothing_in_advance(
     connection: Connection, producer: Producer, broker: Broker, monkeypatch: pytest.MonkeyPatch, strict: str
 ) -> None:
-    """Nor who is to ask before each message, or who runs few, or is so far that all would go back at once."""
+    """A node that asks before each message, runs few, or is far from Redis does not prefetch, either."""
     monkeypatch.setattr(tuning, "PREFETCH_WINDOW_S", 0.0001 if strict == "slow" else 10)
     send(producer, 60)
     node = Looping(connection, broker)
@@ -964,7 +964,7 @@ def test_what_cannot_be_recorded_stays_in_its_queue(
 
 
 def test_a_full_redis_is_emptied(broker: Broker, producer: Producer, connection: Connection) -> None:
-    """It tells who waits, and lets take what is there."""
+    """It notifies the nodes that wait, and lets them fetch its messages."""
     admin = broker.client("admin")
     _, got = consume(connection, "default")
     drain(connection)

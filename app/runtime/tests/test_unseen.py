@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What is the runtime's own in a node does not show in an app: the proof of a node, and marks of messages."""
+"""An app does not see the runtime's own parts of a node: its self-test, and marks of messages."""
 
 from __future__ import annotations
 

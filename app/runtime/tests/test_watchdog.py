@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What a node tells systemd: real nodes, and a socket in place of systemd's."""
+"""A node notifies systemd: real nodes, and a socket in place of systemd's."""
 
 from __future__ import annotations
 
@@ -184,7 +184,7 @@ def test_a_broker_that_is_silent_kills_no_node(
 def test_a_long_task_of_a_solo_pool_is_waited_for(
     systemd: Systemd, node: Callable[..., Daemon], own_broker: Broker, connect: Callable[..., Any]
 ) -> None:
-    """As long as its time limit, which nobody else enforces there: then the node is given up."""
+    """For as long as its time limit, which such a pool does not enforce: then the node is restarted."""
     with node("solo", broker=own_broker) as busy:
         systemd.wait_for("consuming")
         connect(own_broker).send_task("hanging.work", (1000,), queue="default", time_limit=1.5 * SECONDS)
@@ -200,7 +200,7 @@ def test_a_long_task_of_a_solo_pool_is_waited_for(
 def test_a_node_that_stops_waits_for_its_tasks(
     systemd: Systemd, node: Callable[..., Daemon], web: Any, pool: str
 ) -> None:
-    """Whoever stops it: systemd does not wait for answers only if it stops the node itself."""
+    """Also if an operator stops it, when systemd still expects notifications."""
     with node(pool) as stopping:
         systemd.wait_for("consuming")
         result = web.send_task("hanging.work", (2 * SECONDS,), queue="default")

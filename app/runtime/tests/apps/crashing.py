@@ -30,7 +30,7 @@ class Crash(bootsteps.StartStopStep):
             consumer.call_soon(self.fail)
 
     def fail(self) -> None:
-        """Fail, in a way that nobody expects."""
+        """Fail with an exception that no code expects."""
         raise ArithmeticError("what nobody has foreseen")
 
 

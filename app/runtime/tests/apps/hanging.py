@@ -27,7 +27,7 @@ def obey(**_: Any) -> None:
 
 
 def hang(*_: Any) -> None:
-    """Hold up whoever runs this."""
+    """Block the thread that runs this."""
     time.sleep(1000)
 
 

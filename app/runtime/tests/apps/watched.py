@@ -52,7 +52,7 @@ trace.build_tracer = build_traced
 
 @app.task(bind=True)
 def headers(self: Any) -> Any:
-    """Return the headers that this task has besides Celery's own."""
+    """Return the headers of this task that are not Celery's own."""
     return self.request.headers
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What a channel does about refusals, and a Redis that refuses writes, with kombu's part not there."""
+"""A channel at refusals, and at a Redis that refuses writes, without kombu's part."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def failing(error: Exception) -> Any:
 
 
 def test_active_queues_leaves_refused_queues_out(channel: Any) -> None:
-    """Nobody is told twice for one queue."""
+    """Each change is reported once."""
     told: list[int] = []
     channel.on_refused = lambda: told.append(1)
     assert channel.active_queues == ["a", "b"]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What a channel sends and when, with a connection and a poller that are not there."""
+"""The commands of a channel and their times, with fakes of the connection and the poller."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 @pytest.fixture
 def channel(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Return a channel that consumes one queue, with room for eight messages."""
+    """Return a channel that consumes one queue, with eight free slots."""
     monkeypatch.setattr(stock.Channel, "__init__", lambda channel: None)
     channel: Any = Channel()
     channel.unacked_key, channel.unacked_index_key = "unacked:one", "unacked_index:one"
@@ -172,7 +172,7 @@ def test_on_poll_start_fetches_as_many_as_there_is_room_for(channel: Any) -> Non
 
 
 def test_on_poll_start_sends_one_fetch_at_a_time(channel: Any) -> None:
-    """What is under way takes up the room."""
+    """Messages under way take up the slots."""
     channel.fetcher.has_pending_fetch, channel.fetcher.is_idle = True, False
     poll(channel)
     assert commands(channel) == []
@@ -340,7 +340,7 @@ def test_an_empty_reply_after_a_notification_backs_off(
 
 
 def test_a_fast_node_prefetches(channel: Any, clock: Clock, delivered: list[Any]) -> None:
-    """What it settles in PREFETCH_WINDOW_S. The messages wait here for room."""
+    """As many as it settles in PREFETCH_WINDOW_S. The messages wait here for slots."""
     channel.prefetcher.rate.settled = 4000
     clock.now += 1
     poll(channel)
@@ -388,7 +388,7 @@ def test_stale_messages_go_back(channel: Any, clock: Clock, monkeypatch: pytest.
 
 
 def test_messages_of_a_cancelled_queue_go_back_at_once(channel: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody will ask for them."""
+    """No consumer would get them."""
     runs: list[Any] = []
     monkeypatch.setattr(functions, "run", lambda *call: runs.append(call))
     channel.conn_or_acquire, channel.queues = _Client, []
@@ -437,7 +437,7 @@ def test_an_error_reply_leaves_the_tags_to_the_next_command(
 def test_a_redis_that_refuses_writes_is_left_alone_for_a_while(
     channel: Any, clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Neither fetched from nor acknowledged to; the log has one line."""
+    """No fetch and no acknowledgement is sent; the log has one line."""
     poll(channel)
     channel.fetcher.sent.pop().on_error(OutOfMemoryError("OOM"))
     channel.acknowledge("a")

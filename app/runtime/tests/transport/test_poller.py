@@ -106,7 +106,7 @@ def test_wake_interrupts_a_poller_without_a_loop(monkeypatch: pytest.MonkeyPatch
 
 
 def test_get_waits_no_longer_than_a_channel_may(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nor than its caller says."""
+    """And no longer than its caller says."""
     poller: Any = Poller()
     waits: list[float] = []
     monkeypatch.setattr(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What is known of the queues between two fetches, without Redis."""
+"""The state of the queues between two fetches, without Redis."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-#!lua name=fleet_aa097dbf19351020816c8b16df5a64eec4b418b8
+#!lua name=fleet_90d90a43993abe2ca39430ef300ab6aa94b14992
 -- fleet_runtime/broker/scripts/once_finish.lua. Written by tools/redis_functions.py.
 local function body(KEYS, ARGV)
 -- Replaces the lease on a key of `once` by a result, or removes it, unless another holder has the key.
 --
--- A lease that has ended, and that nobody took since, is still this holder's: nobody else ran meanwhile.
+-- A lease that has ended is still this holder's unless another one has taken the key: no other run began.
 --
 -- KEYS[1]  the key
 -- ARGV[1]  the value of this holder
@@ -21,7 +21,7 @@ else
 end
 return 1
 end
-redis.register_function{function_name='fleet_aa097dbf19351020816c8b16df5a64eec4b418b8', callback=body}
+redis.register_function{function_name='fleet_90d90a43993abe2ca39430ef300ab6aa94b14992', callback=body}
 redis.register_function{
-  function_name='fleet_aa097dbf19351020816c8b16df5a64eec4b418b8_present', callback=function() return 1 end, flags={'no-writes'}
+  function_name='fleet_90d90a43993abe2ca39430ef300ab6aa94b14992_present', callback=function() return 1 end, flags={'no-writes'}
 }

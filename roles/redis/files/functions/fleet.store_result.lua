@@ -1,7 +1,7 @@
-#!lua name=fleet_740edb8faa7166698d89e35b5d3c313c962ca75b
+#!lua name=fleet_ec3298ed12b225115b6d539caeb92afede860907
 -- fleet_runtime/broker/scripts/store_result.lua. Written by tools/redis_functions.py.
 local function body(KEYS, ARGV)
--- Stores the result of a task, unless a success is stored, and publishes it to whoever waits for it.
+-- Stores the result of a task, unless a success is stored, and publishes it to the clients that wait for it.
 --
 -- Unlike the scripts that move messages, this is refused by a Redis at its memory limit: a result takes room.
 --
@@ -24,7 +24,7 @@ end
 redis.call('PUBLISH', KEYS[1], ARGV[1])
 return 1
 end
-redis.register_function{function_name='fleet_740edb8faa7166698d89e35b5d3c313c962ca75b', callback=body}
+redis.register_function{function_name='fleet_ec3298ed12b225115b6d539caeb92afede860907', callback=body}
 redis.register_function{
-  function_name='fleet_740edb8faa7166698d89e35b5d3c313c962ca75b_present', callback=function() return 1 end, flags={'no-writes'}
+  function_name='fleet_ec3298ed12b225115b6d539caeb92afede860907_present', callback=function() return 1 end, flags={'no-writes'}
 }

@@ -13,7 +13,7 @@ def let_run() -> None:
 
     gevent's patching touches Celery's lazy attributes, which imports kombu.utils.functional in its midst: it
     keeps the `sleep` of before (celery 5.7, gevent 26). With it a node whose broker is away holds up
-    all of its greenlets between two tries to connect, for up to 30 seconds. So does a task that tries to
-    publish meanwhile.
+    all of its greenlets between two tries to connect, for up to 30 seconds. A task that tries to publish
+    meanwhile does the same.
     """
     functional.sleep = time.sleep

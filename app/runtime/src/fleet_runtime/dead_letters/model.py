@@ -64,7 +64,7 @@ class End:
 
 @dataclass(frozen=True)
 class DeadLetter:
-    """What is kept of a message that failed for good.
+    """The record of a message that failed for good.
 
     All times are in seconds since 1970, by the clock of Redis.
 

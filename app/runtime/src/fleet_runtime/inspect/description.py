@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What Flower and the operator's commands must know of an app, as JSON, so that they run without it.
+"""Describes an app as JSON, so that Flower and the operator's commands run without it.
 
 `fleet check` describes the app of a release, and the release keeps the description. `load` makes an app of
 it: with the queues, routes, serializers and time zone of the described one, and a task of each name that is

@@ -211,7 +211,7 @@ def main() -> None:
 
 
 def _restore_without_app(settings: FleetSettings) -> int:
-    """Requeue the messages of a node by what it has published about its app, and return how many."""
+    """Requeue the messages of a node by the facts that it has published, and return how many."""
     node = settings.node
     options = {
         "ack_emulation": False,

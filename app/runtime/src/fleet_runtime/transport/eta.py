@@ -2,7 +2,7 @@
 """Keeps messages that are due from waiting behind those that wait for their ETA.
 
 A node that starts with thousands of messages with an ETA takes each of them, holds it, and takes the next. A
-message that is due stands behind all of them. Once a node has seen a run of them, some of what it fetches is
+message that is due stands behind all of them. Once a node has seen a run of them, it fetches some messages
 from the other end of the queue.
 """
 

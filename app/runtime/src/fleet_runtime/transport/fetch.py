@@ -54,7 +54,7 @@ class QueueLists:
         return [key for queue in queues for key in self._keys[queue]]
 
     def arguments(self, queues: Sequence[str], *, in_turn: bool) -> tuple[list[str], list[Any]]:
-        """Return the lists of some queues in the order of the script, and what it is told of the queues.
+        """Return the lists of some queues in the order of the script, and its arguments about the queues.
 
         Args:
             queues: In the order in which they are to be read. They are mostly those of the last call.

@@ -100,7 +100,7 @@ class Poller(stock.MultiChannelPoller):
         return [fileno for fileno in self._fd_to_chan if readers.get(fileno, (None,))[0] != self.reader]
 
     def on_poll_start(self) -> None:
-        """Let each channel send what it has to send."""
+        """Let each channel send its next command, if it has one."""
         self.thread = threading.get_ident()
         for channel in self._channels:
             if channel.queues:

@@ -34,7 +34,7 @@ class SelfTest:
 
 @dataclass(eq=False)
 class WorkerContext:
-    """What the parts of a node share. The boot step `NodeSetup` creates it, as `worker.fleet`.
+    """The state that the parts of a node share. The boot step `NodeSetup` creates it, as `worker.fleet`.
 
     Attributes:
         node: Name of the node.

@@ -4,8 +4,8 @@
 Celery's pools of threads, of greenlets and of the main process report the end of a task by one callback. They
 do not call it after an exception that Celery's tracer does not catch (celery 5.7,
 concurrency.base.apply_target): the message stays unacknowledged for ever, and takes a slot. A MemoryError of
-a task is raised in the node, too, with any pool, and ends the node (Request.on_failure). So does a task that
-cannot be sent to a child process.
+a task is raised in the node, too, with any pool, and ends the node (Request.on_failure). A task that
+cannot be sent to a child process ends the node, too.
 """
 
 from __future__ import annotations

@@ -163,7 +163,7 @@ class Watchdog(bootsteps.Step):
     def _waits_for_tasks(self, now: float) -> bool:
         """Return whether the loop may be waiting for tasks of which one is within its time limit.
 
-        The age of a task counts from when it was first seen here, by a clock that nobody sets.
+        The age of a task counts from when it was first seen here, by the monotonic clock.
         """
         running = snapshot(state.active_requests)
         pool = self.worker.pool

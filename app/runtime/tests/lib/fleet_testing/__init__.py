@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: MIT
-"""What the runtime's tests share: a Redis with the fleet's access rules, Celery's commands, odd messages."""
+"""Shared parts of the tests: a Redis with the fleet's access rules, Celery's commands, malformed messages."""

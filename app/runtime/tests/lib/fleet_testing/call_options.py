@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What may be said as a task is sent, by Celery's own lists, with a value of each option to try."""
+"""The options with which a task may be sent, by Celery's own lists, with a value of each to try."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What the tests of dead letters and of poison have in common."""
+"""Shared parts of the tests of dead letters and of poison messages."""
 
 from __future__ import annotations
 

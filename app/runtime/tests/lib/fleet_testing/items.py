@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What anybody may put into a queue or on a channel, for tests: no message, and nearly one."""
+"""Items that a client may put into a queue or on a channel: no messages, and nearly messages."""
 
 from __future__ import annotations
 

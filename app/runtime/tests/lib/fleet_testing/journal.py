@@ -49,7 +49,7 @@ class Journal:
 
 
 def read(descriptor: int) -> bytes:
-    """Return what is in a file that came along, which nobody can change any more."""
+    """Return the content of a file that was sent along, which is sealed."""
     with os.fdopen(descriptor, "rb") as file:
         with pytest.raises(PermissionError):
             os.pwrite(descriptor, b"x", 0)

@@ -1,6 +1,6 @@
 -- Replaces the lease on a key of `once` by a result, or removes it, unless another holder has the key.
 --
--- A lease that has ended, and that nobody took since, is still this holder's: nobody else ran meanwhile.
+-- A lease that has ended is still this holder's unless another one has taken the key: no other run began.
 --
 -- KEYS[1]  the key
 -- ARGV[1]  the value of this holder

@@ -1,4 +1,4 @@
--- Stores the result of a task, unless a success is stored, and publishes it to whoever waits for it.
+-- Stores the result of a task, unless a success is stored, and publishes it to the clients that wait for it.
 --
 -- Unlike the scripts that move messages, this is refused by a Redis at its memory limit: a result takes room.
 --
