@@ -149,10 +149,7 @@ class Once:
         return run
 
     def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         """Store the result, or free the key after an exception."""
         self._entered.pop().__exit__(kind, error, traceback)

@@ -3,13 +3,17 @@
 
 from __future__ import annotations
 
+import faulthandler
 import logging
+import os
 import socket
 import threading
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from celery import Celery
 
 # Seconds for the broker to reply before it counts as away.
@@ -20,6 +24,16 @@ logger = logging.getLogger(__name__)
 
 class Systemd:
     """The notification socket of systemd. Source: sd_notify(3)."""
+
+    @classmethod
+    def expecting(cls, seconds: float) -> Self | None:
+        """Return the socket that the environment names; None if systemd expects no notifications.
+
+        Args:
+            seconds: The watchdog time of the unit; 0 if it has none.
+        """
+        address = os.environ.get("NOTIFY_SOCKET", "")
+        return cls(address, seconds) if address and seconds else None
 
     def __init__(self, address: str, seconds: float) -> None:
         """Create a socket.
@@ -41,6 +55,17 @@ class Systemd:
         """
         with suppress(OSError):  # the next notification is enough
             self.socket.sendto(f"{self.watchdog}\nSTATUS={status}".encode(), self.address)
+
+
+def start_watchdog(run: Callable[[], object]) -> None:
+    """Start the thread of a watchdog.
+
+    Args:
+        run: Runs in the thread.
+    """
+    if not faulthandler.is_enabled():
+        faulthandler.enable(2)  # systemd sends SIGABRT to a process that hangs: the journal gets its stacks
+    threading.Thread(target=run, name="watchdog", daemon=True).start()
 
 
 def broker_answers(app: Celery) -> bool:

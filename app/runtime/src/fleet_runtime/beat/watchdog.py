@@ -7,17 +7,14 @@ another Beat, or while the broker does not answer: a new process would wait, too
 
 from __future__ import annotations
 
-import faulthandler
 import logging
-import os
-import threading
 import time
 from typing import TYPE_CHECKING, Any
 
 from celery.signals import beat_init
 
 from fleet_runtime.beat.turns import Turns
-from fleet_runtime.systemd import Systemd, broker_answers
+from fleet_runtime.systemd import Systemd, broker_answers, start_watchdog
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -32,12 +29,11 @@ def register(app: Celery, seconds: float) -> None:
         app: The app.
         seconds: The watchdog time; 0 if systemd does not watch Beat.
     """
-    address = os.environ.get("NOTIFY_SOCKET", "")
-    if not (address and seconds):
+    if (systemd := Systemd.expecting(seconds)) is None:
         return
 
     def begin(sender: Any, **_: Any) -> None:
-        Watchdog(app, Turns(sender.scheduler), Systemd(address, seconds), seconds).start()
+        start_watchdog(Watchdog(app, Turns(sender.scheduler), systemd, seconds).run)
 
     # Before RedBeat's own receiver, which waits for the lock.
     beat_init.connect(begin, weak=False, dispatch_uid="fleet_runtime.beat.watchdog")
@@ -47,7 +43,7 @@ class Watchdog:
     """Notifies systemd while the loop of Beat turns."""
 
     def __init__(self, app: Celery, turns: Turns, systemd: Systemd, seconds: float) -> None:
-        """Prepare; `start` starts the thread.
+        """Prepare; a thread is to `run`.
 
         Args:
             app: The app.
@@ -57,13 +53,7 @@ class Watchdog:
         """
         self.app, self.turns, self.systemd, self.seconds = app, turns, systemd, seconds
 
-    def start(self) -> None:
-        """Start the thread that notifies systemd."""
-        if not faulthandler.is_enabled():
-            faulthandler.enable(2)  # systemd sends SIGABRT to a Beat that hangs: the journal gets its stacks
-        threading.Thread(target=self._run, name="watchdog", daemon=True).start()
-
-    def _run(self) -> None:
+    def run(self) -> None:
         """Notify systemd as long as the loop turns, or need not turn."""
         while True:
             status = self._status()

@@ -162,8 +162,7 @@ ENFORCED_OPTIONS: dict[str, Rule] = {
     "socket_keepalive": Rule(_SOCKET),
     "health_check_interval": Rule(_SOCKET, "`FLEET_HEALTH_CHECK_INTERVAL`"),
     **dict.fromkeys(
-        ("global_keyprefix", "sep", "fanout_prefix", "fanout_patterns"),
-        Rule(_KEYS, "kombu's default"),
+        ("global_keyprefix", "sep", "fanout_prefix", "fanout_patterns"), Rule(_KEYS, "kombu's default")
     ),
     "sentinel_fanout_compat": Rule(
         "It is for nodes with a kombu before 5.4, which a fleet does not have: Redis's access rules refuse "
@@ -217,7 +216,7 @@ POOL_LAST = {"task_soft_time_limit": "soft_time_limit", "task_time_limit": "time
 REFUSED: dict[str, Rule] = {
     "worker_enable_remote_control": Rule(
         "A node that answers no command cannot show that it is ready, and so counts as failed.", refuses=True
-    ),
+    )
 }
 
 # Settings that Redis's access rules allow only where the inventory has a variable.
@@ -324,7 +323,8 @@ def _enforced(own: Mapping[str, Any], settings: FleetSettings) -> list[Override]
     return [
         _over(name, own[name], values[name], ENFORCED[name])
         for name in own.keys() & values.keys() & ENFORCED.keys()
-        if _comparable(values[name]) != _comparable(own[name]) and not _is_unset(name, own[name])
+        if _comparable(values[name]) != _comparable(own[name])
+        and (own[name] is not None or DEFAULTS.get(name) is not None)  # else None is not set
     ]
 
 
@@ -333,11 +333,6 @@ def _comparable(value: Any) -> Any:
     if isinstance(value, timedelta):
         return value.total_seconds()
     return list(value) if isinstance(value, tuple) else value
-
-
-def _is_unset(name: str, value: Any) -> bool:
-    """Return whether a value of None means that the setting is not set."""
-    return value is None and DEFAULTS.get(name) is None
 
 
 def _options(own: Mapping[str, Any], settings: FleetSettings) -> list[Override]:

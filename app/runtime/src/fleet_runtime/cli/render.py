@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
@@ -60,7 +60,7 @@ def _nodes(nodes: list[Node]) -> Table:
             Text(
                 f"{node.lease:.0f} s" if node.is_alive else "ended", style="" if node.is_alive else "bold red"
             ),
-            _or_dash(node.running),
+            NOTHING if node.running is None else str(node.running),
             str(node.reserved),
             _duration(node.uptime),
         )
@@ -112,11 +112,6 @@ def _server(server: Server) -> str:
         f"{server.version}, {server.role}, {server.memory / MIB:.0f}{limit} MiB, {file}, "
         f"{server.replicas} replicas"
     )
-
-
-def _or_dash(value: Any) -> str:
-    """Return a number as text; a dash for None."""
-    return NOTHING if value is None else str(value)
 
 
 def _duration(seconds: float | None) -> str:

@@ -116,7 +116,7 @@ def _connections(app: Celery) -> list[str]:
 
 def _tracked(app: Celery) -> list[str]:
     """Return whether the start of tasks is stored."""
-    own = {name: task for name, task in app.tasks.items() if not name.startswith(("celery.", "fleet."))}
+    own = {name: task for name, task in app.tasks.items() if not name.startswith(queues.OWN)}
     tracked = sorted(name for name, task in own.items() if task.track_started)
     if not tracked:
         return []

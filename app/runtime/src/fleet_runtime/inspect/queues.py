@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -35,9 +35,8 @@ def routed(app: Celery) -> dict[str, list[str]]:
     if described := getattr(app, "fleet_described", None):
         return dict(described["routed"])
     reasons = defaultdict(set)
-    for finder in (_configured, _routes, _senders):
-        for queue, reason in finder(app):
-            reasons[queue].add(reason)
+    for queue, reason in (*_configured(app), *_named(_computed_routes(app))):
+        reasons[queue].add(reason)
     return {queue: sorted(reasons[queue]) for queue in sorted(reasons)}
 
 
@@ -62,28 +61,20 @@ def configured(app: Celery) -> list[str]:
     """Return the queues in the settings of an app, whose tasks need not have been imported."""
     if described := getattr(app, "fleet_described", None):
         return list(described["configured"])
-    return sorted({queue for finder in (_configured, _routes) for queue, _ in finder(app)})
+    return sorted({queue for queue, _ in _configured(app)})
 
 
 def _configured(app: Celery) -> Found:
-    """Yield the default queue, and the queues that the app declares."""
+    """Yield the default queue, the queues that the app declares, and those that task_routes names."""
     yield app.conf.task_default_queue, "task_default_queue"
     if app.conf.task_queues:
         yield from ((name_of(queue), "task_queues") for queue in app.amqp.queues.values())
+    yield from _named(_configured_routes(app))
 
 
-def _routes(app: Celery) -> Found:
-    """Yield the queues that task_routes names."""
-    for route, reason in _configured_routes(app):
-        if route.get("queue"):
-            yield name_of(route["queue"]), reason
-
-
-def _senders(app: Celery) -> Found:
-    """Yield the queue of each task, and of each entry of the schedule."""
-    for route, reason in _computed_routes(app):
-        if route.get("queue"):
-            yield name_of(route["queue"]), reason
+def _named(routes: Iterable[Route]) -> Found:
+    """Yield the queues that routes name."""
+    return ((name_of(route["queue"]), reason) for route, reason in routes if route.get("queue"))
 
 
 def _configured_routes(app: Celery) -> Iterator[Route]:

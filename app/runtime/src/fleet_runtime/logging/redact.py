@@ -30,16 +30,8 @@ LOGGERS = (
 # Records that contain a whole message: the beginning of Celery's text (worker/consumer/consumer.py,
 # concurrency/base.py, beat.py), the text that replaces it, and the indexes of its parameters.
 WITHOUT_BODY: tuple[tuple[str, str, tuple[int, ...]], ...] = (
-    (
-        "Received and deleted unknown message.",
-        "Received a message that names no task.",
-        (),
-    ),
-    (
-        "Received unregistered task of type",
-        "Received unregistered task of type %s, by %s",
-        (0, 3),
-    ),
+    ("Received and deleted unknown message.", "Received a message that names no task.", ()),
+    ("Received unregistered task of type", "Received unregistered task of type %s, by %s", (0, 3)),
     ("Received invalid task message:", "Received invalid task message: %s", (0,)),
     ("Can't decode message body:", "Can't decode message body: %s [type:%r encoding:%r]", (0, 1, 2)),
     ("TaskPool: Apply", "TaskPool: Apply %s", (0,)),

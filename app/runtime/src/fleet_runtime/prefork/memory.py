@@ -6,7 +6,6 @@ from __future__ import annotations
 import gc
 from contextlib import suppress
 from functools import cache
-from typing import Any
 
 from billiard.util import get_pdeathsig
 from celery import signals
@@ -18,7 +17,8 @@ def share_memory() -> None:
     Python's garbage collector writes to each object that it visits, so that each process would soon have its
     own copy: 44 MB of an app of 60 MB, and 6 MB without these writes.
     """
-    signals.worker_before_create_process.connect(_freeze, weak=False, dispatch_uid="fleet.freeze")
+    freeze = signals.worker_before_create_process
+    freeze.connect(lambda **_: _freeze_once(), weak=False, dispatch_uid="fleet.freeze")
 
 
 @cache  # once, because later calls would also keep garbage
@@ -32,8 +32,3 @@ def _freeze_once() -> None:
         get_pdeathsig()
     gc.collect()
     gc.freeze()
-
-
-def _freeze(**_: Any) -> None:
-    """Handle the signal."""
-    _freeze_once()

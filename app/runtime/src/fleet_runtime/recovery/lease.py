@@ -66,10 +66,8 @@ def renew(client: Any, node: str, lease: float, facts: str) -> Renewal:
     """
     arguments = [node, lease, facts, LEASES_PER_RENEWAL]
     left, now, pairs, nodes = functions.run(client, scripts.RENEW_LEASE, [keys.LEASES, keys.NODES], arguments)
-    others = {}
-    for name, end in zip(pairs[::2], pairs[1::2], strict=True):
-        others[bytes_to_str(name)] = float(end) - float(now)
-    others.pop(node, None)
+    ends = zip(map(bytes_to_str, pairs[::2]), pairs[1::2], strict=True)
+    others = {name: float(end) - float(now) for name, end in ends if name != node}
     ended = [name for name, seconds in others.items() if seconds <= 0]
     soonest = min((seconds for seconds in others.values() if seconds > 0), default=lease)
     may_be_more = len(ended) >= LEASES_PER_RENEWAL - 1

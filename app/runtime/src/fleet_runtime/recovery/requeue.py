@@ -60,13 +60,8 @@ def forget(client: Any, node: str, *, if_dead: bool) -> bool:
     Returns:
         Whether the keys are deleted.
     """
-    names = [keys.LEASES, keys.NODES]
-    names += [
-        keys.unacked(node),
-        keys.unacked_index(node),
-        keys.unacked_mutex(node),
-        keys.self_test_queue(node),
-    ]
+    own = (keys.unacked, keys.unacked_index, keys.unacked_mutex, keys.self_test_queue)
+    names = [keys.LEASES, keys.NODES, *(key(node) for key in own)]
     return bool(functions.run(client, scripts.FORGET_NODE, names, [node, int(if_dead)]))
 
 

@@ -259,13 +259,7 @@ class StoringRedisBackend(RedisBackend):
         return {}
 
     def _store_result(
-        self,
-        task_id: Any,
-        result: Any,
-        state: str,
-        traceback: Any = None,
-        request: Any = None,
-        **more: Any,
+        self, task_id: Any, result: Any, state: str, traceback: Any = None, request: Any = None, **more: Any
     ) -> Any:
         """Store a result, unless a success is stored."""
         meta = self._get_result_meta(result=result, state=state, traceback=traceback, request=request)

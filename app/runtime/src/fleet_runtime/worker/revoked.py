@@ -26,7 +26,7 @@ from fleet_runtime.broker import keys
 from fleet_runtime.compat.surface import is_own
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable
 
 logger = logging.getLogger(__name__)
 
@@ -161,11 +161,5 @@ def _ids(value: Any) -> list[str]:
 def _stamps(value: Any) -> list[str]:
     """Return the stamps in an argument of a command, each with its header, as JSON."""
     headers = dict(pair.split("=", 2)[:2] for pair in value) if isinstance(value, list) else dict(value)
-    return [stamp for stamp in _as_json(headers) if len(stamp) <= MAX_LENGTH]
-
-
-def _as_json(headers: dict[str, Any]) -> Iterator[str]:
-    """Yield each pair of a header and a stamp as JSON."""
-    for header, stamps in headers.items():
-        for stamp in maybe_list(stamps) or ():
-            yield json.dumps([header, stamp])
+    pairs = [[header, stamp] for header, stamps in headers.items() for stamp in maybe_list(stamps) or ()]
+    return [stamp for stamp in map(json.dumps, pairs) if len(stamp) <= MAX_LENGTH]

@@ -14,10 +14,8 @@ loop does not, the thread notifies systemd in its place in four cases; otherwise
 
 from __future__ import annotations
 
-import faulthandler
 import logging
 import os
-import threading
 import time
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
@@ -28,7 +26,7 @@ from celery.worker import state
 
 from fleet_runtime.errors import FleetError
 from fleet_runtime.recovery.inflight import snapshot
-from fleet_runtime.systemd import Systemd, broker_answers
+from fleet_runtime.systemd import Systemd, broker_answers, start_watchdog
 from fleet_runtime.transport.tuning import POLL_INTERVAL_S
 
 if TYPE_CHECKING:
@@ -61,15 +59,14 @@ class Watchdog(bootsteps.Step):
             SystemExit: The watchdog time is too short.
         """
         settings: FleetSettings = parent.app.fleet_settings
-        # The unit has the watchdog time in two places: systemd's own WATCHDOG_USEC holds during the start.
-        address, seconds = os.environ.get("NOTIFY_SOCKET", ""), settings.node_watchdog
-        self.enabled = bool(address and seconds)
-        if not self.enabled:
+        seconds = settings.node_watchdog  # systemd's own WATCHDOG_USEC holds during the start
+        systemd = Systemd.expecting(seconds)
+        self.enabled = systemd is not None
+        if systemd is None:
             return
         _require_longer_than_socket_timeout(seconds, settings.socket_timeout)
         _remove_systemd_variables()
-        self.worker, self.seconds = parent, seconds
-        self.systemd = Systemd(address, seconds)
+        self.worker, self.seconds, self.systemd = parent, seconds, systemd
         self.started = time.monotonic()
         self.last_request = 0.0
         self.last_turn: float | None = None
@@ -81,9 +78,7 @@ class Watchdog(bootsteps.Step):
 
     def create(self, parent: Any) -> None:
         """Start the thread, before the pool and the connection exist."""
-        if not faulthandler.is_enabled():
-            faulthandler.enable(2)  # systemd sends SIGABRT to a node that hangs: the journal gets its stacks
-        threading.Thread(target=self._run, name="watchdog", daemon=True).start()
+        start_watchdog(self._run)
 
     def _run(self) -> None:
         """Ask the loop to turn, and notify systemd in its place where it has a reason not to."""
