@@ -39,7 +39,8 @@ class StartupChecks(bootsteps.Step):
             return
         try:
             settings: FleetSettings = parent.app.fleet_settings
-            _require_component(settings)
+            if settings.component != "worker":  # another one would not keep unacknowledged messages
+                raise FleetError("only a process with FLEET_COMPONENT=worker may run tasks.")
             _set_time_limit(parent, settings)
             _require_time_to_stop(parent, settings.node_time_limit)
             _check_memory_limit(parent)
@@ -57,16 +58,6 @@ def is_graph() -> bool:
     """Return whether the worker is created for `celery graph bootsteps`, which does not start it."""
     context = click.get_current_context(silent=True)
     return context is not None and context.command is graph.bootsteps
-
-
-def _require_component(settings: FleetSettings) -> None:
-    """Refuse a worker in another component, which would not keep unacknowledged messages.
-
-    Raises:
-        FleetError: FLEET_COMPONENT is not `worker`.
-    """
-    if settings.component != "worker":
-        raise FleetError("only a process with FLEET_COMPONENT=worker may run tasks.")
 
 
 def _set_time_limit(worker: Any, settings: FleetSettings) -> None:

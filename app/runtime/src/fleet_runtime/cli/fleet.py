@@ -227,15 +227,15 @@ def consumed(ctx: click.Context, nodes: tuple[str, ...], timeout: float) -> None
 @click.pass_context
 def drained(ctx: click.Context, host: str, why: str, no: bool, as_list: bool) -> None:
     """Record that HOST is drained, for `fleet status`. Stops nothing: playbooks/drain.yml does."""
+    from fleet_runtime.broker import keys
     from fleet_runtime.inspect import drains as marks
 
     if as_list == bool(host):
         raise click.UsageError("Name a host, or use --list.")
-    if as_list:
-        with sentences(), marks.client(ctx.obj.app) as redis:
-            click.echo(json.dumps([drain.host for drain in marks.known(redis)]))
-        return
     with sentences(), marks.client(ctx.obj.app) as redis:
+        if as_list:
+            click.echo(json.dumps([drain.host for drain in marks.parse(redis.hgetall(keys.DRAINED))]))
+            return
         is_new = marks.unmark(redis, host) if no else marks.mark(redis, host, why)
     state = "not drained" if no else "drained"
     click.echo(f"{host} is {state}." if is_new else f"{host} is {state} already.")

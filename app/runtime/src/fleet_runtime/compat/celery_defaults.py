@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""Celery's table of defaults, in which each setting has its present name and an old one."""
+"""Celery's defaults of settings, in which each has its present name and an old one, and of sending."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 from celery.app.defaults import _OLD_DEFAULTS, _TO_OLD_KEY, DEFAULTS
 
@@ -18,3 +18,8 @@ def set_default(name: str, value: Any) -> None:
 def spellings(name: str) -> list[str]:
     """Return the names under which Celery takes a setting: the present one, then the old one."""
     return [name, _TO_OLD_KEY.get(name, name)]
+
+
+def sending_options(task: Any) -> dict[str, Any]:
+    """Return the options with which a task is sent if its caller gives none: queue, priority and others."""
+    return cast("dict[str, Any]", task._get_exec_options())

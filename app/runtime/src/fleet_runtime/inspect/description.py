@@ -19,7 +19,7 @@ from kombu import Exchange, Queue, binding
 from kombu.common import Broadcast
 from kombu.serialization import registry
 
-from fleet_runtime.compat.celery_task import sending_options
+from fleet_runtime.compat.celery_defaults import sending_options
 from fleet_runtime.errors import FleetError
 from fleet_runtime.inspect import queues
 

@@ -59,11 +59,6 @@ def unmark(redis: Any, host: str) -> bool:
     return bool(redis.hdel(keys.DRAINED, host))
 
 
-def known(redis: Any) -> list[Drained]:
-    """Return the drained hosts."""
-    return parse(redis.hgetall(keys.DRAINED))
-
-
 def parse(entries: Mapping[bytes, bytes]) -> list[Drained]:
     """Return the drained hosts from the hash `keys.DRAINED`."""
     hosts, now = [], time.time()

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ from fleet_runtime.broker.errors import explained
 from fleet_runtime.inspect import queues
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable
 
     from celery import Celery
 
@@ -75,8 +76,8 @@ def ask(app: Celery, names: Iterable[str], timeout: float) -> dict[str, Answer]:
             started = time.monotonic()
             result = app.send_task(NAME, expires=timeout, ignore_result=False, **_route(app, queue))
             waiting[result.id] = (queue, started)
-    with explained("The answers cannot be read"):
-        for task_id, meta in _results(app, list(waiting), timeout):
+    with explained("The answers cannot be read"), suppress(NoResultError):  # the time is up
+        for task_id, meta in app.backend.get_many(list(waiting), timeout=timeout, interval=POLL_INTERVAL_S):
             queue, started = waiting[task_id]
             result = meta["result"]
             elapsed = round(time.monotonic() - started, 3)
@@ -97,11 +98,3 @@ def _route(app: Celery, name: str) -> dict[str, Any]:
 def direct(name: str, **options: Any) -> Queue:
     """Return a queue of this name, without the exchange and the routing key that the app may have for it."""
     return Queue(name, Exchange(""), routing_key=name, **options)
-
-
-def _results(app: Celery, ids: list[str], timeout: float) -> Iterator[tuple[str, Any]]:
-    """Yield the results of tasks as they arrive, until all have arrived or the time is up."""
-    try:
-        yield from app.backend.get_many(ids, timeout=timeout, interval=POLL_INTERVAL_S)
-    except NoResultError:
-        return

@@ -12,7 +12,7 @@ from celery.exceptions import QueueNotFound
 from celery.utils.nodenames import worker_direct
 from kombu import Queue
 
-from fleet_runtime.compat.celery_task import sending_options
+from fleet_runtime.compat.celery_defaults import sending_options
 from fleet_runtime.errors import FleetError
 
 if TYPE_CHECKING:

@@ -108,13 +108,9 @@ class LeaseHeartbeat:
         """
         self.node = node
         self.expirations = self.recovered = self.nodes = 0
-        self._app = app
-        self._settings = settings
-        self._facts = facts
-        self._on_expired = on_expired
-        self._on_tick = on_tick
-        self._interval_s = self._settings.lease / RENEWALS_PER_LEASE
-        self._pause_s = self._interval_s
+        self._app, self._settings, self._facts = app, settings, facts
+        self._on_expired, self._on_tick = on_expired, on_tick
+        self._interval_s = self._pause_s = settings.lease / RENEWALS_PER_LEASE
         self._grace_until = 0.0
         self._has_renewed = False
         self._lock = threading.Lock()

@@ -9,14 +9,11 @@ which happens each second or with each turn of the loop, whether commands come o
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from celery.concurrency import solo
 
 from fleet_runtime.transport.channel import Channel
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
 
 
 def silence(consumer: Any, since: float) -> float:
@@ -29,7 +26,8 @@ def silence(consumer: Any, since: float) -> float:
         consumer: The consumer of the node.
         since: When the node started, by the monotonic clock. It counts if the node has never listened.
     """
-    mailbox = _mailbox(getattr(consumer, "steps", ()))
+    boxes = (step.box for step in getattr(consumer, "steps", ()) if hasattr(step, "box"))
+    mailbox = next(boxes, None)
     if mailbox is None or isinstance(consumer.pool, solo.TaskPool):
         return 0.0
     channel = mailbox.node.channel
@@ -37,8 +35,3 @@ def silence(consumer: Any, since: float) -> float:
         return 0.0
     listened = since if channel is None or channel.listened_at is None else channel.listened_at
     return max(0.0, round(time.monotonic() - listened, 1))
-
-
-def _mailbox(steps: Iterable[Any]) -> Any:
-    """Return the mailbox of a node; None if it has none."""
-    return next((step.box for step in steps if hasattr(step, "box")), None)
