@@ -18,7 +18,7 @@ app.conf.update(
         "tick": {
             "task": "demo.tasks.tick",
             "schedule": settings.tick_seconds,
-            # Ticks that nobody ran in time are not made up for.
+            # A tick that no node ran in time is not run later.
             "options": {"expires": settings.tick_seconds},
         },
     },

@@ -14,7 +14,7 @@ class Settings(BaseSettings):
 
     redis_url: str = Field(default="redis://localhost:6379/0", description="Broker and result backend.")
     tick_seconds: float = Field(default=10, gt=0, description="Seconds between two ticks of the schedule.")
-    sender: str = Field(default="demo@example.com", description="Who the letters are from.")
+    sender: str = Field(default="demo@example.com", description="Sender of the letters.")
     ledger: Path = Field(default=Path("ledger.jsonl"), description="File in which `record` notes each run.")
 
 

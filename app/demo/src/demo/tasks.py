@@ -83,7 +83,7 @@ def tick() -> str:
 def record(self: Task, name: str, seconds: float = 0) -> None:
     """Add a line to a file when this run starts, and one when it ends, a while later. Any queue.
 
-    Whoever counts runs by them depends on nothing that Celery keeps.
+    A count of runs by these lines depends on no data of Celery.
     """
     note(self, name, "start")
     time.sleep(seconds)
@@ -91,9 +91,9 @@ def record(self: Task, name: str, seconds: float = 0) -> None:
 
 
 def note(task: Task, name: str, event: str) -> None:
-    """Add a line to the ledger, on the disk when this returns: one write, so that no two ever mix.
+    """Add a line to the ledger. It is on the disk when this returns, by one write, so that lines never mix.
 
-    Its time is the one since the host was started, which nobody can set.
+    Its time is the time since the host was started, which no clock setting changes.
     """
     request = task.request
     line = {
