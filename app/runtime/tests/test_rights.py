@@ -208,7 +208,7 @@ SETTINGS = {
 def test_a_setting_is_told_of_once_and_only_if_it_is_not_allowed(
     configure_app: Callable[..., Any], setting: str, *, allowed: bool | None
 ) -> None:
-    """The sentence has the variable. If it is known that no node would become ready, the setting is refused."""
+    """The sentence has the variable. A setting with which no node becomes ready is refused, if known."""
     variable = SETTINGS[setting]
     app = shop(**{setting: True})
     configure_app(app, "ops")
