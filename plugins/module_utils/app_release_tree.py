@@ -82,6 +82,37 @@ class Installer:
         """Give a directory to the user who installs."""
         os.chown(path, self.uid, self.gid)
 
+    def fetch_python(self, version: str, place: Path) -> Path:
+        """Return the interpreter of a version that uv has, fetched unless it is there.
+
+        Args:
+            version: Such as 3.12.
+            place: A directory for it alone.
+
+        Raises:
+            TreeError: uv has none, or cannot fetch it.
+        """
+        done = place / ".whole"
+        if not done.exists():
+            shutil.rmtree(place, ignore_errors=True)
+            place.mkdir(parents=True, mode=0o755)
+            self.give(place)
+            words: list[str | Path] = ["python", "install", "--no-bin", "--install-dir", place, version]
+            try:
+                self._uv(place, *words, network=True, fetches=True)
+            except TreeError as error:
+                raise TreeError(
+                    f"Python {version} (celery_app_python) cannot be fetched. Let celery_app_python be the "
+                    "path of one that the host has, or name a mirror: UV_PYTHON_INSTALL_MIRROR in "
+                    f"celery_app_index_environment.\n{error}"
+                ) from error
+            seal(place)
+            done.touch(mode=0o644)
+        found = sorted(path.resolve() for path in place.glob("*/bin/python3") if path.exists())
+        if not found:
+            raise TreeError(f"uv has fetched Python {version}, and there is none in {place}.")
+        return found[-1]
+
     def make_venv(self, path: Path) -> None:
         """Make an empty virtual environment in an empty directory."""
         self._uv(path, "venv", "--quiet", "--no-project", "--allow-existing", "--python", self.python, path)
@@ -115,17 +146,32 @@ class Installer:
         there = [directory for name in COMPILED if (directory := path / name).is_dir()]
         self._call(path, [self.python, "-I", "-S", "-c", script, *there], {})
 
-    def _uv(self, path: Path, *arguments: str | Path, cwd: Path | None = None, network: bool = False) -> None:
-        """Run uv. Where it may build a package, which runs code of that, it reaches the index only."""
+    def _uv(
+        self,
+        path: Path,
+        *arguments: str | Path,
+        cwd: Path | None = None,
+        network: bool = False,
+        fetches: bool = False,
+    ) -> None:
+        """Run uv. Where it may build a package, which runs code of that, it reaches the index only.
+
+        Args:
+            path: As of `_call`.
+            arguments: Of uv.
+            cwd: As of `_call`.
+            network: As of `_call`.
+            fetches: Whether it fetches an interpreter, and builds nothing.
+        """
         own = {
             "UV_CACHE_DIR": str(self.cache),
             "UV_LINK_MODE": "copy",
             "UV_NO_PROGRESS": "1",
-            "UV_PYTHON_DOWNLOADS": "never",
+            "UV_PYTHON_DOWNLOADS": "manual" if fetches else "never",
         }
         env = {**TRUST, **inherited(os.environ), **self.env, **own}
         argv = [self.uv, *arguments]
-        if not (network and self.build):
+        if fetches or not (network and self.build):
             try:
                 self._call(path, argv, env, cwd=cwd, network=network)
             except TreeError as error:
@@ -247,7 +293,7 @@ class ReleaseTree:
         path = self.releases / release
         umask = os.umask(0o022)  # every user may read a release, and only root may change it
         try:
-            self._make_cache(installer)
+            self.make_cache(installer)
             self.remove(release)
             for directory in (self.releases, path):
                 directory.mkdir(parents=True, exist_ok=True)
@@ -320,7 +366,7 @@ class ReleaseTree:
         """Return what is in the directory of releases."""
         return list(self.releases.iterdir()) if self.releases.is_dir() else []
 
-    def _make_cache(self, installer: Installer) -> None:
+    def make_cache(self, installer: Installer) -> None:
         """Have a cache of packages that is the installer's, and shares no file with a release."""
         if self.cache.is_dir() and self.cache.stat().st_uid != installer.uid:
             shutil.rmtree(self.cache)  # an older version of this linked releases to it, as root

@@ -41,8 +41,8 @@ options:
       - The release's archive on the host, made by M(fleet.celery.app_release). Removed once it is installed.
     type: path
   python:
-    description: The interpreter to install for.
-    type: path
+    description: The interpreter to install for, as a path, or as a version that uv fetches.
+    type: str
   uv:
     description: The uv to install with.
     type: path
@@ -167,6 +167,7 @@ def present(module: AnsibleModule, tree: ReleaseTree) -> bool:
         index = {"UV_DEFAULT_INDEX": given["index_url"]} if given["index_url"] else {}
         env = {**index, **{name: str(value) for name, value in given["index_environment"].items()}}
         archive, python, uv = (Path(given[name]) for name in ("archive", "python", "uv"))
+        version = "" if python.is_absolute() else given["python"]
         try:
             with only_one(tree.root.parent / ".lock", stop=lambda: stop(Installer.UNIT)) as ended:
                 if ended:
@@ -178,6 +179,9 @@ def present(module: AnsibleModule, tree: ReleaseTree) -> bool:
                 installer = Installer(uv, python, tree.cache, confined(module, given["user"]), env)
                 installer.build = tuple(given["build_packages"])
                 installer.index_hosts = tuple(given["index_hosts"])
+                if version:
+                    tree.make_cache(installer)
+                    installer.python = installer.fetch_python(version, tree.root.parent / "python" / version)
                 tree.install(given["id"], archive, installer)
         except (TreeError, StillHeldError) as error:
             said = str(error)
@@ -330,7 +334,7 @@ def main() -> None:
             },
             "id": {"type": "str"},
             "archive": {"type": "path"},
-            "python": {"type": "path"},
+            "python": {"type": "str"},
             "uv": {"type": "path"},
             "uv_requirements": {"type": "str", "default": ""},
             "index_url": {"type": "str", "default": "", "no_log": True},

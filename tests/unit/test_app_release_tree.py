@@ -371,3 +371,29 @@ def test_the_cache_is_bounded(tree: ReleaseTree) -> None:
     assert not tree.trim_cache(100_000)
     assert tree.trim_cache(100)
     assert not tree.cache.exists()
+
+
+def test_a_python_is_fetched_once(tree: ReleaseTree, tmp_path: Path) -> None:
+    """By its version, into a directory that is root's afterwards; an interrupted one is fetched anew."""
+    uv = tmp_path / "fake-uv"
+    uv.write_text(
+        "#!/bin/sh\n"
+        f'echo "$UV_PYTHON_DOWNLOADS $*" >>{tmp_path}/asked\n'
+        'mkdir -p "$5/cpython-3.12.9/bin"; touch "$5/cpython-3.12.9/bin/python3.12"\n'
+        'ln -s python3.12 "$5/cpython-3.12.9/bin/python3"; ln -s cpython-3.12.9 "$5/cpython-3.12"\n'
+    )
+    uv.chmod(0o755)
+    installs = Installer(uv, Path("3.12"), tree.cache, Plain(), {})
+    place = tmp_path / "opt" / "python" / "3.12"
+    place.mkdir(parents=True)
+    (place / "half").touch()
+    for _ in range(2):
+        found = installs.fetch_python("3.12", place)
+        assert found == place / "cpython-3.12.9" / "bin" / "python3.12"
+    assert not (place / "half").exists()
+    asked = (tmp_path / "asked").read_text().splitlines()
+    assert asked == [f"manual python install --no-bin --install-dir {place} 3.12"]
+
+    uv.write_text("#!/bin/sh\necho no such Python >&2; exit 1\n")
+    with pytest.raises(TreeError, match=r"UV_PYTHON_INSTALL_MIRROR[\s\S]*no such Python"):
+        installs.fetch_python("3.99", tmp_path / "opt" / "python" / "3.99")
