@@ -51,7 +51,7 @@ TABLES: dict[str, tuple[str, tuple[Column, ...]]] = {
         ),
     ),
     "publish": (
-        "Publishing: what a message costs who sends it, in microseconds of CPU",
+        "Publishing: the cost of a message for its sender, in microseconds of CPU",
         (
             Column("messages/s", "messages_per_second"),
             Column("CPU", "cpu", of_first=True),

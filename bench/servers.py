@@ -31,7 +31,7 @@ class Server(kills.Server, Protocol):
 
 
 class Plain:
-    """A redis-server without TLS, users and files: whoever asks may do anything."""
+    """A redis-server without TLS, users and files: each client has all rights."""
 
     def __init__(self, program: str, folder: Path) -> None:
         """Start it, and wait until it serves.
@@ -54,11 +54,11 @@ class Plain:
                 time.sleep(0.05)
 
     def client(self, user: str) -> Any:
-        """Return a connection of Redis's own client, whoever asks."""
+        """Return a connection of Redis's own client, for any component."""
         return redis.Redis(host=HOST, port=self.port, decode_responses=True)
 
     def url(self, user: str) -> str:
-        """Return the URL, whoever asks."""
+        """Return the URL, for any component."""
         return f"redis://{HOST}:{self.port}/0"
 
     def stop(self) -> None:

@@ -117,7 +117,7 @@ MUST_NOT = {
     "health": ["LLEN {queue}", "GET celery-task-meta-x", "PUBLISH other x", "SUBSCRIBE other", "INFO"],
 }
 
-# What takes the server over, shows it whole, or throws it away: nobody's but admin's.
+# Commands that take the server over, show all of it, or delete it: only admin has them.
 ADMINS = [
     "ACL LIST",
     "ACL SETUSER web on",

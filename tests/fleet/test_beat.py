@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The schedule fires, once, whoever dies."""
+"""The schedule fires, once, whatever process dies."""
 
 from __future__ import annotations
 

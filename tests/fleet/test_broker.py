@@ -55,7 +55,7 @@ def other_ca(tmp_path: Path) -> Path:
     return path
 
 
-# --- who comes in ---
+# --- logins ---
 
 
 @pytest.mark.parametrize("user", USERS)

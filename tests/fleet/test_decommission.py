@@ -33,9 +33,10 @@ pytestmark = [
 ]
 
 PLAYBOOK = "playbooks/decommission.yml"
-# Whatever the bundle leaves has one of these names, or an owner who is gone. The caches that the lab shares
-# with its hosts, and the test's own ledger, do not count; nor what systemd made for units of a host that lost
-# its power: it removes that as it boots, but here each boot has the id of the machine's, by which it goes.
+# Each file that the bundle leaves has one of these names, or an owner that no longer exists. The caches that
+# the lab shares with its hosts, and the test's own ledger, do not count; nor does what systemd made for units
+# of a host that lost its power: it removes that as it boots, but here each boot has the machine's boot id, by
+# which it decides.
 SEARCH = """
     set -- -path /root/.cache -o -path /var/cache/apt -o -path "$1" -o -path '*/tmp/systemd-private-*'
     find / /run -xdev \\( "$@" \\) -prune -o \\

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Who may read and write what the fleet leaves on its hosts, and whether the units' sandboxes hold."""
+"""The access rights of the fleet's files on its hosts, and whether the units' sandboxes hold."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Flower shows the whole fleet, to those who have the password, and to nobody else."""
+"""Flower shows the whole fleet with the password, and nothing without it."""
 
 from __future__ import annotations
 

@@ -114,7 +114,7 @@ def packages(broker: Host) -> list[tuple[str, str]]:
 
 
 def test_packages_are_held(broker: Host) -> None:
-    """Whoever upgrades the packages of the host leaves Redis alone."""
+    """An upgrade of the host's packages leaves Redis alone."""
     assert installed(broker)
     planned = broker.sh("apt-get --simulate dist-upgrade")
     assert "Inst redis" not in planned

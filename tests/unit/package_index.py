@@ -23,7 +23,7 @@ class PackageIndex:
     """The index: a directory, of which a page lists the files of a package with their hashes."""
 
     def __init__(self, root: Path, login: str = "") -> None:
-        """Take its directory, and who may ask it, as `user:password`; everyone if that is empty."""
+        """Take its directory, and the login that may ask it, as `user:password`; any client if empty."""
         self.root = root
         self.login = login
         self.asked: list[str] = []  # the paths, as they come
@@ -86,7 +86,7 @@ class Handler(http.server.SimpleHTTPRequestHandler):
         super().__init__(*arguments, directory=str(index.root))
 
     def do_GET(self) -> None:
-        """Answer, if whoever asks may."""
+        """Answer, if the client may ask."""
         self.index.asked.append(self.path)
         wanted = f"Basic {base64.b64encode(self.index.login.encode()).decode()}"
         if self.index.login and self.headers.get("Authorization") != wanted:

@@ -287,7 +287,7 @@ def task_attributes() -> list[str]:
     sent = extract_exec_options(SimpleNamespace()).keys()
     retried = re.findall(r"options\.get\(\s*'(\w+)'", inspect.getsource(autoretry))
     copied = (name for name, _ in Task.from_config)
-    # Not `app`: who asks the class itself for its app binds it to one.
+    # Not `app`: reading the app of the class itself binds it to one.
     stated = [name for name in vars(Task) if name[0] != "_" and name not in NO_ATTRIBUTES]
     own = (name for name in stated if not callable(getattr(Task, name)))
     return sorted({*sent, *retried, *copied, *own})

@@ -84,7 +84,7 @@ def seen(user: int) -> dict[str, Any]:
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can be somebody else")
 @pytest.mark.parametrize("user", [0, OPERATOR], ids=["root", "an operator"])
 def test_whoever_builds(user: int) -> None:
-    """Root's build hooks see no more than anybody's, and nobody's see what that user could."""
+    """Root's build hooks see no more than those of another user, and neither see what that user could."""
     found = seen(user)
     assert set(found.pop("environment")) <= {"GIVEN", "HOME", "LANG", "LC_CTYPE", "OLDPWD", "PATH", "PWD"}
     assert found.pop("usr") in {"Read-only file system", "Permission denied"}

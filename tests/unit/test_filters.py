@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The project's filters, read back by those who will read what they make."""
+"""The project's filters, whose output is parsed as its readers do."""
 
 from __future__ import annotations
 

@@ -186,7 +186,7 @@ def test_purge_removes_what_is_not_named(tmp_path: Path) -> None:
 
 
 def test_purge_keeps_a_directory_that_is_no_drop_in(tmp_path: Path) -> None:
-    """An empty directory of another kind is somebody else's."""
+    """An empty directory of another kind belongs to another program."""
     stray = tmp_path / "nodes" / "a.env"
     stray.parent.mkdir()
     stray.write_text("")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""One operator at a time: the lock, and who may take it from whom."""
+"""One operator at a time: the lock, and which run may take it from another."""
 
 from __future__ import annotations
 

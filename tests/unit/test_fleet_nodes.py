@@ -109,7 +109,7 @@ def test_what_nobody_gives_back_is_not_removed(client: redis.Redis) -> None:
 
 
 def test_a_node_that_lives_is_not_forgotten(client: redis.Redis) -> None:
-    """Whoever said that its host is gone."""
+    """Although the operator says that its host is gone."""
     add(client, "a-1@w2")
     with pytest.raises(NodesError, match="a-1@w2 still runs"):
         Nodes(client, ["w2"]).forget_all(60, lambda _: client.zincrby(keys.LEASES, 10, "a-1@w2"))

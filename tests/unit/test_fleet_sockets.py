@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Who has a port: what is read from the kernel, and what is said of it."""
+"""The program that listens on a port: as the kernel has it, and the message about it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ansible_collections.fleet.celery.plugins.module_utils import fleet_sockets
 
 
 def taken(bind: list[str], port: int, proc: Path = fleet_sockets.PROC) -> list[str]:
-    """Return who has a port that some.service shall have."""
+    """Return the programs that listen on a port which some.service needs."""
     return list(fleet_sockets.taken(bind, port, "some.service", "some_port", proc))
 
 

@@ -59,7 +59,7 @@ def test_what_is_changed_is_found(directory: Path) -> None:
 
 
 def test_another_key_is_found(directory: Path) -> None:
-    """Whoever put it there: nobody could serve the certificate with it."""
+    """No service could present the certificate with it."""
     (directory / "host.crt").rename(directory / "kept")
     write_certificate(directory, 90, "host1")
     shutil.move(directory / "kept", directory / "host.crt")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The role redis: a real redis-server with the rendered users.acl, and who may do what on it."""
+"""The role redis: a real redis-server with the rendered users.acl, and the rights of each user on it."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ def apply(server: Server, *, check: bool = False, previous: str = "", **variable
 
 
 def pid(server: Server) -> int:
-    """Return the process of whoever answers."""
+    """Return the process of the server that answers."""
     return int(server.client("admin").info("server")["process_id"])
 
 

@@ -70,7 +70,7 @@ def runs_scripts(server: Server, user: str) -> bool:
 
 
 def binds_anything(server: Server) -> bool:
-    """Return whether who sends may use the bindings of an exchange that the inventory does not name."""
+    """Return whether a sender may use the bindings of an exchange that the inventory does not name."""
     try:
         server.client("web").smembers("_kombu.binding.shop")
     except NoPermissionError:
@@ -79,7 +79,7 @@ def binds_anything(server: Server) -> bool:
 
 
 def test_the_first_run_takes_no_right_that_a_release_needs_and_the_last_step_does(old: Server) -> None:
-    """The server is the same all the time, and who is connected stays."""
+    """The server is the same all the time, and its clients stay connected."""
     connected = old.client("worker", single_connection_client=True)
     assert runs_scripts(old, "worker")
     found = look(old)

@@ -136,7 +136,7 @@ def test_what_only_memory_holds_is_not_restarted_away(server: Server) -> None:
 
 
 def test_a_server_that_runs_a_script_without_end(tmp_path: Path) -> None:
-    """It is not well, whoever asks, and is once that is over."""
+    """It is unhealthy for every user, and healthy after that."""
     with running(tmp_path) as server:
         admin = server.client("admin")
         admin.config_set("busy-reply-threshold", 100)

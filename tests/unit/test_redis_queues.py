@@ -95,7 +95,7 @@ def test_messages_that_wait_are_counted(server: Server, client: redis.Redis, ste
 
 @pytest.mark.parametrize("lease", [30, -1])
 def test_messages_that_are_held_are_counted(server: Server, client: redis.Redis, lease: float) -> None:
-    """By whom they may be; whoever gives them back needs the right to do so."""
+    """The nodes that may consume them; a node that requeues them needs the right to do so."""
     add(client, "one@w1", "default", lease=lease)
     client.hset(keys.unacked("one@w1"), "a", '[{"body": ""}, "", "email"]')
     client.hset(keys.unacked("one@w1"), "b", '[{"body": ""}, "", "default"]')

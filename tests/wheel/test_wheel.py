@@ -118,7 +118,7 @@ def test_two_builds_have_the_same_bytes(built: dict[str, Path], tmp_path: Path) 
 
 
 def test_the_sdist_builds_the_same_wheel(built: dict[str, Path], unpacked: Path, tmp_path: Path) -> None:
-    """So whoever has only the sdist gets what the index has."""
+    """So an installation from the sdist has the same files as one from the index."""
     assert digest(build(unpacked, tmp_path)["wheel"]) == digest(built["wheel"])
 
 

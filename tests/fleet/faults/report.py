@@ -31,7 +31,7 @@ class Report:
         self._trials: list[Trial] = []
 
     def add(self, trial: Trial) -> None:
-        """Add a trial, and write the files anew: whoever is interrupted keeps what there is."""
+        """Add a trial, and write the files again, so that an interrupted run has all trials before."""
         self._trials.append(trial)
         self._folder.mkdir(parents=True, exist_ok=True)
         name = self._folder.name

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""An operator, who runs playbooks while tasks are sent, and counts them."""
+"""An operator that runs playbooks while tasks are sent, and counts the tasks."""
 
 from __future__ import annotations
 

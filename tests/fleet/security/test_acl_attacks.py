@@ -83,7 +83,7 @@ def test_nobody_makes_remote_control_deaf(fleet: Fleet, user: str) -> None:
 
 @pytest.mark.parametrize("user", ["web", "beat"])
 def test_nobody_spoils_the_answers_of_remote_control(fleet: Fleet, user: str) -> None:
-    """A binding that cannot be read fails whoever answers."""
+    """A binding that cannot be read fails the node that answers."""
     assert refused(fleet, user, "SADD", "_kombu.binding.reply.celery.pidbox", JUNK)
 
 

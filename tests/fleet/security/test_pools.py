@@ -129,7 +129,7 @@ def test_run_is_read_only(fleet: Fleet, node: Node) -> None:
 
 @pytest.mark.setting("celery_worker_json_log_days")
 def test_a_task_writes_to_no_log_of_another_pool(fleet: Fleet, node: Node) -> None:
-    """Nor removes one; those who read them are in the group."""
+    """Nor removes one; users that read them are in the group."""
     if not node.host.variables["celery_worker_json_log_days"]:
         return
     own, *logs = [f"/var/log/celery/{one.pool}/{one.name}.jsonl" for one in (node, *neighbours(fleet, node))]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The two who use the fleet from outside: an application that sends tasks, an operator who asks the nodes.
+"""The two clients outside the fleet: an application that sends tasks, an operator who asks the nodes.
 
 Both are plain Celery, configured as its documentation says, with a password of their own. Who waits for
 answers of nodes needs kombu's scripts, which Redis has as functions: the operator calls them by the runtime.

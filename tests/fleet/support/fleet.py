@@ -155,7 +155,7 @@ class Fleet:
 
     @cached_property
     def operator(self) -> Operator:
-        """Somebody who asks the nodes."""
+        """An operator that asks the nodes."""
         return Operator(self.broker)
 
     @cached_property
