@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING
 from ansible_collections.fleet.celery.plugins.module_utils.files import replace_file, replace_link
 from ansible_collections.fleet.celery.plugins.module_utils.fleet_backup import all_backups
 from ansible_collections.fleet.celery.plugins.module_utils.index_gate import open_gate, without_proxies
-from ansible_collections.fleet.celery.plugins.module_utils.paths import CONFIG_DIR
+from ansible_collections.fleet.celery.plugins.module_utils.paths import CONFIG_DIR, STATE_DIR
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -41,7 +41,7 @@ RUN = "/run"  # where a sandbox sees sockets
 # Services that look up names: what a package runs could tell something by the names that it asks for.
 RESOLVERS = ("/run/systemd/resolve", "/run/nscd", "/run/dbus", "/run/avahi-daemon")
 # Passwords are in these, or were; no package has any business there.
-HIDDEN = (CONFIG_DIR, "/etc/redis", "/var/lib/redis", "/var/lib/fleet")
+HIDDEN = (CONFIG_DIR, "/etc/redis", "/var/lib/redis", STATE_DIR)
 # uv trusts what the machine trusts, as pip and apt do there: its own list lacks the authority of a company.
 TRUST = {"UV_SYSTEM_CERTS": "1"}
 UV_VARIABLES = ("UV_", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "SSL_CERT_")

@@ -21,12 +21,12 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote, unquote
 
 from ansible_collections.fleet.celery.plugins.module_utils.files import copy
-from ansible_collections.fleet.celery.plugins.module_utils.paths import CONFIG_DIR
+from ansible_collections.fleet.celery.plugins.module_utils.paths import CONFIG_DIR, STATE_DIR
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-BACKUPS = Path("/var/lib/fleet/kept")
+BACKUPS = Path(STATE_DIR, "kept")
 
 # What the entry of a path is named after: a path that existed (a copy), or one that did not (an empty file).
 WAS, WAS_NOT = "was:", "was-not:"

@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ansible_collections.fleet.celery.plugins.module_utils.files import replace_file
+from ansible_collections.fleet.celery.plugins.module_utils.paths import STATE_DIR
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Any
 
-LOCK = Path("/var/lib/fleet/lock")
+LOCK = Path(STATE_DIR, "lock")
 
 
 def holder(lock: Path = LOCK) -> dict[str, Any] | None:

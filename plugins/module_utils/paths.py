@@ -6,6 +6,7 @@ from __future__ import annotations
 
 ROOT = "/opt/celery"  # an app's releases are in a directory below it
 CONFIG_DIR = "/etc/celery"  # the configuration of each process
+STATE_DIR = "/var/lib/fleet"  # the lock of the fleet, and the backups of batches
 APP_ENV = f"{CONFIG_DIR}/app.env"  # the environment of every process of the app
 COMMAND = "/usr/local/bin/fleet-celery"  # the operator's command
 
