@@ -56,7 +56,7 @@ def test_a_detached_node_writes_to_the_journal(journal: socket.socket, tmp_path:
 
 
 def test_other_output_stays_where_it_goes(journal: socket.socket, tmp_path: Path) -> None:
-    """A node whose output somebody reads does not write to the journal."""
+    """A node whose output goes to a pipe does not write to the journal."""
     printed = start(tmp_path / "stdout", stdout=subprocess.PIPE)
     journal.settimeout(0.1)
     with pytest.raises(TimeoutError):
@@ -114,7 +114,7 @@ def test_each_line_has_its_level() -> None:
 def test_levels_are_for_the_journal_only(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, is_journal: bool
 ) -> None:
-    """Somebody who looks at a terminal or a file has no use for them."""
+    """A terminal and a file get none."""
     with (tmp_path / "stream").open("w") as stream:
         status = os.fstat(stream.fileno())
         monkeypatch.setenv("JOURNAL_STREAM", f"{status.st_dev}:{status.st_ino}" if is_journal else "1:1")

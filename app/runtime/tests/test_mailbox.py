@@ -100,7 +100,7 @@ def test_a_mailbox_that_fails_is_made_anew(
 def test_a_mailbox_that_does_not_end_is_left_behind(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A node that stops, or connects anew, does not wait for it; and should it go on later, it ends."""
+    """A node that stops or reconnects does not wait for it. If it goes on later, it ends."""
     begun, answers = threading.Event(), threading.Event()
 
     def loop(self: Any, c: Any) -> None:

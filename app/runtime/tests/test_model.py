@@ -46,7 +46,7 @@ class Node:
     def __init__(
         self, broker: Broker, name: str, room: int, order: str, *, loops: bool, transport: Any
     ) -> None:
-        """Connect; a node that loops takes messages in advance."""
+        """Connect; a node with a loop prefetches messages."""
         self.name = name
         self.room = room
         self._loops = loops
@@ -182,7 +182,7 @@ class Nodes(RuleBasedStateMachine):
 
     @rule(which=st.integers(0, 2))
     def grow_old(self, which: int) -> None:
-        """Let a node find that what it took in advance has waited for long; others get it."""
+        """Let the prefetched messages of a node become stale, so that others get them."""
         if which < len(self.nodes):
             node = self.nodes[which]
             node.channel.prefetcher.buffer.keep_longer(-LONG)
@@ -249,7 +249,7 @@ def number_of(message: Any) -> int:
 
 
 def as_much_as_it_may(prefetcher: Any, _: float) -> int:
-    """Return how many messages a fast node takes in advance."""
+    """Return how many messages a fast node prefetches."""
     channel = prefetcher._channel
     return channel.qos.prefetch_count * tuning.PREFETCH_PER_SLOT if channel.connection.cycle.loop else 0
 
@@ -259,7 +259,7 @@ def as_much_as_it_may(prefetcher: Any, _: float) -> int:
 def test_a_message_is_always_in_one_place(
     broker: Broker, examples: int, delayed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever nodes do. Those that loop take in advance, however slow they are here."""
+    """After any steps of the nodes. Nodes with a loop prefetch, also where they are slow here."""
     monkeypatch.setattr(tuning, "ETA_RUN", delayed)
     monkeypatch.setattr(Prefetcher, "target", as_much_as_it_may)
     monkeypatch.setattr(tuning, "PREFETCH_TTL_S", LONG)

@@ -339,7 +339,7 @@ def half(make: Callable[..., FastAsynPool]) -> tuple[FastAsynPool, Any, bytes]:
 
 
 def hear(pool: FastAsynPool, heard: list[Any]) -> None:
-    """Let what a pool's processes say be heard here, and nowhere else."""
+    """Let the messages of a pool's processes arrive here, and nowhere else."""
     pool._result_handler.on_state_change = heard.append
     pool._result_handler.register_with_event_loop(pool._result_handler._hub)
 

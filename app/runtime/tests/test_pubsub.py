@@ -59,7 +59,7 @@ def listen(connection: Connection, broker: Broker) -> list[Any]:
 
 
 def publish(broker: Broker, connection: Connection, size: int = 1) -> None:
-    """Send a control command, once somebody listens."""
+    """Send a control command, once a node listens."""
     client, command = broker.client("admin"), json.dumps(items.message({"size": "x" * size}))
 
     def published() -> Any:
@@ -72,7 +72,7 @@ def publish(broker: Broker, connection: Connection, size: int = 1) -> None:
 def test_what_was_read_in_the_same_turn_is_not_waited_for(
     broker: Broker, connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After a flood, what goes on with the rest and what heard of it by the socket both look for the last."""
+    """After a flood, the callback for the rest and the event of the socket both look for the last message."""
     connection.transport.cycle.poller = eventio._select()  # as among greenlets
     got = listen(connection, broker)
     monkeypatch.setattr(tuning, "FANOUT_TURN_S", -1.0)  # each message leaves the next to another turn

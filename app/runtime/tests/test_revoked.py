@@ -122,7 +122,7 @@ def test_it_is_bounded_by_age(worker: Any) -> None:
 
 
 def test_what_is_known_is_learnt_once(worker: Any) -> None:
-    """However often a node connects anew."""
+    """However often a node reconnects."""
     revoked.record(worker, keys.REVOKED, ["one", "two"])
     revoked.record(worker, keys.REVOKED_STAMPS, [json.dumps(["order", "47"]), json.dumps(["order", "48"])])
     state.revoked_stamps["order"] = ["46"]

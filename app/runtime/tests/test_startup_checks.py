@@ -68,7 +68,7 @@ def test_a_task_that_the_unit_does_not_wait_for_is_named(
 
 
 def test_without_a_unit_nothing_is_refused(caplog: pytest.LogCaptureFixture) -> None:
-    """As with a node that somebody starts by hand."""
+    """As with a node that an operator starts by hand."""
     StartupChecks(worker(700, longer=5000))
     assert not caplog.text
 

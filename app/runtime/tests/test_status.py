@@ -192,7 +192,7 @@ def test_a_schedule_with_nothing_to_send_says_so() -> None:
 
 
 def test_a_node_falls_that_dies_or_ends_soon(broker: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One that was stopped after a while was stopped by somebody."""
+    """A node that stops after a while was stopped by an operator."""
     client = broker.client("worker")
     clock = iter([1000.0, 1200.0, 1210.0, 1400.0, 1500.0, 1510.0])
     monkeypatch.setattr("fleet_runtime.recovery.history.time.time", lambda: next(clock))

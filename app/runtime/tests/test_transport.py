@@ -146,7 +146,7 @@ def test_a_message_that_is_in_two_queues_is_taken_twice(
 def test_a_redis_that_does_not_answer_is_left(
     broker: Broker, connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It may have handed out a message: as the node connects anew, that comes back."""
+    """It may have handed out a message, which the node requeues as it reconnects."""
     cycle = connection.transport.cycle
     channel, _ = consume(connection, "default")
     drain(connection)
@@ -163,7 +163,7 @@ def test_a_redis_that_does_not_answer_is_left(
 
 @pytest.mark.usefixtures("producer")
 def test_an_error_on_the_connection_is_a_lost_connection(broker: Broker, connection: Connection) -> None:
-    """Also where a poller tells of nothing else."""
+    """Also where a poller reports nothing else."""
     channel, _ = consume(connection, "default")
     drain(connection)
     fileno = channel.fetcher.fileno
@@ -469,7 +469,7 @@ def test_few_that_are_done_do_not_wait_for_a_loop(producer: Producer, connection
 
 
 class Looping:
-    """A node with a loop, and room for two messages, that takes more in advance, however slow it is."""
+    """A node with a loop and two slots, which prefetches more, however slow it is."""
 
     def __init__(self, connection: Connection, broker: Broker) -> None:
         """Connect to the tests' Redis, with room for two messages."""
@@ -572,7 +572,7 @@ def test_what_was_taken_in_advance_goes_back_as_a_channel_closes(looping: Loopin
 def test_a_redis_that_is_lost_as_the_last_queue_is_cancelled_is_not_passed_over(
     looping: Looping, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What was under way comes back only if the node connects anew; what was taken in advance goes back."""
+    """Messages under way are requeued only if the node reconnects; prefetched messages go back."""
 
     def lose() -> None:
         raise looping.connection.connection_errors[0]("lost")

@@ -57,7 +57,7 @@ def own_broker(tmp_path: Path) -> Iterator[Broker]:
 
 
 def start(systemd: Systemd, broker: Broker, pool: str, *words: str, **variables: str) -> Daemon:
-    """Start a node that tells somebody how it is."""
+    """Start a node that notifies the fake of systemd."""
     return Fleet(broker, "hanging:app", PYTHONPATH=APPS).worker(
         f"{pool}-1",
         f"--pool={pool}",

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""An app that counts every task that its signals tell of, and whatever is traced, as monitors do."""
+"""An app that counts the tasks of its signals, and each traced task, as monitors do."""
 
 import os
 from functools import wraps
@@ -21,7 +21,7 @@ def note(what: str) -> None:
 
 
 def watch(name: str) -> None:
-    """Note each task that a signal tells of."""
+    """Note the task of each signal."""
 
     def seen(sender: Any = None, request: Any = None, **_: Any) -> None:
         note(f"{name} {getattr(sender, 'name', None) or getattr(request, 'name', '')}")

@@ -151,7 +151,7 @@ class Channel(BaseChannel):
         return first
 
     def _resubscribe(self) -> None:
-        """Start anew with the queues that are consumed now."""
+        """Forget the state of the queues, and use those that are consumed now."""
         self.queues = self.active_queues
         self._tracking.reset()
 

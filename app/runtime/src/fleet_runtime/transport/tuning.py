@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
-#: How long an idle channel relies on notifications before it checks its queues by itself. Until then nobody
-#: notices that the other end of the connection is gone.
+#: How long an idle channel relies on notifications before it checks its queues by itself. Until then a
+#: lost other end of the connection is not noticed.
 POLL_INTERVAL_S = 10
 #: Pause between two attempts on a Redis that refuses writes (memory limit, disk), and between two log lines.
 OOM_RETRY_S = 1

@@ -113,7 +113,7 @@ class Recovery(bootsteps.StartStopStep):
         """Prepare a new connection for consuming."""
         channel = consumer.connection.default_channel
         if self._is_reconnect:
-            # Without a lease, nobody would requeue what this node fetches if it dies before the next tick.
+            # Without a lease, no node would requeue the messages of this one if it dies before the next tick.
             self._heartbeat.renew(channel)
         else:
             self._heartbeat.tick(channel)

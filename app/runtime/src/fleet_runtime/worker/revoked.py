@@ -38,7 +38,7 @@ MAX_ENTRIES = state.REVOKES_MAX
 BATCH_SIZE = 1000
 # Characters of an id or a stamp that is recorded.
 MAX_LENGTH = 1000
-# Seconds after which a node that has connected reads the record again: by then it hears of new commands.
+# Seconds after which a node that has connected reads the record again: by then it gets new commands.
 SECOND_READ_S = 5.0
 
 # The ids and the stamps that each command of Celery's remote control revokes, from its arguments.
@@ -64,7 +64,7 @@ class Revoked(bootsteps.StartStopStep):
             _patch_command(name)
 
     def start(self, consumer: Any) -> None:
-        """Read the record on a new connection, and once more when the node hears of new commands."""
+        """Read the record on a new connection, and once more when the node gets new commands."""
         read(consumer)
         consumer.timer.call_after(SECOND_READ_S, consumer.call_soon, (_read_if_connected, consumer))
 

@@ -134,7 +134,7 @@ class Broker:
         ]
 
     def take_right(self, user: str, command: str) -> None:
-        """Take a command from a user, whatever the keys.
+        """Take a command from a user, for all keys.
 
         Redis changes no selector, so the user gets all of its rules anew.
         """
@@ -159,7 +159,7 @@ def acl(name: str) -> str:
 
 
 def rules_without(command: str, user: str, users: str) -> list[str]:
-    """Return a user's rules in a users.acl without a command, whatever its keys.
+    """Return a user's rules in a users.acl without a command, for all keys.
 
     Redis changes no selector, so whoever takes a right away gives all others anew.
     """

@@ -119,7 +119,7 @@ def take(transport: Any, url: str, node: str, ready: Any, _: Path) -> None:
 
 
 def work(url: str, node: str, ready: Any, notes: Path) -> None:
-    """Do messages one by one, with a loop, and take as many in advance as a fast node does."""
+    """Run messages one by one, with a loop, and prefetch as many as a fast node does."""
     setattr(Channel, "_prefetch_target", lambda *_: PREFETCH_PER_SLOT)  # noqa: B010 (mypy takes no other way)
     file = os.open(notes, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
     hub = Hub()
