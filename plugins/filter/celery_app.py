@@ -14,7 +14,7 @@ from ansible_collections.fleet.celery.plugins.module_utils.app_release_source im
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    # What the module celery_release_info tells of a host.
+    # The result of the module celery_release_info for a host.
     Info = Mapping[str, Any]
 
 

@@ -34,7 +34,7 @@ DEFAULTS: dict[str, Any] = {
     "tmp_on_disk": False,
 }
 
-# What a profile says besides what follows from the host. README.md of the role has the figures.
+# The options of each profile that do not depend on the host. README.md of the role has the figures.
 PROFILES: dict[str, dict[str, Any]] = {
     "cpu": {"pool": "prefork", "prefetch_multiplier": 1, "disable_prefetch": True},
     "io": {"pool": "threads", "prefetch_multiplier": 1},
@@ -114,7 +114,7 @@ COMPONENTS = {
     "web",
 }
 
-# What a node may take where its pool does not say: of the host's memory, and of that for files in /tmp.
+# The default bounds of a node: its share of the host's memory, and the share of that for files in /tmp.
 NODE_MEMORY_PERCENT = 80
 TMP_SHARE = 0.5
 # Processes and threads: some for the node itself, and for each task that it runs at once some of its own, and

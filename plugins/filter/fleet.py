@@ -53,7 +53,7 @@ SANDBOX: tuple[tuple[str, str], ...] = (
 
 NOTHING = "-"  # in a table
 
-# What a unit always reaches.
+# The addresses that a unit always reaches.
 LOOPBACK = ("127.0.0.0/8", "::1/128")
 
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
     from typing import Any
 
-# What follows a queue's name in the rule for the lists of its other priorities: kombu's separator has two
+# The end of a queue's name in the rule for the lists of its other priorities: kombu's separator has two
 # bytes, and Celery's priorities on Redis are 1 to 9.
 STEPS = "??[1-9]"
 

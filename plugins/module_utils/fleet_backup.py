@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 BACKUPS = Path(STATE_DIR, "kept")
 
-# What the entry of a path is named after: a path that existed (a copy), or one that did not (an empty file).
+# The prefix of the entry of a path: it existed (the entry is a copy), or it did not (an empty file).
 WAS, WAS_NOT = "was:", "was-not:"
 
 # Roles that have backups, with the parts of paths that belong to no other role.

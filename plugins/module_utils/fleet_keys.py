@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 # The ends of a queue's lists, one for each priority that Celery has on Redis.
 PRIORITIES = ("", *(f"\x06\x16{priority}" for priority in range(1, 10)))
 
-# What the set of the bindings of each exchange begins with.
+# The prefix of the set of the bindings of each exchange.
 BINDING = "_kombu.binding."
 
 # The exchange of remote control, the sets of who is bound to it, and what is between the routing key, the

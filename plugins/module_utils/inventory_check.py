@@ -67,7 +67,7 @@ RETIRED = {
     ),
 }
 
-# What a setting costs: roles/celery_worker/README.md, "What costs much".
+# The cost of a setting: roles/celery_worker/README.md, "What costs much".
 EVENTS_COST = (
     "each sender tells monitors of a task with one more command for Redis; nodes do so for each step"
 )

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
-# What of the inventory says how a host is called, besides its name there.
+# Variables of the inventory with names of a host, in addition to its name in the inventory.
 VARIABLES = (
     "ansible_host",
     "pki_names",

@@ -27,10 +27,10 @@ SCRATCH_ARGUMENTS = {
     "replicaof": "no one",
 }
 
-# What such a server cannot tell: the above, and what the limits of the process that started it cut down.
+# Directives that such a server cannot tell: the above, and those that limits of its parent process reduce.
 MASKED = {*SCRATCH_ARGUMENTS, "maxclients"}
 
-# What says how a user is built rather than what it may do.
+# Rules about how a user is created, not about its rights.
 STEPS = {"on", "off", "reset", "resetpass", "resetkeys", "resetchannels"}
 
 # Users that exist while ACL rules are compared: the same rules, switched off.

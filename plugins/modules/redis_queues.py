@@ -93,7 +93,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 
-# What a pattern of other lists has, and no queue of the inventory: those of reply queues, of each node.
+# Characters of patterns for other lists, such as reply queues, which no queue of the inventory has.
 NO_NAME = re.compile(r"[*?]")
 
 # The rule for the lists of a queue's priorities, as this release of the role or one before has written it:

@@ -87,14 +87,14 @@ def test_only_a_schedule_in_a_file_needs_a_directory() -> None:
 
 
 def test_the_unit_compares_what_it_reads() -> None:
-    """Each environment file, and what the role can change, is in the stamp; root alone may write that."""
+    """Each environment file and each file of the role is in the fingerprint, which root alone may write."""
     lines = unit().splitlines()
-    stamp = next(line for line in lines if line.startswith("ExecStartPre="))
+    fingerprint = next(line for line in lines if line.startswith("ExecStartPre="))
     read = [line.partition("=")[2] for line in lines if line.startswith("EnvironmentFile=")]
     assert read == ["/etc/celery/app.env", "/etc/celery/beat.env"]
     for path in (*read, "/etc/systemd/system/celery-beat.service", "/opt/celery/demo/current/release.json"):
-        assert f" {path} " in stamp
-    assert stamp.endswith(" >/run/celery-beat.started'")
+        assert f" {path} " in fingerprint
+    assert fingerprint.endswith(" >/run/celery-beat.started'")
 
 
 def test_no_secret_is_in_the_unit() -> None:

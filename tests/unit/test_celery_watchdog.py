@@ -52,9 +52,9 @@ class Host:
         }  # fmt: skip
         self.nodes.append("".join(f"{key}={value}\n" for key, value in state.items()))
         self.state.write_text("\n".join(self.nodes))
-        self.stamp(name)
+        self.fingerprint(name)
 
-    def stamp(self, name: str) -> None:
+    def fingerprint(self, name: str) -> None:
         """Let a node have started with the unit as it is now."""
         checksum = hashlib.sha256(self.unit.read_bytes()).hexdigest()
         (self.folder / f"{name}.started").write_text(f"aa  /etc/celery/app.env\n{checksum}  {self.unit}\n")
@@ -166,10 +166,10 @@ def test_a_node_with_an_older_unit_is_left_alone(host: Host) -> None:
     host.has("io-1", "1d", 1000)
     host.has("io-2", "1d", 1000)
     host.unit.write_text("[Service]\nWatchdogSec=1\n")
-    host.stamp("io-2")
+    host.fingerprint("io-2")
     (host.folder / "io-2.started").unlink()
     assert host.killed() == []
-    host.stamp("io-1")
+    host.fingerprint("io-1")
     assert host.killed() == [f"{ABRT} celery-worker@io-1.service"]
 
 

@@ -110,15 +110,15 @@ def test_the_units_hold_no_secret(unit_file: Path, site: str) -> None:
 
 
 def test_the_unit_compares_what_it_reads(unit_file: Path) -> None:
-    """Each file that shapes Flower is in the stamp, and root alone may write that."""
+    """Each file that shapes Flower is in the fingerprint, and root alone may write that."""
     lines = unit_file.read_text().splitlines()
-    stamp = next(line for line in lines if "sha256sum" in line)
+    fingerprint = next(line for line in lines if "sha256sum" in line)
     read = [line.partition("=")[2] for line in lines if line.startswith("EnvironmentFile=")]
     assert read == ["/etc/celery/app.env", "/etc/celery/flower.env"]
     for path in (*read, "/etc/celery/flowerconfig.py", "/etc/systemd/system/flower.service"):
-        assert f" {path} " in stamp
-    assert stamp.startswith("ExecStartPre=+")
-    assert stamp.endswith(">/run/flower.started'")  # not below /run/flower, where Flower may write
+        assert f" {path} " in fingerprint
+    assert fingerprint.startswith("ExecStartPre=+")
+    assert fingerprint.endswith(">/run/flower.started'")  # not below /run/flower, where Flower may write
 
 
 def test_flower_knows_every_option() -> None:

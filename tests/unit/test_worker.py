@@ -608,15 +608,15 @@ def test_the_sandbox_keeps_its_budget(tmp_path: Path) -> None:
 
 
 def test_the_unit_compares_what_it_reads() -> None:
-    """Each environment file, and what the role can change, is in the stamp."""
+    """Each environment file, and what the role can change, is in the fingerprint."""
     unit = role().template("celery-worker@.service.j2")
-    stamp = next(line for line in unit.splitlines() if "sha256sum" in line)
+    fingerprint = next(line for line in unit.splitlines() if "sha256sum" in line)
     read = [line.partition("=")[2] for line in unit.splitlines() if line.startswith("EnvironmentFile=")]
     assert len(read) == 3
     for path in (*read, "/etc/systemd/system/celery-worker@.service", "/opt/celery/demo/current/release.json",
                  "/etc/systemd/system/celery-worker@%i.service.d/limits.conf"):  # fmt: skip
-        assert f" {path} " in stamp
-    assert stamp.endswith(" >/run/celery/%i.started'")
+        assert f" {path} " in fingerprint
+    assert fingerprint.endswith(" >/run/celery/%i.started'")
     assert role().evaluate("__celery_worker_units")[0]["fingerprint"] == "/run/celery/default-1.started"
 
 

@@ -1,6 +1,6 @@
 #!/usr/bin/python3 -I
 # SPDX-License-Identifier: MIT
-"""Restart nodes that hang although systemd's own watchdog does not see it: SECONDS START UNIT STAMPS.
+"""Restart nodes that hang although systemd's own watchdog does not see it: SECONDS START UNIT FINGERPRINTS.
 
 A task that runs in the main process of its node (threads, gevent, solo) may speak to systemd as the node.
 With WATCHDOG_USEC it can set the time after which systemd counts the node as hung, and so switch that off.
@@ -14,7 +14,7 @@ of the unit file, for which another time may hold: the next run of site.yml rest
 SECONDS: celery_worker_watchdog.
 START:   WatchdogSec of the unit, which holds until the node sets its own, with its first sign of life.
 UNIT:    Path of the unit file.
-STAMPS:  Pattern of the files in which a node's start writes the checksum of that file; {} is the node's name.
+FINGERPRINTS: Pattern of the nodes' start fingerprints, with the checksum of that file; {} is the node's name.
 """
 
 import hashlib
@@ -67,11 +67,11 @@ def seconds_of(span: str) -> float:
     return sum(float(number) * UNITS[unit] for number, unit in SPAN.findall(span))
 
 
-def is_older(state: dict[str, str], unit: Path, stamps: str) -> bool:
+def is_older(state: dict[str, str], unit: Path, fingerprints: str) -> bool:
     """Return whether a node runs with another version of its unit file, or with nobody knows which."""
     name = state["Id"].partition("@")[2].removesuffix(".service")
     try:
-        started_with = Path(stamps.format(name)).read_text()
+        started_with = Path(fingerprints.format(name)).read_text()
         now = hashlib.sha256(unit.read_bytes()).hexdigest()
     except OSError:
         return True
@@ -120,11 +120,11 @@ def kill(units: dict[str, str]) -> None:
             units = {unit: pid for unit, pid in units.items() if (unit, pid) in still}
 
 
-def main(seconds: float, start: float, unit: Path, stamps: str) -> None:
+def main(seconds: float, start: float, unit: Path, fingerprints: str) -> None:
     """Look at each node once."""
     now, found = time.monotonic(), {}
     for state in nodes():
-        if is_older(state, unit, stamps):
+        if is_older(state, unit, fingerprints):
             continue
         why = fault(state, seconds, start, now)
         if why:

@@ -27,7 +27,7 @@ from redis.exceptions import NoPermissionError
 PAUSE = 5  # seconds between two attempts
 SILENCE = 60  # seconds without a heartbeat of any node, after which the connection is taken for dead
 
-# What nodes say of themselves, and when the lease of each ends, as fleet_runtime.broker.keys has it.
+# The facts of each node, and the end of its lease, as fleet_runtime.broker.keys has them.
 NODES, LEASES = "fleet:nodes", "fleet:leases"
 
 # The types of an event's parts, where it has them, and those that it must have.
