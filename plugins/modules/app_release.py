@@ -124,7 +124,7 @@ EXAMPLES = r"""
   fleet.celery.app_release:
     state: identified
     source: /home/me/shop
-    runtime_source: "{{ playbook_dir }}/../app/runtime"
+    runtime_source: /home/me/celery-fleet/app/runtime
     cache_dir: "{{ inventory_dir }}/.fleet/releases"
     python: /usr/bin/python3
   delegate_to: localhost
