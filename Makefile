@@ -4,7 +4,7 @@
 
 ENV ?= single
 SCENARIOS := fleet single
-LONG_STAGES := apps-long wheel sanity servers upstream
+LONG_STAGES := apps-long wheel sanity servers upstream installed
 LONG_SCENARIOS := faults operations upgrade
 
 export LAB_SUITE := $(SUITE)
@@ -13,7 +13,7 @@ export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
 export LC_ALL := C.UTF-8
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help up down lab-args lab-secret lock-app test test-all lint unit apps apps-long wheel sanity servers upstream molecule matrix bench functions fixtures docs lock collection release clean
+.PHONY: help up down lab-args lab-secret lock-app test test-all lint unit apps apps-long wheel sanity servers upstream installed molecule matrix bench functions fixtures docs lock collection release clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z% -]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 26
@@ -52,7 +52,7 @@ lint unit apps apps-long wheel sanity upstream: ## Run one of these stages; sani
 	@lab/bootstrap tools
 	@lab/test.py $@
 
-servers: ## Run the tests in which the server matters with Debian 13's Redis and Valkey
+servers installed: ## Run the tests of the server with other servers; or the installed collection on a host
 	@lab/bootstrap lab tools
 	@lab/test.py $@
 

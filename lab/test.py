@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: MIT
 """Runs the project's tests, stage by stage, and counts them.
 
-Usage: lab/test.py STAGE...; a stage is lint, unit, apps, apps-long, wheel, sanity, servers, upstream, or a
-Molecule scenario. A failure is the end.
+Usage: lab/test.py STAGE...; a stage is lint, unit, apps, apps-long, wheel, sanity, servers, upstream,
+installed, or a Molecule scenario. A failure is the end.
 
 The tools do the work: pre-commit, pytest, Molecule. This runs two stages at a time, which nox does not, and
 adds up their counts.
@@ -178,6 +178,7 @@ PLAIN: tuple[dict[str, Callable[[], None]], ...] = (
     },
     {"servers": lambda: other_servers()},
     {"upstream": lambda: pytest("upstream", "--timeout=4000", "tests/upstream")},
+    {"installed": lambda: pytest("installed", "--timeout=3600", "tests/installed")},
 )
 
 
