@@ -30,27 +30,12 @@ if TYPE_CHECKING:
 FORMAT = 1
 # Settings of the app by which messages are sent and shown. None may be secret: everyone may read the file.
 SETTINGS = (
-    "timezone",
-    "task_default_queue",
-    "task_default_queue_type",
-    "task_default_exchange",
-    "task_default_exchange_type",
-    "task_default_routing_key",
-    "task_default_delivery_mode",
-    "task_default_priority",
-    "task_queue_max_priority",
-    "task_create_missing_queues",
-    "task_create_missing_queue_type",
-    "task_create_missing_queue_exchange_type",
-    "task_serializer",
-    "task_compression",
-    "task_protocol",
-    "task_ignore_result",
-    "result_serializer",
-    "result_compression",
-    "result_expires",
-    "result_extended",
-    "result_persistent",
+    *("timezone", "task_default_queue", "task_default_queue_type", "task_default_exchange"),
+    *("task_default_exchange_type", "task_default_routing_key", "task_default_delivery_mode"),
+    *("task_default_priority", "task_queue_max_priority", "task_create_missing_queues"),
+    *("task_create_missing_queue_type", "task_create_missing_queue_exchange_type", "task_serializer"),
+    *("task_compression", "task_protocol", "task_ignore_result", "result_serializer", "result_compression"),
+    *("result_expires", "result_extended", "result_persistent"),
 )
 SERIALIZERS = ("task_serializer", "result_serializer")
 TRANSPORT_OPTIONS = ("priority_steps", "queue_order_strategy")
