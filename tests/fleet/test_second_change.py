@@ -361,6 +361,21 @@ def serials(fleet: Fleet) -> dict[str, str]:
     return {"redis": fleet.broker.serial(), "flower": fleet.flower.serial()}
 
 
+def test_another_app_in_its_place(fleet: Fleet, changes: Changes, producer: Producer) -> None:
+    """A folder as tutorials have it, with localhost as its broker: three lines of inventory change."""
+    source = ROOT / "examples" / "flask"
+    changes.edit(
+        {"celery_app_name": "flask", "celery_app_source": str(source), "celery_app_import": "app:celery"}
+    )
+    changes.plays.run(playbook="playbooks/release.yml", **changes.variables).expect_success()
+
+    sent = producer.send("app.send_greeting", "Ada", queue="celery")
+    assert producer.result(sent) == "Hello, Ada!"
+    for host in fleet.group("workers"):
+        shipped = set(host.sh("ls /opt/celery/flask/current/source").split())
+        assert {"app.py", "requirements.txt", "templates"} <= shipped
+
+
 def test_no_play_showed_a_secret(fleet: Fleet, plays: Plays) -> None:
     """Nothing that the plays printed, at -vvv --diff, shows a secret, an old one or a new one."""
     known = {**fleet.inventory.secrets, **{f"new {name}": secret for name, secret in NEW_PASSWORDS.items()}}
