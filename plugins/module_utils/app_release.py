@@ -16,6 +16,7 @@ import inspect
 import io
 import json
 import os
+import re
 import shutil
 import sys
 import tarfile
@@ -82,6 +83,7 @@ LAYOUT = 1  # raise it when what is in the archive, or how hosts install it, cha
 EPOCH = "315532800"  # 1980-01-01, the first date that a wheel can carry: a rebuild gives the same bytes
 RESOLVED_FOR = "# resolved for Python "
 LOCK_HEADER = "# Written by playbooks/lock_app.yml"
+NO_BUILD = re.compile(r"failed to build|build backend", re.I)
 # How the names of uv's variables begin that name indexes, and the logins for them.
 INDEXES = ("UV_DEFAULT_INDEX", "UV_EXTRA_INDEX_URL", "UV_FIND_LINKS", "UV_INDEX")
 PYTHONS = [f"3.{minor}" for minor in range(8, 40)]
@@ -373,7 +375,9 @@ class Uv:
             else:
                 self(*command, failure=failure, cwd=work)
         except ReleaseError as error:
-            raise ReleaseError(explained(str(error))) from error
+            told = ReleaseError(explained(str(error)))
+            told.step = "build" if NO_BUILD.search(str(error)) else ""
+            raise told from error
         lines: list[Locked] = parse_requirements(own_file(output, work).read_text("utf-8"), "the resolution")
         return lines
 
@@ -591,7 +595,16 @@ class Builder:
             return merge(theirs, _published(lines)), python
         python = self._oldest_python(project)
         resolve = self._resolver(project, lock, python, work)
-        return _published(resolve(ours, [own])), python
+        try:
+            return _published(resolve(ours, [own])), python
+        except ReleaseError as error:
+            if "No solution found" in str(error):
+                needed = ", ".join(self._runtime_project().get("dependencies", ()))
+                error.args = (
+                    f"{error}\nThe fleet's runtime needs {needed}. If the app asks for another version, let "
+                    "it take one in that range; docs/compatibility.md lists the versions.",
+                )
+            raise
 
     def _resolver(
         self, project: Path | None, lock: Path | None, python: str, work: Path
@@ -760,7 +773,15 @@ class Builder:
             own = table.get("project", {})
             if _is_plain(project, table):
                 _require_extras(self.extras, (), self.source)
-                return [] if named else [app_release_folder.requirements(project)]
+                if named:
+                    return []
+                file = app_release_folder.requirements(project)
+                if app_release_folder.names_index(file):
+                    self.warnings.append(
+                        f"{file.name} of {self.source} names an index, which the hosts do not know. Name it "
+                        "in celery_app_index_url, or in celery_app_index_environment as UV_INDEX."
+                    )
+                return [file]
             if is_static(table):
                 _require_extras(self.extras, own.get("optional-dependencies", {}), self.source)
                 if (project / "requirements.txt").is_file() and named is None:

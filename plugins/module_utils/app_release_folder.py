@@ -12,6 +12,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import hashlib
+import re
 import zipfile
 from typing import TYPE_CHECKING
 
@@ -108,6 +109,11 @@ def named(project: Path) -> Iterator[Requirement]:
             yield Requirement(line.split(" #")[0].split(" --hash")[0].rstrip(" \\"))
         except InvalidRequirement:
             continue
+
+
+def names_index(file: Path) -> bool:
+    """Return whether a requirements file names an index of its own."""
+    return bool(re.search(r"^\s*(-i|-f|--(extra-)?index-url|--find-links)\b", file.read_text("utf-8"), re.M))
 
 
 def _digest(text: bytes) -> str:

@@ -227,6 +227,7 @@ def main() -> None:
     cache = Path(given["cache_dir"])
     index = [given["index_url"], *given["index_environment"].values()]
     module.no_log_values = secrets_among(module.no_log_values, index) | passwords_in(index)
+    warnings: list[str] = []
     try:
         place, extras = split_extras(given["source"])
         source = parse_source(place, given["git_ref"], ignored=(cache,))
@@ -252,13 +253,16 @@ def main() -> None:
             pythons=set(given["pythons"]),
             build=given["build_packages"],
         )
+        warnings = builder.warnings
         result = (locked if given["state"] == "locked" else released)(module, builder)
     except ReleaseError as error:
+        for warning in warnings:
+            module.warn(warning)
         heading = f"The release fails at {error.step}, before anything is changed.\n" if error.step else ""
         module.fail_json(msg=f"{heading}{error}")
     except OSError as error:
         module.fail_json(msg=str(error))
-    for warning in builder.warnings:
+    for warning in warnings:
         module.warn(warning)
     module.exit_json(**result)
 

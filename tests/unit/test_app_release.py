@@ -388,7 +388,9 @@ def test_dependencies_that_do_not_fit_are_refused(
     """Uv's own explanation is in the message."""
     (app / "requirements.lock").unlink()
     (app / "pyproject.toml").write_text(PROJECT.format(name="shop", dependencies='"dep>2"'))
-    with pytest.raises(ReleaseError, match=r"cannot be resolved[\s\S]*only[\s\S]*dep"):
+    with pytest.raises(
+        ReleaseError, match=r"cannot be resolved[\s\S]*only[\s\S]*dep[\s\S]*runtime needs dep\."
+    ):
         make(app, index=index).identify(save=True)
 
 
@@ -882,6 +884,12 @@ def test_a_folder_that_cannot_run_is_refused(make: functools.partial[Builder], t
     (path / "requirements.txt").unlink()
     with pytest.raises(ReleaseError, match=r"Write a requirements\.txt"):
         make(path).identify(save=True)
+    release = make(
+        folder(tmp_path / "fourth", **{"requirements.txt": "--extra-index-url=https://x.example\ndep\n"})
+    )
+    with pytest.raises(ReleaseError, match="cannot be resolved"):
+        release.identify(save=True)
+    assert "names an index, which the hosts do not know" in release.warnings[0]
     with pytest.raises(ReleaseError, match="has no extra s3"):
         make(f"{folder(tmp_path / 'third')}[s3]").identify(save=True)
 
