@@ -53,6 +53,12 @@ def show(run: Run, units: Sequence[str]) -> dict[str, dict[str, str]]:
     }
 
 
+def journal(run: Run, unit: str, lines: int = 20) -> str:
+    """Return the last lines of a unit's journal."""
+    argv = ["journalctl", "--no-pager", "--output=cat", f"--lines={lines}", f"--unit={unit}"]
+    return run(argv)[1].strip()
+
+
 def stopped_at(run: Run, unit: str) -> float:
     """Return when a unit was down last, by the monotonic clock, in seconds; 0 if it never was."""
     microseconds = call(run, "show", "--property=InactiveEnterTimestampMonotonic", "--value", unit).strip()

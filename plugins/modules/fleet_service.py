@@ -100,6 +100,7 @@ from ansible_collections.fleet.celery.plugins.module_utils.fleet_systemd import 
     call,
     is_starting,
     is_up,
+    journal,
     show,
     stopped_at,
 )
@@ -315,12 +316,10 @@ class Services:
         """Return a message with the journal of each unit that is not up, or of all if all are."""
         states = show(self.run, units)
         guilty = [unit for unit in units if states[unit]["ActiveState"] != "active"] or units
-        lines = str(self.params["journal_lines"])
         parts = [error]
         for unit in guilty:
-            argv = ["journalctl", "--no-pager", "--output=cat", f"--lines={lines}", f"--unit={unit}"]
             parts.append(f"--- journal of {unit}, which is {states[unit]['ActiveState']} ---")
-            parts.append(self.run(argv)[1].strip())
+            parts.append(journal(self.run, unit, self.params["journal_lines"]))
         return "\n".join(parts)
 
 

@@ -54,6 +54,7 @@ from urllib.parse import urlsplit
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.urls import open_url
 from ansible_collections.fleet.celery.plugins.module_utils.certificates import certificate_of
+from ansible_collections.fleet.celery.plugins.module_utils.fleet_systemd import journal
 
 if TYPE_CHECKING:
     from typing import Any
@@ -193,12 +194,9 @@ def main() -> None:
         wait(params)
         refuse_open_door(params)
     except UnhealthyError as problem:
-        argv = ["journalctl", "--no-pager", "--output=cat", "--lines=20", f"--unit={params['unit']}"]
-        journal = module.run_command(argv)[1].strip()
-        module.fail_json(
-            msg=f"Flower at {params['url']} is not well: {problem}\n"
-            f"--- journal of {params['unit']} ---\n{journal}"
-        )
+        url, unit = params["url"], params["unit"]
+        told = journal(module.run_command, unit)
+        module.fail_json(msg=f"Flower at {url} is not well: {problem}\n--- journal of {unit} ---\n{told}")
     module.exit_json(changed=False)
 
 

@@ -94,6 +94,7 @@ from typing import TYPE_CHECKING
 
 from ansible.module_utils.basic import AnsibleModule, missing_required_lib
 from ansible_collections.fleet.celery.plugins.module_utils.certificates import certificate_of
+from ansible_collections.fleet.celery.plugins.module_utils.fleet_systemd import journal
 from ansible_collections.fleet.celery.plugins.module_utils.redis_tls import (
     StrangeServerError,
     connection_arguments,
@@ -276,11 +277,8 @@ def check_writable(module: AnsibleModule) -> dict[str, Any]:
 def fail(module: AnsibleModule, problem: UnhealthyError) -> NoReturn:
     """Fail with a problem, and the journal of Redis."""
     host, port, unit = (module.params[name] for name in ("host", "port", "unit"))
-    argv = ["journalctl", "--no-pager", "--output=cat", "--lines=20", f"--unit={unit}"]
-    journal = module.run_command(argv)[1].strip()
-    module.fail_json(
-        msg=f"Redis at {host}:{port} is not well: {problem}\n--- journal of {unit} ---\n{journal}"
-    )
+    told = journal(module.run_command, unit)
+    module.fail_json(msg=f"Redis at {host}:{port} is not well: {problem}\n--- journal of {unit} ---\n{told}")
     raise AssertionError  # not reached
 
 
