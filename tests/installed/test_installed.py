@@ -177,25 +177,24 @@ def test_a_role_alone_works_as_its_readme_shows(tmp_path: Path, programs: Path, 
         assert [line[:6] for line in said if line] == ["NOAUTH", "PONG", "NOAUTH", "PONG"]
 
 
+@pytest.fixture(scope="class")
+def project(tmp_path_factory: pytest.TempPathFactory, programs: Path, archive: Path) -> Iterator[Project]:
+    """Return a project whose fleet runs."""
+    project = Project(tmp_path_factory.mktemp("fleet"), programs, archive)
+    shutil.copytree(project.collection / "app" / "demo", project.folder / "app")
+    with lab_host() as host:
+        (project.inventory / "host_vars").mkdir()
+        (project.inventory / "host_vars" / f"{HOST}.json").write_text(json.dumps(host))
+        variables = json.loads((OVERLAY / "group_vars" / "all" / "lab.json").read_text())
+        del variables["fleet_local_dir"]
+        variables["celery_app_source"] = "{{ inventory_dir }}/../app"
+        (project.inventory / "group_vars" / "all" / "own.json").write_text(json.dumps(variables))
+        project.run("sh", "-euc", project.deploy)
+        yield project
+
+
 class TestFleet:
     """The smallest fleet, `inventories/single`, from a project."""
-
-    @pytest.fixture(scope="class")
-    def project(
-        self, tmp_path_factory: pytest.TempPathFactory, programs: Path, archive: Path
-    ) -> Iterator[Project]:
-        """Return a project whose fleet runs."""
-        project = Project(tmp_path_factory.mktemp("fleet"), programs, archive)
-        shutil.copytree(project.collection / "app" / "demo", project.folder / "app")
-        with lab_host() as host:
-            (project.inventory / "host_vars").mkdir()
-            (project.inventory / "host_vars" / f"{HOST}.json").write_text(json.dumps(host))
-            variables = json.loads((OVERLAY / "group_vars" / "all" / "lab.json").read_text())
-            del variables["fleet_local_dir"]
-            variables["celery_app_source"] = "{{ inventory_dir }}/../app"
-            (project.inventory / "group_vars" / "all" / "own.json").write_text(json.dumps(variables))
-            project.run("sh", "-euc", project.deploy)
-            yield project
 
     def test_a_second_run_changes_nothing(self, project: Project) -> None:
         """As in a clone."""
