@@ -71,28 +71,22 @@ restart_required:
   elements: str
 """
 
-import contextlib
-import subprocess
-import tempfile
-import time
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ansible.module_utils.basic import AnsibleModule, missing_required_lib
 from ansible_collections.fleet.celery.plugins.module_utils.certificates import certificate_of
 from ansible_collections.fleet.celery.plugins.module_utils.redis_desired import (
-    SCRATCH_ARGUMENTS,
     acl_changes,
     candidates,
     config_changes,
     parse_acl,
     wanted_config,
 )
+from ansible_collections.fleet.celery.plugins.module_utils.redis_scratch import scratch_config
 from ansible_collections.fleet.celery.plugins.module_utils.redis_tls import (
     StrangeServerError,
     connection_arguments,
     login_with_one_of,
-    new_client,
     redis,
     served_certificate,
 )
@@ -184,27 +178,6 @@ class Live:
             self.client.execute_command("ACL SETUSER", name, "reset", *rules)
         except redis.exceptions.ResponseError as error:
             raise RefusedError(f"Redis refuses a rule of user {name}: {error}") from None
-
-
-def scratch_config(text: str) -> dict[str, str]:
-    """Return the configuration of a server that read a redis.conf, and has neither port nor data."""
-    with tempfile.TemporaryDirectory() as name:
-        directory = Path(name)
-        file, place, log = (directory / part for part in ("redis.conf", "socket", "log"))
-        file.write_text(text)
-        arguments = SCRATCH_ARGUMENTS | {"dir": name, "unixsocket": str(place)}
-        options = [word for name, value in arguments.items() for word in (f"--{name}", *value.split(" "))]
-        with log.open("w") as out, subprocess.Popen(["redis-server", file, *options], stdout=out) as server:
-            client = new_client(unix_socket_path=str(place))
-            try:
-                while server.poll() is None:
-                    with contextlib.suppress(redis.exceptions.ConnectionError):
-                        found: dict[str, str] = client.config_get("*")
-                        return found
-                    time.sleep(0.02)
-            finally:
-                server.kill()
-        raise RefusedError(f"Redis does not start with redis.conf:\n{log.read_text()}")
 
 
 def apply(params: dict[str, Any], *, check: bool) -> dict[str, Any]:
