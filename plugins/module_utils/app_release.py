@@ -86,6 +86,7 @@ LOCK_HEADER = "# Written by playbooks/lock_app.yml"
 NO_BUILD = re.compile(r"failed to build|build backend", re.I)
 # How the names of uv's variables begin that name indexes, and the logins for them.
 INDEXES = ("UV_DEFAULT_INDEX", "UV_EXTRA_INDEX_URL", "UV_FIND_LINKS", "UV_INDEX")
+ALWAYS = ("hiredis",)  # extras of the runtime that every app's venv has: any version of these will do
 PYTHONS = [f"3.{minor}" for minor in range(8, 40)]
 
 
@@ -415,12 +416,13 @@ class Builder:
         extras: Iterable[str] = (),
         pythons: Iterable[str] = (),
         build: Iterable[str] = (),
+        needs: Iterable[str] = (),
     ) -> None:
         """Take what the release is made of.
 
         Args:
             source: The app.
-            runtime: The runtime's source with a requirements.lock in it, or its wheel with one beside it.
+            runtime: The runtime's source with its locks in it, or its wheel with these beside it.
             cache: Directory for what was resolved and built; it may be deleted at any time.
             python: The interpreter that hosts run the release with, which is part of what it is.
             lock: The app's lock: empty to look for it, a path below the source, or a path on the controller.
@@ -428,9 +430,11 @@ class Builder:
             extras: Extras of the app that are part of the release.
             pythons: The versions of that interpreter on the hosts, such as 3.11, as far as they are known.
             build: Packages that hosts may build from their source.
+            needs: Extras of the runtime that the fleet's pools and scheduler need.
         """
         self.warnings: list[str] = []  # for the operator
         self.extras = tuple(sorted(extras))
+        self.needs = tuple(sorted(needs))
         self.pythons = sorted(pythons, key=Version)
         self.buildable = tuple(sorted(canonicalize_name(name) for name in build))
         if isinstance(source, Directory):
@@ -451,6 +455,8 @@ class Builder:
         }
         if self.extras:
             inputs["extras"] = self.extras
+        if self.needs:
+            inputs["needs"] = self.needs
         self.key = _digest(json.dumps(inputs, sort_keys=True))
         known = source.dependencies() if isinstance(source, Directory) else inputs["app"]
         self.resolution = _digest(json.dumps({**inputs, "app": known}, sort_keys=True))
@@ -476,27 +482,14 @@ class Builder:
         requirements = self._requirements(save=True)
         with tempfile.TemporaryDirectory(prefix="celery-release-") as directory:
             work = Path(directory)
-            runtime = self._built_runtime(work / "runtime")
+            runtime = build_runtime(self.uv, self.runtime, work / "runtime")
             app = self._app(work / "app")
             about = {"name": app.name, "version": app.version, **self.about}
             about = {"id": release, "app": about, "runtime": {"version": runtime.version}}
             own = [] if isinstance(self.source, Pinned) else [app]
             files = [*own, *self._siblings(work / "beside"), runtime]
-            lines = "".join(file.requirement for file in files) + requirements
-            contents = {file.path.name: file.path.read_bytes() for file in files}
-            contents["requirements.txt"] = lines.encode()
-            contents["release.json"] = (json.dumps(about, indent=2, sort_keys=True) + "\n").encode()
-        archive.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(archive, _tar(contents))
+            write_archive(archive, files, requirements, about)
         return True
-
-    def _built_runtime(self, work: Path) -> Distribution:
-        """Return the runtime's wheel."""
-        match self.runtime:
-            case RuntimeWheel(path=path):
-                return _carried(path)
-            case project:
-                return self.uv.build(project.fetch(work), work, "The runtime")
 
     @at("build")
     def _siblings(self, work: Path) -> list[Distribution]:
@@ -582,7 +575,7 @@ class Builder:
 
         What the app's lock pins is completed, and not changed.
         """
-        ours = self._runtime_lock()
+        ours = self._runtime_lock(work)
         project = None if isinstance(self.source, Wheel | Pinned) else self.source.fetch(work / "app")
         own = self._own(work)
         lock = self._find_lock(project)
@@ -662,7 +655,7 @@ class Builder:
             named = None if lock and is_lock(lock) else lock
             python = self._oldest_python(project)
             resolve = self._resolver(project, named, python, work)
-            preferred = path if before and not upgrade else self._runtime_lock()
+            preferred = path if before and not upgrade else self._runtime_lock(work)
             together = resolve(preferred, [self._own(work)])
             kept = work / "kept.lock"
             kept.write_text(render(together), encoding="utf-8")
@@ -671,11 +664,14 @@ class Builder:
             )  # without what only the runtime needs
             return f"{LOCK_HEADER} for Python {python} or later.\n{render(_published(alone))}"
 
-    def _runtime_lock(self) -> Path:
-        """Return the lock of the runtime."""
-        place = self.runtime.path
-        path: Path = (place.parent if isinstance(self.runtime, Wheel) else place) / "requirements.lock"
-        return path
+    def _runtime_lock(self, work: Path) -> Path:
+        """Write what the runtime needs in an app's venv, as its own locks have it, and return the file."""
+        place = self.runtime.path.parent if isinstance(self.runtime, Wheel) else self.runtime.path
+        names = ("requirements", *(f"requirements-{extra}" for extra in self.needs))
+        lines = {line for name in names for line in read_lock(place / f"{name}.lock")}
+        file = work / "runtime.lock"
+        file.write_text(render(sorted(lines)), encoding="utf-8")
+        return file
 
     def _locked(self, lock: Path, project: Path | None, work: Path) -> list[Locked]:
         """Return what the app's lock pins, refused if it cannot be what the app runs with.
@@ -707,14 +703,15 @@ class Builder:
             )
 
     def _own(self, work: Path) -> Path:
-        """Return a file with what the runtime and its extra `all` require.
+        """Return a file with what the runtime requires in an app's venv.
 
         Its pyproject.toml as an input of uv would need the option `--extra`, which holds for the app's, too.
         """
+        extras = [*ALWAYS, *self.needs]
         if isinstance(self.runtime, RuntimeWheel):
-            lines = [f"{RUNTIME}[all] @ {self.runtime.path.absolute().as_uri()}"]
+            lines = [f"{RUNTIME}[{','.join(extras)}] @ {self.runtime.path.absolute().as_uri()}"]
         else:
-            lines = list(app_release_siblings.required(self._runtime_project(), ["all"]))
+            lines = list(app_release_siblings.required(self._runtime_project(), extras))
         file = work / "runtime.in"
         file.write_text("".join(f"{text}\n" for text in lines), encoding="utf-8")
         return file
@@ -833,6 +830,67 @@ def _pins(lines: Iterable[Locked], work: Path) -> Path:
 def _published(lines: Iterable[Locked]) -> list[Locked]:
     """Return the lines of what an index has: neither the app nor the runtime."""
     return [line for line in lines if not line.pin.startswith(" @ file:")]
+
+
+class FleetBuilder:
+    """The fleet's own venv, without the app: the runtime, Flower and what the operator's commands need."""
+
+    def __init__(
+        self, runtime: Directory | RuntimeWheel, lock: Path, cache: Path, uv: Uv, *, python: str
+    ) -> None:
+        """Take what the venv is made of.
+
+        Args:
+            runtime: The runtime's source, or its wheel.
+            lock: The requirements file with hashes of all else in the venv.
+            cache: Directory for what was built.
+            uv: The uv to build with.
+            python: The interpreter that hosts run it with.
+        """
+        self.runtime = runtime
+        self.lock = lock
+        self.uv = uv
+        inputs = {
+            "layout": LAYOUT,
+            "runtime": runtime.fingerprint(),
+            "lock": file_digest(lock),
+            "python": python,
+        }
+        self.id = _digest(json.dumps(inputs, sort_keys=True))
+        self.archive = cache / f"fleet-{self.id}.tar"
+
+    def build(self) -> None:
+        """Build the archive."""
+        with tempfile.TemporaryDirectory(prefix="celery-release-") as directory:
+            runtime = build_runtime(self.uv, self.runtime, Path(directory))
+            about = {"id": self.id, "runtime": {"version": runtime.version}}
+            write_archive(self.archive, [runtime], render(read_lock(self.lock)), about)
+
+
+def build_runtime(uv: Uv, runtime: Directory | RuntimeWheel, work: Path) -> Distribution:
+    """Return the runtime's wheel."""
+    if isinstance(runtime, RuntimeWheel):
+        return _carried(runtime.path)
+    return uv.build(runtime.fetch(work), work, "The runtime")
+
+
+def write_archive(
+    archive: Path, files: Iterable[Distribution], requirements: str, about: Mapping[str, Any]
+) -> None:
+    """Write an archive for hosts.
+
+    Args:
+        archive: Its path.
+        files: The distributions that it carries.
+        requirements: The lines of a requirements file for all else.
+        about: What it says of itself.
+    """
+    files = list(files)
+    contents = {file.path.name: file.path.read_bytes() for file in files}
+    contents["requirements.txt"] = ("".join(file.requirement for file in files) + requirements).encode()
+    contents["release.json"] = (json.dumps(about, indent=2, sort_keys=True) + "\n").encode()
+    archive.parent.mkdir(parents=True, exist_ok=True)
+    replace_file(archive, _tar(contents))
 
 
 def _carried(wheel: Path) -> Distribution:

@@ -290,7 +290,7 @@ class Wheel:
 
 @dataclass(frozen=True)
 class RuntimeWheel(Wheel):
-    """A wheel of the fleet's runtime. The lock of its dependencies is beside it."""
+    """A wheel of the fleet's runtime. The locks of its dependencies are beside it."""
 
     def __post_init__(self) -> None:
         """Refuse a wheel of something else, and one without a lock."""
@@ -301,8 +301,9 @@ class RuntimeWheel(Wheel):
         _require_file(self.path.with_name("requirements.lock"))
 
     def fingerprint(self) -> dict[str, str]:
-        """Return the digests of the wheel and of its lock."""
-        return {**super().fingerprint(), "lock": file_digest(self.path.with_name("requirements.lock"))}
+        """Return the digests of the wheel and of its locks."""
+        locks = sorted(self.path.parent.glob("requirements*.lock"))
+        return {**super().fingerprint(), **{lock.name: file_digest(lock) for lock in locks}}
 
 
 @dataclass(frozen=True)

@@ -57,6 +57,20 @@ options:
     description: With V(locked), take the newest versions that fit.
     type: bool
     default: false
+  runtime_extras:
+    description: Extras of the runtime that the fleet's pools and Beat's scheduler need, such as V(gevent).
+    type: list
+    elements: str
+    default: []
+  fleet_lock:
+    description:
+      - Requirements file with hashes of the fleet's own venv, which has Flower and the operator's commands,
+        and no app. Its archive is identified and built as well.
+    type: path
+  fleet_python:
+    description: The interpreter that hosts run the fleet's own venv with.
+    type: str
+    default: /usr/bin/python3
   runtime_source:
     description:
       - Source directory of the fleet's runtime, or a wheel of it. C(requirements.lock) is in the directory,
@@ -144,13 +158,18 @@ lock:
   description: Where the lock is, or would be.
   type: str
   returned: state is locked
+fleet:
+  description: The C(id) and the C(archive) of the fleet's own venv.
+  type: dict
+  returned: with I(fleet_lock)
 """
 
+import functools
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ansible.module_utils.basic import AnsibleModule, missing_required_lib
-from ansible_collections.fleet.celery.plugins.module_utils.app_release import Builder, Uv
+from ansible_collections.fleet.celery.plugins.module_utils.app_release import Builder, FleetBuilder, Uv
 from ansible_collections.fleet.celery.plugins.module_utils.app_release_sandbox import Sandbox
 from ansible_collections.fleet.celery.plugins.module_utils.app_release_source import (
     PACKAGING_ERROR,
@@ -164,6 +183,9 @@ from ansible_collections.fleet.celery.plugins.module_utils.app_release_source im
 from ansible_collections.fleet.celery.plugins.module_utils.blotted import passwords_in, secrets_among
 from ansible_collections.fleet.celery.plugins.module_utils.files import replace_file
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 
 def released(module: AnsibleModule, builder: Builder) -> dict[str, Any]:
     """Identify the release, and build it if that is asked for."""
@@ -173,11 +195,26 @@ def released(module: AnsibleModule, builder: Builder) -> dict[str, Any]:
         raise ReleaseError(
             f"{builder.source}, or the runtime, changed meanwhile. Run again to deploy what it is now."
         )
-    archive = builder.archive(release)
-    changed = given["state"] == "built" and not archive.exists()
+    builds: dict[Path, Callable[[], object]] = {
+        builder.archive(release): functools.partial(builder.build, release)
+    }
+    result: dict[str, Any] = {"id": release, "archive": str(builder.archive(release))}
+    if given["fleet_lock"]:
+        fleet = FleetBuilder(
+            builder.runtime,
+            Path(given["fleet_lock"]),
+            builder.cache,
+            builder.uv,
+            python=given["fleet_python"],
+        )
+        builds[fleet.archive] = fleet.build
+        result["fleet"] = {"id": fleet.id, "archive": str(fleet.archive)}
+    missing = [build for archive, build in builds.items() if not archive.exists()]
+    changed = given["state"] == "built" and bool(missing)
     if changed and not module.check_mode:
-        builder.build(release)
-    return {"changed": changed, "id": release, "archive": str(archive)}
+        for build in missing:
+            build()
+    return {"changed": changed, **result}
 
 
 def locked(module: AnsibleModule, builder: Builder) -> dict[str, Any]:
@@ -210,6 +247,9 @@ def main() -> None:
             "upgrade": {"type": "bool", "default": False},
             "runtime_source": {"type": "path", "required": True},
             "uv_requirements": {"type": "str", "default": ""},
+            "runtime_extras": {"type": "list", "elements": "str", "default": []},
+            "fleet_lock": {"type": "path"},
+            "fleet_python": {"type": "str", "default": "/usr/bin/python3"},
             "cache_dir": {"type": "path", "required": True},
             "python": {"type": "str", "required": True},
             "pythons": {"type": "list", "elements": "str", "default": []},
@@ -252,6 +292,7 @@ def main() -> None:
             extras=extras,
             pythons=set(given["pythons"]),
             build=given["build_packages"],
+            needs=given["runtime_extras"],
         )
         warnings = builder.warnings
         result = (locked if given["state"] == "locked" else released)(module, builder)

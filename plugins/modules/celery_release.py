@@ -24,7 +24,9 @@ options:
       - With V(present), the release is installed whole. Nothing of it runs as root. What an interrupted run
         left installing is ended first, with a warning.
       - With V(checked), its packages fit together, and Celery finds no fault with the app. The app's code
-        runs as a user of its own that can write nowhere. Never reports a change.
+        runs as a user of its own that can write nowhere. What the check says of the app is kept beside it, in
+        C(fleet-app.json), for Flower and the operator's commands; the runtime of an older version says
+        nothing of it. Never reports a change.
       - With V(current), the link C(current) leads to it.
       - With V(pruned), releases are removed except for the newest, the current, the previous, and any that a
         process still runs from. A rollback that has begun is over with it.
@@ -126,13 +128,17 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
+described: {description: Whether the release has a description of its app., returned: with I(id), type: bool}
 removed: {description: The releases that were removed., returned: state is pruned, type: list, elements: str}
 """
 
+import json
 import os
 import re
+import subprocess
 import time
 from pathlib import Path
+from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.fleet.celery.plugins.module_utils import hashed_venv
@@ -143,12 +149,19 @@ from ansible_collections.fleet.celery.plugins.module_utils.app_release_tree impo
 )
 from ansible_collections.fleet.celery.plugins.module_utils.blotted import passwords_in, secrets_among
 from ansible_collections.fleet.celery.plugins.module_utils.confined import Confined, stop
+from ansible_collections.fleet.celery.plugins.module_utils.files import replace_file
 from ansible_collections.fleet.celery.plugins.module_utils.fleet_backup import Backup
 from ansible_collections.fleet.celery.plugins.module_utils.install_lock import StillHeldError, only_one
+from ansible_collections.fleet.celery.plugins.module_utils.paths import DESCRIPTION
 
 CACHE_LIMIT = 1024**3
-# Beginnings of the lines of `celery fleet check` that are warnings and no faults.
-WARNINGS = ("This costs much: ", "This does not hold: ", "This is renamed: ")
+# What `celery fleet check` warns of, and how a warning begins.
+WARNINGS = {
+    "renamed": "This is renamed: ",
+    "overridden": "This does not hold: ",
+    "costs": "This costs much: ",
+}
+OLD_WARNINGS = tuple(WARNINGS.values())  # in a line of text, where a runtime of an older version has no JSON
 # By these, what uv and `celery fleet check` say is told apart.
 NO_SOLUTION = re.compile(r"no solution found|is not compatible|incompatible with", re.I)
 NO_BUILD = re.compile(r"failed to build|build backend|is disabled|no usable wheels", re.I)
@@ -211,16 +224,26 @@ def install_uv(path: Path, requirements: str, index_url: str, env: dict[str, str
 
 
 def checked(module: AnsibleModule, tree: ReleaseTree) -> bool:
-    """Check the release, as far as that is possible without a broker."""
+    """Check the release, as far as that is possible without a broker, and keep the description of its app."""
     given = module.params
     if not module.check_mode:
         path = tree.releases / given["id"]
         if findings := packages_fault(module, path):
             raise TreeError(heading(given["id"], "resolve", findings))
-        if findings := app_fault(module, path):
+        findings, about = app_fault(module, path)
+        if findings:
             step = "import" if NO_IMPORT.search(findings) else "check"
             raise TreeError(heading(given["id"], step, f"{findings}{import_advice(findings)}"))
+        if about:
+            text = json.dumps(about, indent=1, sort_keys=True) + "\n"
+            if not same_text(path / DESCRIPTION, text):
+                replace_file(path / DESCRIPTION, text, mode=0o644)
     return False
+
+
+def same_text(path: Path, text: str) -> bool:
+    """Return whether a file is there, with this text."""
+    return path.is_file() and path.read_text(encoding="utf-8") == text
 
 
 def import_advice(findings: str) -> str:
@@ -276,41 +299,64 @@ def packages_fault(module: AnsibleModule, path: Path) -> str:
     return result.stderr.strip() or "uv pip check failed" if result.returncode else ""
 
 
-def app_fault(module: AnsibleModule, path: Path) -> str:
+def app_fault(module: AnsibleModule, path: Path) -> tuple[str, dict[str, Any]]:
     """Return what Celery finds wrong with the app of a release, in the words of `celery fleet check`.
 
     Of what works, but costs much, or has no effect, it warns.
 
     The app runs as nodes do: with the environment that they will have, in their sandbox, and as a user that
     exists only meanwhile.
+
+    Returns:
+        What is wrong, and the description of the app: empty if something is wrong, or if the release has the
+        runtime of an older version, which gives none.
     """
+    result, words = app_check(module, path, "--json")
+    said = answer(result.stdout)
+    if "No such option: --json" in words:
+        result, words = app_check(module, path)
+    if result.returncode:
+        return "\n".join([*said["faults"], result.stderr.strip()]).strip() if said else words, {}
+    texts = [f"{start}{text}" for kind, start in WARNINGS.items() for text in said.get(kind, ())]
+    for text in texts or [line for line in result.stdout.splitlines() if line.startswith(OLD_WARNINGS)]:
+        module.warn(text)
+    return "", said.get("app", {})
+
+
+def app_check(
+    module: AnsibleModule, path: Path, *options: str
+) -> tuple[subprocess.CompletedProcess[str], str]:
+    """Run `celery fleet check`, and return the result, and all that it said or why it did not end."""
     given = module.params
-    celery: list[str | Path] = [path / "bin" / "celery", "-A", "fleet_runtime.app", "fleet", "check"]
     queues = ["--queues", ",".join(given["queues"])] if given["queues"] else []
+    command = ["-A", "fleet_runtime.app", "fleet", "check", *options, *queues]
     unit = f"celery-release-check-{os.getpid()}"
     started = time.monotonic()
     result = confined(module).run(
         unit,
-        [*celery, *queues],
+        [path / "bin" / "celery", *command],
         environment=given["environment"],
         network=True,  # as nodes: an app may ask a service for its settings
         properties=[f"RuntimeMaxSec={given['timeout']}"],
     )
-    if not result.returncode:
-        for warning in warnings(result.stdout):
-            module.warn(warning)
-        return ""
     words = f"{result.stdout}{result.stderr}".strip()
-    if time.monotonic() - started >= given["timeout"]:
-        return f"The app did not finish loading in {given['timeout']} seconds.\n{words}".strip()
-    return (
-        words or f"celery fleet check: exit status {result.returncode}; `journalctl -u {unit}` has the rest."
+    if result.returncode and time.monotonic() - started >= given["timeout"]:
+        words = f"The app did not finish loading in {given['timeout']} seconds.\n{words}".strip()
+    return result, words or (
+        f"celery fleet check: exit status {result.returncode}; `journalctl -u {unit}` has the rest."
     )
 
 
-def warnings(said: str) -> list[str]:
-    """Return the lines of `celery fleet check` about what costs much or has no effect."""
-    return [line for line in said.splitlines() if line.startswith(WARNINGS)]
+def answer(stdout: str) -> dict[str, Any]:
+    """Return what `celery fleet check --json` says, in a line among those of the app; else nothing."""
+    for line in reversed(stdout.splitlines()):
+        try:
+            found = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(found, dict) and "faults" in found:
+            return found
+    return {}
 
 
 STEPS = {
@@ -371,7 +417,9 @@ def main() -> None:
                     tree.remove(release)
                 tree.trim_cache(CACHE_LIMIT)
             module.exit_json(changed=ended or bool(removed), removed=removed)
-        module.exit_json(changed=STEPS[module.params["state"]](module, tree))
+        changed = STEPS[module.params["state"]](module, tree)
+        described = (tree.releases / (module.params["id"] or "") / DESCRIPTION).is_file()
+        module.exit_json(changed=changed, **({"described": described} if module.params["id"] else {}))
     except (TreeError, OSError) as error:
         module.fail_json(msg=str(error))
 

@@ -50,6 +50,7 @@ EXAMPLES = r"""
 RETURN = r"""
 whole: {description: Whether the release is installed whole., returned: always, type: bool}
 active: {description: Whether C(current) leads to it., returned: always, type: bool}
+described: {description: Whether it has the description of its app., returned: always, type: bool}
 same_environment: {description: Whether the file holds what it should., returned: always, type: bool}
 current: {description: The release that C(current) leads to., returned: always, type: str}
 previous: {description: The release that a rollback would switch to., returned: always, type: str}
@@ -68,6 +69,7 @@ from pathlib import Path
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.fleet.celery.plugins.module_utils.app_release_tree import ReleaseTree
 from ansible_collections.fleet.celery.plugins.module_utils.debian_packages import missing
+from ansible_collections.fleet.celery.plugins.module_utils.paths import DESCRIPTION
 
 
 def main() -> None:
@@ -92,6 +94,7 @@ def main() -> None:
     module.exit_json(
         whole=release in releases,
         active=release in releases and release == current,
+        described=(tree.releases / (release or "") / DESCRIPTION).is_file(),
         same_environment=file.is_file() and file.read_text(encoding="utf-8") == given["environment"],
         current=current or "",
         previous=tree.linked("previous") or "",

@@ -19,16 +19,19 @@ SECRET_FILES = {
     "redis": ["/etc/redis/users.acl root redis 640", "/etc/redis/functions.json root root 600"],
     "workers": [
         "/etc/celery/app.env root root 600",
+        "/etc/celery/fleet.env root root 600",
         "/etc/celery/ops.env root root 600",
         "/etc/celery/worker.env root root 600",
     ],
     "beat": [
         "/etc/celery/app.env root root 600",
+        "/etc/celery/fleet.env root root 600",
         "/etc/celery/ops.env root root 600",
         "/etc/celery/beat.env root root 600",
     ],
     "flower": [
         "/etc/celery/app.env root root 600",
+        "/etc/celery/fleet.env root root 600",
         "/etc/celery/ops.env root root 600",
         "/etc/celery/flower.env root root 600",
         "/etc/nginx/flower.htpasswd root www-data 640",
@@ -40,6 +43,7 @@ SECRET_FILES = {
 UNREADABLE = [
     "{tls}/host.key",
     "/etc/celery/app.env",
+    "/etc/celery/fleet.env",
     "/etc/celery/ops.env",
     "/etc/celery/worker.env",
     "/etc/celery/beat.env",
@@ -59,6 +63,8 @@ UNWRITABLE = [
     "{app}",
     "{app}/current",
     "{app}/current/bin",
+    "/opt/celery/fleet",
+    "/opt/celery/fleet/current/bin",
     "/usr/local/bin",
     "/var/lib",
     "/run",
@@ -116,6 +122,28 @@ def test_releases(host: Host) -> None:
     current = host.sh('readlink -f "$1/../current"', releases).strip()
     assert current in [f"{releases}/{name}" for name in kept]
     assert 1 <= len(kept) <= host.variables["celery_app_keep_releases"]
+
+
+@pytest.mark.group("workers")
+def test_the_fleet_has_a_venv_of_its_own(host: Host) -> None:
+    """Flower and the operators' tables are there and not in the app's, which they could contradict."""
+    app = f"/opt/celery/{host.variables['celery_app_name']}/current"
+    script = 'cd "$1"/lib/python3*/site-packages && ls -d flower rich fleet_runtime demo 2>/dev/null || true'
+    assert set(host.sh(script, app).split()) == {"fleet_runtime", "demo"}
+    assert set(host.sh(script, "/opt/celery/fleet/current").split()) == {"flower", "rich", "fleet_runtime"}
+    assert 1 <= len(host.sh("ls /opt/celery/fleet/releases").split()) <= 2
+    assert host.sh('stat --format="%U %G %a" "$1/fleet-app.json"', app).strip() == "root root 644"
+
+
+@pytest.mark.group("flower")
+def test_flower_has_nothing_of_the_app(host: Host) -> None:
+    """Neither its environment, which may hold passwords, nor its code."""
+    pid = host.unit("flower.service").main_pid
+    names = {line.partition("=")[0] for line in host.sh('tr "\\0" "\\n" </proc/$1/environ', str(pid)).split()}
+    assert "FLEET_APP_FILE" in names
+    assert not {"FLEET_APP", *(host.variables.get("celery_app_environment") or {})} & names
+    app = f"/opt/celery/{host.variables['celery_app_name']}/"
+    assert app not in host.sh('cat "/proc/$1/maps"', str(pid))
 
 
 # Print each path that can be read, or written to.

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from ansible_collections.fleet.celery.plugins.filter.celery_app import runtime_problem
 from ansible_collections.fleet.celery.plugins.module_utils import hashed_venv
-from ansible_collections.fleet.celery.plugins.module_utils.app_release import Builder, Uv
+from ansible_collections.fleet.celery.plugins.module_utils.app_release import Builder, FleetBuilder, Uv
 from ansible_collections.fleet.celery.plugins.module_utils.app_release_sandbox import Sandbox
 from ansible_collections.fleet.celery.plugins.module_utils.app_release_source import (
     Directory,
@@ -108,7 +108,7 @@ def runtime(tmp_path: Path) -> Path:
     """Return a stand-in for the fleet's runtime, which has an extra."""
     path = project(tmp_path / "runtime", "rt", '"dep"', OWN_LOCK)
     with (path / "pyproject.toml").open("a") as stream:
-        stream.write('[project.optional-dependencies]\nall = ["rt[more]"]\nmore = ["rt-only"]\n')
+        stream.write('[project.optional-dependencies]\nhiredis = ["rt[more]"]\nmore = ["rt-only"]\n')
     return path
 
 
@@ -299,8 +299,8 @@ def runtime_wheel(tmp_path: Path) -> Path:
     (tmp_path / "collection" / "requirements.lock").write_text(OWN_LOCK)
     about = """Requires-Python: >=3.12
 Requires-Dist: dep
-Provides-Extra: all
-Requires-Dist: rt-only; extra == 'all'
+Provides-Extra: hiredis
+Requires-Dist: rt-only; extra == 'hiredis'
 """
     return wheel(tmp_path / "collection" / "celery_fleet_runtime-2.0-py3-none-any.whl", about)
 
@@ -333,6 +333,50 @@ def test_the_wheel_of_the_runtime_and_its_lock_change_the_id(
     (runtime_wheel.parent / "requirements.lock").write_text(OWN_LOCK.replace(C, D))
     seen.append(make().identify(save=True))
     assert len(set(seen)) == len(seen)
+
+
+def names(files: dict[str, str]) -> set[str]:
+    """Return the packages of an index in an archive's requirements."""
+    return {line.split("==")[0] for line in files["requirements.txt"].splitlines() if line[0] not in " ."}
+
+
+def test_a_release_has_what_pools_and_scheduler_need(
+    make: functools.partial[Builder], app: Path, runtime: Path
+) -> None:
+    """From a lock of the runtime's for each; and it is another release then."""
+    (runtime / "requirements.lock").write_text(LOCK)
+    (runtime / "requirements-gevent.lock").write_text(f"{LOCK}rt-green==1.0 --hash={D}\n")
+    plain, with_pool = make(app), make(app, needs=["gevent"])
+    assert names(build(plain)) == {"dep"}
+    assert names(build(with_pool)) == {"dep", "rt-green"}
+    assert with_pool.identify(save=False) != plain.identify(save=False)
+
+
+def test_the_venv_of_the_fleet_has_no_app(
+    runtime: Path, runtime_wheel: Path, tmp_path: Path, index: str
+) -> None:
+    """Only the runtime, as source or wheel, and what the lock of the bundle has; a change is another id."""
+    lock = tmp_path / "fleet.txt"
+    lock.write_text(f"flower==2.2.0 --hash={A}\nrich==15.0.0 --hash={B}\n")
+    seen = set()
+    for own, wheel_name in ((runtime, "rt-1.0-py3-none-any.whl"), (runtime_wheel, runtime_wheel.name)):
+        fleet = FleetBuilder(
+            parse_runtime(own), lock, tmp_path / "cache", Uv(index), python="/usr/bin/python3"
+        )
+        fleet.build()
+        with tarfile.open(fleet.archive) as archive:
+            files = {one.name: (archive.extractfile(one) or io.BytesIO()).read() for one in archive}
+        assert files.keys() == {wheel_name, "requirements.txt", "release.json"}
+        requirements = files["requirements.txt"].decode()
+        assert requirements.startswith(f"./{wheel_name} --hash=sha256:")
+        assert "flower==2.2.0 " in requirements
+        assert json.loads(files["release.json"])["id"] == fleet.id
+        seen.add(fleet.id)
+    lock.write_text(lock.read_text().replace("15.0.0", "15.0.1"))
+    parsed = parse_runtime(runtime_wheel)
+    for python in ("/usr/bin/python3", "/opt/python"):
+        seen.add(FleetBuilder(parsed, lock, tmp_path / "cache", Uv(index), python=python).id)
+    assert len(seen) == 4
 
 
 def test_what_is_no_runtime_is_refused(app: Path, runtime: Path, runtime_wheel: Path) -> None:

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import subprocess
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -93,3 +95,102 @@ def test_the_level_is_in_the_environment(level: str, line: str) -> None:
     text = Role("celery_app", **given).evaluate("__celery_app_variables | fleet.celery.fleet_env_file")
     lines = [found for found in text.replace('"', "").splitlines() if "LEVEL" in found]
     assert lines == ([line] if line else [])
+
+
+# Prints its arguments, one a line, in place of systemd-run.
+PRINT = """#!/bin/sh
+printf '%s\\n' "$@"
+"""
+
+
+def run_command(tmp_path: Path, *words: str, described: bool = True) -> dict[str, Any]:
+    """Run `fleet-celery` with a systemd-run that prints: return the environment files, and the command."""
+    programs = tmp_path / "bin"
+    programs.mkdir(exist_ok=True)
+    for name, text in {"systemd-run": PRINT, "id": "#!/bin/sh\necho 0\n"}.items():
+        (programs / name).write_text(text)
+        (programs / name).chmod(0o755)
+    description = tmp_path / "fleet-app.json"
+    description.unlink(missing_ok=True)
+    if described:
+        description.touch()
+    text = Role("celery_app", celery_app_name="shop").template("fleet-celery.j2")
+    assert "/opt/celery/shop/current/fleet-app.json" in text
+    script = tmp_path / "fleet-celery"
+    script.write_text(text.replace("/opt/celery/shop/current/fleet-app.json", str(description)))
+    path = f"{programs}:/usr/bin:/bin"
+    done = subprocess.run(
+        ["sh", script, *words], env={"PATH": path}, capture_output=True, text=True, check=True
+    )
+    lines = done.stdout.splitlines()
+    start = "--property=EnvironmentFile="
+    return {
+        "environment": [line.removeprefix(start) for line in lines if line.startswith(start)],
+        "command": lines[lines.index("--") + 1 :],
+    }
+
+
+FLEET = ("/opt/celery/fleet/current", "/etc/celery/fleet.env")
+APP = ("/opt/celery/shop/current", "/etc/celery/app.env")
+
+
+@pytest.mark.parametrize(
+    ("words", "described", "place", "passed"),
+    [
+        (["fleet", "status"], True, FLEET, ["fleet", "status"]),
+        (["inspect", "ping", "-d", "a b"], True, FLEET, ["inspect", "ping", "-d", "a b"]),
+        ([], True, FLEET, []),
+        (["fleet", "check", "--queues", "a"], True, APP, ["fleet", "check", "--queues", "a"]),
+        (["shell"], True, APP, ["shell"]),
+        (["report"], True, APP, ["report"]),
+        (["app", "call", "shop.add", "--args=[$x]"], True, APP, ["call", "shop.add", "--args=[$$x]"]),
+        (["app"], True, APP, []),
+        (["fleet", "status"], False, APP, ["fleet", "status"]),
+    ],
+)
+def test_a_command_runs_from_the_venv_that_it_needs(
+    tmp_path: Path, words: list[str], place: tuple[str, str], passed: list[str], *, described: bool
+) -> None:
+    """From the fleet's own without the app's environment; from the release what needs the app itself."""
+    venv, environment = place
+    found = run_command(tmp_path, *words, described=described)
+    assert found["environment"] == [environment, "/etc/celery/ops.env"]
+    assert found["command"] == [f"{venv}/bin/celery", "-A", "fleet_runtime.app", *passed]
+
+
+def test_the_environment_of_the_fleet_has_nothing_of_the_app() -> None:
+    """Its own settings alone; the app's may be passwords."""
+    role = Role(
+        "celery_app",
+        celery_app_name="shop",
+        celery_app_import="shop:app",
+        celery_app_level="standard",
+        celery_app_settings={"accept_content": "json,yaml"},
+        celery_app_environment={"SHOP_DSN": "postgres://secret"},
+    )
+    assert role.evaluate("__celery_app_fleet_environment") == {
+        "FLEET_APP_FILE": "/opt/celery/shop/current/fleet-app.json",
+        "FLEET_LEVEL": "standard",
+        "FLEET_ACCEPT_CONTENT": "json,yaml",
+    }
+    assert role.evaluate("__celery_app_variables") == {
+        "FLEET_APP": "shop:app",
+        "FLEET_LEVEL": "standard",
+        "FLEET_ACCEPT_CONTENT": "json,yaml",
+        "SHOP_DSN": "postgres://secret",
+    }
+
+
+@pytest.mark.parametrize(
+    ("pools", "scheduler", "extras"),
+    [
+        (["prefork", "threads"], "", []),
+        (["gevent"], "persistent", ["gevent"]),
+        (["gevent", "prefork"], "redbeat", ["gevent", "redbeat"]),
+    ],
+)
+def test_an_app_gets_what_pools_and_scheduler_need(
+    pools: list[str], scheduler: str, extras: list[str]
+) -> None:
+    role = Role("celery_app", celery_app_pools=pools, celery_app_beat_scheduler=scheduler)
+    assert role.evaluate("__celery_app_runtime_extras") == extras

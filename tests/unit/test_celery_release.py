@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,16 +27,52 @@ class Module(SimpleNamespace):
         self.warned.append(sentence)
 
 
+RELEASE = Path("/opt/celery/demo/releases/1")
+
+
+def said(**lists: Any) -> str:
+    """Return what `fleet check --json` prints."""
+    found: dict[str, Any] = {"level": "full", "faults": [], "renamed": [], "overridden": [], "costs": []}
+    return json.dumps({**found, **lists}) + "\n"
+
+
+OLD_TEXT = "own words\nThis does not hold: this.\nThis costs much: that.\nThe app is fit to run.\n"
+
+
+@pytest.mark.parametrize(
+    ("status", "stdout", "stderr", "fault", "warned"),
+    [
+        (0, said(app={"format": 1}), "", "", []),
+        (
+            0,
+            "own words\n" + said(app={"format": 1}, costs=["That."], overridden=["This."]) + "more\n",
+            "",
+            "",
+            ["This does not hold: This.", "This costs much: That."],
+        ),
+        (1, said(faults=["No node consumes it."], costs=["This."]), "", "No node consumes it.", []),
+        (1, "own words\n", "celery: no module\n", "own words\ncelery: no module", []),
+    ],
+)
+def test_a_check_refuses_warns_or_describes(
+    monkeypatch: pytest.MonkeyPatch, status: int, stdout: str, stderr: str, fault: str, warned: list[str]
+) -> None:
+    """By what `celery fleet check --json` says, between lines of the app."""
+
+    def ran(argv: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
+        assert argv[-3:] == ["--json", "--queues", "a"]
+        return subprocess.CompletedProcess(argv, status, stdout, stderr)
+
+    monkeypatch.setattr(subprocess, "run", ran)
+    module = Module()
+    assert celery_release.app_fault(module, RELEASE) == (fault, {} if fault else {"format": 1})
+    assert module.warned == warned
+
+
 @pytest.mark.parametrize(
     ("status", "stdout", "fault", "warned"),
     [
-        (0, "The app is fit to run at the level full.\n", "", []),
-        (
-            0,
-            "own words\nThis does not hold: this.\nThis costs much: that.\nThe app is fit to run.\n",
-            "",
-            ["This does not hold: this.", "This costs much: that."],
-        ),
+        (0, OLD_TEXT, "", ["This does not hold: this.", "This costs much: that."]),
         (
             1,
             "This costs much: this.\nNo node consumes it.\n",
@@ -44,19 +81,45 @@ class Module(SimpleNamespace):
         ),
     ],
 )
-def test_what_costs_much_or_has_no_effect_is_a_warning_and_no_fault(
+def test_a_release_of_an_older_version_is_checked_by_its_words(
     monkeypatch: pytest.MonkeyPatch, status: int, stdout: str, fault: str, warned: list[str]
 ) -> None:
-    """In the words of `celery fleet check`."""
+    """Its runtime knows no --json, so a rollback to it has no description."""
 
     def ran(argv: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
-        assert argv[-2:] == ["--queues", "a"]
+        if "--json" in argv:
+            return subprocess.CompletedProcess(argv, 2, "", "Error: No such option: --json\n")
         return subprocess.CompletedProcess(argv, status, stdout, "")
 
     monkeypatch.setattr(subprocess, "run", ran)
     module = Module()
-    assert celery_release.app_fault(module, Path("/opt/celery/demo/releases/1")) == fault
+    assert celery_release.app_fault(module, RELEASE) == (fault, {})
     assert module.warned == warned
+
+
+def test_the_description_is_kept_beside_the_release(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Everyone may read it; what has not changed is not written again; what an older version left stays."""
+    about: dict[str, Any] = {"format": 1, "name": "shop"}
+    monkeypatch.setattr(celery_release, "packages_fault", lambda *_: "")
+    monkeypatch.setattr(celery_release, "app_fault", lambda *_: ("", about))
+    module, tree = Module(), ReleaseTree(tmp_path)
+    module.params["id"] = "3fa9c1d2e4b5"
+    module.check_mode = False
+    file = tmp_path / "releases" / "3fa9c1d2e4b5" / "fleet-app.json"
+    file.parent.mkdir(parents=True)
+    for _ in range(2):
+        assert celery_release.checked(module, tree) is False
+        assert json.loads(file.read_text()) == about
+        assert file.stat().st_mode & 0o777 == 0o644
+    written = file.stat().st_ino
+    celery_release.checked(module, tree)
+    assert file.stat().st_ino == written
+    about["name"] = "other"
+    celery_release.checked(module, tree)
+    assert json.loads(file.read_text())["name"] == "other"
+    about.clear()
+    celery_release.checked(module, tree)
+    assert file.exists()
 
 
 def test_uv_is_installed_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -97,7 +160,7 @@ def test_a_refusal_names_its_step(
 ) -> None:
     """An app that does not load is told apart from one that should not run."""
     monkeypatch.setattr(celery_release, "packages_fault", lambda *_: "")
-    monkeypatch.setattr(celery_release, "app_fault", lambda *_: words)
+    monkeypatch.setattr(celery_release, "app_fault", lambda *_: (words, {}))
     module, tree = Module(), ReleaseTree(Path("/opt/celery/shop"))
     module.params["id"], module.check_mode = "one", False
     with pytest.raises(TreeError, match=f"Release one fails at {step}, so nothing") as caught:

@@ -50,7 +50,7 @@ def unit_file(tmp_path: Path) -> Path:
     file = tmp_path / "flower.service"
     text = role().template("flower.service.j2")
     file.write_text(
-        text.replace("/opt/celery/demo/current/bin/celery", "/bin/true").replace("=flower\n", "=root\n")
+        text.replace("/opt/celery/fleet/current/bin/celery", "/bin/true").replace("=flower\n", "=root\n")
     )
     return file
 
@@ -87,7 +87,7 @@ def test_the_sandboxes_keep_their_budget(request: pytest.FixtureRequest, name: s
 
 
 def test_addresses_are_all_or_those_that_are_named() -> None:
-    """Flower imports the same app as nodes do."""
+    """Flower reaches what nodes may reach."""
     assert "IPAddress" not in role().template("flower.service.j2")
     text = role(flower_ip_allow=["192.0.2.1"]).template("flower.service.j2")
     assert {"IPAddressDeny=any", "IPAddressAllow=192.0.2.1"} <= set(text.splitlines())
@@ -97,7 +97,7 @@ BOUNDS = ("MemoryMax", "MemorySwapMax", "TasksMax", "LogRateLimitIntervalSec", "
 
 
 def test_flower_is_bounded() -> None:
-    """It imports the app, and shows whatever comes."""
+    """It shows whatever comes."""
     lines = role().template("flower.service.j2").splitlines()
     found = dict(line.split("=", 1) for line in lines if line.startswith(BOUNDS))
     assert found == dict(zip(BOUNDS, ("512M", "0", "1024", "10", "100000"), strict=True))
@@ -109,16 +109,36 @@ def test_the_units_hold_no_secret(unit_file: Path, site: str) -> None:
     assert not re.search(f"s3cret|{re.escape(PASSWORD)}", unit_file.read_text() + site)
 
 
-def test_the_unit_compares_what_it_reads(unit_file: Path) -> None:
-    """Each file that shapes Flower is in the fingerprint, and root alone may write that."""
-    lines = unit_file.read_text().splitlines()
+@pytest.mark.parametrize(
+    ("described", "environment", "own"),
+    [
+        (
+            True,
+            "/etc/celery/fleet.env",
+            ["/opt/celery/fleet/current", "/opt/celery/demo/current/fleet-app.json"],
+        ),
+        (False, "/etc/celery/app.env", ["/opt/celery/demo/current"]),
+    ],
+)
+def test_the_unit_compares_what_it_reads(*, described: bool, environment: str, own: list[str]) -> None:
+    """Each file that shapes Flower is in the fingerprint, and root alone may write that.
+
+    Flower runs from the fleet's own venv, without the environment of the app; of a release that has no
+    description of its app, it runs from the release.
+    """
+    lines = role(flower_app_described=described).template("flower.service.j2").splitlines()
     fingerprint = next(line for line in lines if "sha256sum" in line)
     read = [line.partition("=")[2] for line in lines if line.startswith("EnvironmentFile=")]
-    assert read == ["/etc/celery/app.env", "/etc/celery/flower.env"]
-    for path in (*read, "/etc/celery/flowerconfig.py", "/etc/systemd/system/flower.service"):
-        assert f" {path} " in fingerprint
-    assert fingerprint.startswith("ExecStartPre=+")
-    assert fingerprint.endswith(">/run/flower.started'")  # not below /run/flower, where Flower may write
+    assert read == [environment, "/etc/celery/flower.env"]
+    venv, *files = own
+    assert f"ExecStart={venv}/bin/celery -A fleet_runtime.app flower" in lines
+    read += [
+        "/etc/celery/flowerconfig.py",
+        "/etc/systemd/system/flower.service",
+        f"{venv}/release.json",
+        *files,
+    ]
+    assert fingerprint == f"ExecStartPre=+/bin/sh -c 'exec sha256sum {' '.join(read)} >/run/flower.started'"
 
 
 def test_flower_knows_every_option() -> None:

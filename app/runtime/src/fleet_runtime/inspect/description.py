@@ -38,6 +38,10 @@ SETTINGS = (
     *("result_expires", "result_extended", "result_persistent"),
 )
 SERIALIZERS = ("task_serializer", "result_serializer")
+TASK_OPTIONS = frozenset(
+    {"queue", "exchange", "routing_key", "priority", "expires", "serializer", "delivery_mode", "compression"}
+    | {"time_limit", "soft_time_limit", "ignore_result"}
+)
 TRANSPORT_OPTIONS = ("priority_steps", "queue_order_strategy")
 
 
@@ -86,21 +90,22 @@ def load(path: str) -> Celery:
 
 def _made(about: Mapping[str, Any]) -> Celery:
     """Return the app of a description."""
-    app = Celery(about["name"], set_as_current=True)
-    known = registry.name_to_type
-    settings = {name: value for name, value in about["settings"].items() if value is not None}
-    # A serializer that the app itself registers is not known here: its messages are the app's to send.
-    app.conf.update(
-        {name: value for name, value in settings.items() if name not in SERIALIZERS or value in known}
-    )
-    app.conf.broker_transport_options = about["transport_options"]
+    app = Celery(about["name"])
+    for name in SETTINGS:  # and no other, whatever the app's code had the file say
+        value = about["settings"].get(name)
+        # A serializer that the app itself registers is not known here: its messages are the app's to send.
+        if value is not None and (name not in SERIALIZERS or value in registry.name_to_type):
+            app.conf[name] = value
+    options = about["transport_options"]
+    app.conf.broker_transport_options = {name: options[name] for name in TRANSPORT_OPTIONS if name in options}
     if about["queues"]:
         app.conf.task_queues = [_made_queue(queue) for queue in about["queues"]]
     app.conf.task_routes = (
         [(re.compile(pattern) if is_regex else pattern, to) for pattern, is_regex, to in about["routes"]],
     )
     for name, options in about["tasks"].items():
-        base = type("Described", (Task,), options)  # Celery warns of a queue that is the task's own
+        known = {option: value for option, value in options.items() if option in TASK_OPTIONS}
+        base = type("Described", (Task,), known)  # Celery warns of a queue that is the task's own
         app.task(_cannot_run, base=base, name=name, shared=False, typing=False)
     app.fleet_described = {name: about[name] for name in ("configured", "routed")}
     return app
