@@ -145,7 +145,9 @@ def several(names: Iterable[str]) -> list[str]:
     return sorted(name for name, times in Counter(names).items() if times > 1)
 
 
-def run(fleet: Fleet, ledger: Ledger, fault: Fault, rate: float = RATE) -> Trial:
+def run(
+    fleet: Fleet, ledger: Ledger, fault: Fault, rate: float = RATE, queues: Iterable[str] | None = None
+) -> Trial:
     """Let a fault happen to a fleet that has work to do, and return what became of the work.
 
     Args:
@@ -153,10 +155,12 @@ def run(fleet: Fleet, ledger: Ledger, fault: Fault, rate: float = RATE) -> Trial
         ledger: Of the tasks.
         fault: What happens.
         rate: Tasks that are sent a second.
+        queues: Where they are sent; by default to all queues.
     """
+    of_queues = {queue: share for queue, share in shares(fleet).items() if queues is None or queue in queues}
     name = f"{fault.name}-{int(time.time())}"
     problem = ""
-    with Load(fleet.broker, name, shares(fleet), rate) as load:
+    with Load(fleet.broker, name, of_queues, rate) as load:
         time.sleep(CALM)
         began = time.time()
         try:

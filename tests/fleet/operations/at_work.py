@@ -12,7 +12,7 @@ from tests.fleet.faults.faults import Fault
 from tests.fleet.support.inventory import ROOT
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from tests.fleet.faults.ledger import Ledger
     from tests.fleet.faults.report import Report
@@ -38,6 +38,7 @@ class Operator:
         *,
         rate: float = trial.RATE,
         wait: float = WAIT,
+        queues: Iterable[str] | None = None,
     ) -> None:
         """Begin with the inventory as it is.
 
@@ -48,9 +49,10 @@ class Operator:
             report: Gets each trial.
             rate: Tasks that are sent a second.
             wait: Seconds that a task may take from when it is sent to its end.
+            queues: Where tasks are sent; by default to all queues.
         """
         self.fleet = fleet
-        self._rate, self._wait = rate, wait
+        self._rate, self._wait, self._queues = rate, wait, queues
         self.variables: dict[str, Any] = {}
         self._plays = plays
         self._ledger = ledger
@@ -104,7 +106,7 @@ class Operator:
 
         happens.__name__ = name
         fault = Fault(happens, wait=self._wait, twice=twice)
-        found = trial.run(self.fleet, self._ledger, fault, self._rate)
+        found = trial.run(self.fleet, self._ledger, fault, self._rate, self._queues)
         self._report.add(found)
         assert runs, found.problem
         if succeeds:

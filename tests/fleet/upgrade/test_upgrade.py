@@ -15,7 +15,7 @@ from tests.fleet.faults.ledger import Ledger
 from tests.fleet.faults.report import Report
 from tests.fleet.operations.at_work import Operator
 from tests.fleet.support.hosts import eventually
-from tests.fleet.support.inventory import ROOT
+from tests.fleet.support.inventory import ROOT, Inventory
 from tests.fleet.upgrade.previous import NoHistoryError, PreviousPlays
 
 if TYPE_CHECKING:
@@ -49,8 +49,8 @@ def vault(plays: Plays) -> Path:
 
 
 @pytest.fixture(scope="module")
-def previous(fleet: Fleet, plays: Plays, vault: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """The release before this one deploys the fleet."""
+def previous(fleet: Fleet, plays: Plays, vault: Path, tmp_path_factory: pytest.TempPathFactory) -> set[str]:
+    """The release before this one deploys the fleet; the queues of its inventory, which may be fewer."""
     try:
         previous = PreviousPlays([*plays.inventory_arguments], tmp_path_factory.mktemp("previous"))
     except NoHistoryError as error:
@@ -66,15 +66,18 @@ def previous(fleet: Fleet, plays: Plays, vault: Path, tmp_path_factory: pytest.T
     fleet.inventory.read()
     previous.run(playbook="site.yml").expect_success()
     fleet.reread()
+    before = Inventory(previous.inventory_arguments)
+    pools = [before.variables(host)["celery_worker_pools"] for host in before.group("workers")]
+    return {queue for of_host in pools for pool in of_host.values() for queue in pool["queues"]}
 
 
 @pytest.fixture(scope="module")
-def operator(fleet: Fleet, plays: Plays, previous: None) -> Iterator[Operator]:
+def operator(fleet: Fleet, plays: Plays, previous: set[str]) -> Iterator[Operator]:
     """An operator. The application that sends tasks keeps its copy of `ca.crt` from before."""
     ledger = Ledger(fleet)
     try:
         ledger.install()
-        yield Operator(fleet, plays, ledger, Report(FOLDER), rate=RATE, wait=WAIT)
+        yield Operator(fleet, plays, ledger, Report(FOLDER), rate=RATE, wait=WAIT, queues=previous)
     finally:
         ledger.take_back()
 
