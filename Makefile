@@ -4,7 +4,7 @@
 
 ENV ?= single
 SCENARIOS := fleet single
-LONG_STAGES := apps-long wheel sanity servers upstream installed
+LONG_STAGES := apps-long versions wheel sanity servers upstream installed
 LONG_SCENARIOS := faults operations upgrade
 
 export LAB_SUITE := $(SUITE)
@@ -13,7 +13,7 @@ export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
 export LC_ALL := C.UTF-8
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help up down lab-args lab-secret lock-app test test-all lint unit apps apps-long wheel sanity servers upstream installed molecule matrix bench functions fixtures docs lock collection release clean
+.PHONY: help up down lab-args lab-secret lock-app test test-all lint unit apps oldest versions apps-long wheel sanity servers upstream installed molecule matrix bench functions fixtures docs lock collection release clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z% -]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 26
@@ -42,13 +42,13 @@ lock-app: ## Write the lock of the app of ENV, or of the inventory in ARGS="-i .
 
 test: ## Run all tests, the fast ones first; the first stage that fails is the last
 	@lab/bootstrap lab tools
-	@lab/test.py lint unit apps $(SCENARIOS)
+	@lab/test.py lint unit apps oldest $(SCENARIOS)
 
 test-all: ## Run all tests, and those that take long: every fault and every playbook, with tasks counted
 	@lab/bootstrap lab tools
-	@lab/test.py lint unit apps $(LONG_STAGES) $(SCENARIOS) $(LONG_SCENARIOS)
+	@lab/test.py lint unit apps oldest $(LONG_STAGES) $(SCENARIOS) $(LONG_SCENARIOS)
 
-lint unit apps apps-long wheel sanity upstream: ## Run one of these stages; sanity is Ansible's own checks, upstream Celery's and kombu's own tests
+lint unit apps oldest versions apps-long wheel sanity upstream: ## Run one of these stages; oldest and versions are the runtime with other versions of Celery, sanity is Ansible's own checks, upstream Celery's and kombu's own tests
 	@lab/bootstrap tools
 	@lab/test.py $@
 
@@ -64,9 +64,10 @@ molecule-%: ## Run one Molecule scenario
 	@lab/bootstrap lab
 	@lab/test.py $*
 
-matrix: ## Run the tests with each supported version of Ansible and Celery; SESSION=NAME runs one
+matrix: ## Run the tests with each supported version of Ansible and Celery; SESSION=NAME runs one, UPSTREAM=1 the newest
 	@lab/bootstrap tools
-	@nox $(if $(SESSION),--session "$(SESSION)")
+	@nox $(if $(PYTHON),--force-python $(PYTHON)) $(if $(UPSTREAM),--session newest,$(if $(SESSION),--session "$(SESSION)")); \
+	 code=$$?; python3 -m tools.matrix_table; exit $$code
 
 bench: ## Measure what nodes and other task queues cost, and what kills lose (.cache/bench)
 	@lab/bootstrap tools bench

@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: MIT
 """Runs the project's tests, stage by stage, and counts them.
 
-Usage: lab/test.py STAGE...; a stage is lint, unit, apps, apps-long, wheel, sanity, servers, upstream,
-installed, or a Molecule scenario. A failure is the end.
+Usage: lab/test.py STAGE...; a stage is lint, unit, apps, oldest, versions, apps-long, wheel, sanity, servers,
+upstream, installed, or a Molecule scenario. A failure is the end.
 
 The tools do the work: pre-commit, pytest, Molecule. This runs two stages at a time, which nox does not, and
 adds up their counts.
@@ -28,9 +28,20 @@ from junitparser import JUnitXml
 
 ROOT = Path(__file__).resolve().parent.parent
 REPORTS = ROOT / ".cache" / "test"
+MATRIX = ROOT / ".cache" / "matrix"
 LAB = ROOT / "lab" / "lab.py"
 
 SEVERAL = ("--numprocesses=4", "--dist=loadfile")
+# The tests of the runtime that run with its oldest versions in `make test`, relative to app/runtime.
+WITH_OLDEST = (
+    "tests/test_surface.py",
+    "tests/transport",
+    "tests/test_transport.py",
+    "tests/test_inflight.py",
+    "tests/test_pool.py",
+    "tests/test_recovery.py",
+    "tests/test_level.py",
+)
 RESULTS = ("passed", "failed", "skipped")
 counts: Counter[str] = Counter()
 one_at_a_time = Lock()
@@ -171,6 +182,8 @@ PLAIN: tuple[dict[str, Callable[[], None]], ...] = (
     },
     # By themselves, for they count seconds; several files at once, for they wait most of their time.
     {"apps": lambda: pytest("apps", *SEVERAL, "app")},
+    {"oldest": lambda: runtime("oldest", "oldest", *WITH_OLDEST)},
+    {"versions": lambda: other_versions()},
     {"apps-long": lambda: pytest("apps-long", *SEVERAL, "-m", "long", "app")},
     {
         "wheel": lambda: pytest("wheel", "tests/wheel"),
@@ -180,6 +193,27 @@ PLAIN: tuple[dict[str, Callable[[], None]], ...] = (
     {"upstream": lambda: pytest("upstream", "--timeout=4000", "tests/upstream")},
     {"installed": lambda: pytest("installed", "--timeout=3600", "tests/installed")},
 )
+
+
+def runtime(name: str, combination: str, *arguments: str) -> None:
+    """Run tests of the runtime with a combination of versions of noxfile.py, and count them."""
+    report = REPORTS / f"{name}.xml"
+    report.unlink(missing_ok=True)
+    session = ("nox", "--reuse-existing-virtualenvs", "--session", f"runtime({combination})")
+    succeeded, seconds, output = run(*session, "--", f"--junitxml={report}", *arguments)
+    count(name, seconds, output, **take_report(report, succeeded))
+
+
+def other_versions() -> None:
+    """Run the runtime's tests with a choice of the combinations of noxfile.py."""
+    began = time.time()
+    succeeded, seconds, output = run("nox", "--reuse-existing-virtualenvs", "--tags", "pairwise")
+    reports = [one for one in MATRIX.glob("*.xml") if one.stat().st_mtime > began]
+    for report in reports:
+        results = take_report(report, succeeded=True)
+        count(f"versions: {report.stem}", seconds / len(reports), output, **results)
+    if not succeeded and not counts["failed"]:
+        count("versions", seconds, output, failed=1)
 
 
 def other_servers() -> None:

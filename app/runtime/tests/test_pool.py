@@ -338,10 +338,10 @@ def half(make: Callable[..., FastAsynPool]) -> tuple[FastAsynPool, Any, bytes]:
     return pool, process, message[9000:]
 
 
-def hear(pool: FastAsynPool, heard: list[Any]) -> None:
+def hear(pool: FastAsynPool, hub: Hub, heard: list[Any]) -> None:
     """Let the messages of a pool's processes arrive here, and nowhere else."""
     pool._result_handler.on_state_change = heard.append
-    pool._result_handler.register_with_event_loop(pool._result_handler._hub)
+    pool._result_handler.register_with_event_loop(hub)
 
 
 def test_half_of_a_message_outlives_a_connection(half: tuple[FastAsynPool, Any, bytes], hub: Hub) -> None:
@@ -349,7 +349,7 @@ def test_half_of_a_message_outlives_a_connection(half: tuple[FastAsynPool, Any, 
     (pool, process, rest), heard = half, list[Any]()
     hub.reset()
     pool.register_with_event_loop(hub)
-    hear(pool, heard)
+    hear(pool, hub, heard)
     os.write(process.outq._writer.fileno(), rest)
     pool._result_handler.handle_event(process.outqR_fd)
     assert [len(message[1][5]) for message in heard] == [20_000]
@@ -358,11 +358,11 @@ def test_half_of_a_message_outlives_a_connection(half: tuple[FastAsynPool, Any, 
 
 @pytest.mark.parametrize("is_whole", [True, False])
 def test_half_of_a_message_is_finished_or_forgotten_with_its_process(
-    half: tuple[FastAsynPool, Any, bytes], is_whole: bool
+    half: tuple[FastAsynPool, Any, bytes], hub: Hub, is_whole: bool
 ) -> None:
     """Or the next process with these pipes would be misunderstood."""
     (pool, process, rest), heard = half, list[Any]()
-    hear(pool, heard)
+    hear(pool, hub, heard)
     if is_whole:
         os.write(process.outq._writer.fileno(), rest)
     pool.process_flush_queues(process)
@@ -370,10 +370,12 @@ def test_half_of_a_message_is_finished_or_forgotten_with_its_process(
     assert not pool._result_handler.parts
 
 
-def test_half_of_a_message_is_finished_as_the_node_stops(half: tuple[FastAsynPool, Any, bytes]) -> None:
+def test_half_of_a_message_is_finished_as_the_node_stops(
+    half: tuple[FastAsynPool, Any, bytes], hub: Hub
+) -> None:
     """The rest is waited for, but not for ever."""
     (pool, process, rest), heard = half, list[Any]()
-    hear(pool, heard)
+    hear(pool, hub, heard)
     pool._result_handler.partial_read_deadline = 0.2
     assert pool._result_handler._finish_partial_read(process.outqR_fd, process)
     os.write(process.outq._writer.fileno(), rest)
@@ -440,13 +442,13 @@ def test_what_stands_before_a_message_that_cannot_be_unpickled_is_heard() -> Non
 
 
 def test_what_cannot_be_unpickled_holds_up_no_process_that_ended_and_no_stop(
-    make: Callable[..., FastAsynPool],
+    make: Callable[..., FastAsynPool], hub: Hub
 ) -> None:
     """Then its pipe is read in another way, which is billiard's."""
     pool, heard, removed = make(), list[Any](), list[Any]()
     (process,) = pool._pool
     body = pickle.dumps(Unreadable())
-    hear(pool, heard)
+    hear(pool, hub, heard)
     os.write(process.outq._writer.fileno(), framing.LENGTH.pack(len(body)) + body)
     pool.process_flush_queues(process)
     os.write(process.outq._writer.fileno(), framing.LENGTH.pack(len(body)) + body)

@@ -16,6 +16,7 @@ from celery.concurrency import prefork, thread
 from celery.worker import state
 from fleet_runtime.worker.bootsteps import _concurrency
 from fleet_runtime.worker.watchdog import LEAK_WATCHDOG_TIMES, STOP_TIMEOUT_S, Watchdog, fetches_nothing
+from kombu.asynchronous.timer import Timer
 
 from fleet_testing.broker import Broker
 from fleet_testing.commands import APPS, PATIENCE, Daemon, Fleet
@@ -265,8 +266,8 @@ def test_a_node_that_asks_for_nothing_is_deaf(
         active_queues=queues,
         qos=SimpleNamespace(can_consume=lambda: has_room),
     )
-    assert fetches_nothing(channel, SECONDS) is expected
-    assert not fetches_nothing(None, SECONDS)
+    assert fetches_nothing(channel, SECONDS, SimpleNamespace(timer=Timer())) is expected
+    assert not fetches_nothing(None, SECONDS, SimpleNamespace(timer=Timer()))
 
 
 def test_a_node_that_stops_may_give_back_for_minutes() -> None:

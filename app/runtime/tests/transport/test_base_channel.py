@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from fleet_runtime.broker.functions import FunctionMissingError
+from fleet_runtime.compat import older_kombu
 from fleet_runtime.transport import tuning
 from fleet_runtime.transport.base_channel import BaseChannel
 from kombu.transport import redis as stock
@@ -145,7 +146,7 @@ def test_maybe_refresh_binding_expiry_bears_what_goes_away(
     channel: Any, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     """Kombu tries again in a second."""
-    monkeypatch.setattr(stock.Channel, "maybe_refresh_binding_expiry", failing(error))
+    monkeypatch.setattr(older_kombu.Channel, "maybe_refresh_binding_expiry", failing(error))
     channel.maybe_refresh_binding_expiry()
 
 
@@ -153,7 +154,7 @@ def test_maybe_refresh_binding_expiry_raises_other_errors(
     channel: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Kombu logs them."""
-    monkeypatch.setattr(stock.Channel, "maybe_refresh_binding_expiry", failing(OTHER))
+    monkeypatch.setattr(older_kombu.Channel, "maybe_refresh_binding_expiry", failing(OTHER))
     with pytest.raises(ResponseError, match="syntax"):
         channel.maybe_refresh_binding_expiry()
 

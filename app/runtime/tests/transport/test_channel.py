@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from fleet_runtime.broker import functions
+from fleet_runtime.compat import older_kombu
 from fleet_runtime.transport import decode, tuning
 from fleet_runtime.transport.channel import Channel
 from fleet_runtime.transport.connection import TRACK_NEXT
@@ -484,7 +485,7 @@ def test_a_script_that_redis_lacks_is_loaded(
 def test_a_lost_connection_gives_back_its_tags(channel: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """And the loss is reported if messages were under way."""
     monkeypatch.setattr(stock.Channel, "_on_connection_disconnect", lambda *_: None)
-    monkeypatch.setattr(stock.Channel, "active_queues", ["default"])
+    monkeypatch.setattr(older_kombu.Channel, "active_queues", ["default"])
     forgotten: list[Any] = []
     channel.connection.cycle.forget = forgotten.append
     channel.fetcher.connection, channel.fetcher.has_pending_fetch = object(), True
@@ -497,7 +498,7 @@ def test_a_lost_connection_gives_back_its_tags(channel: Any, monkeypatch: pytest
 
 def test_an_error_for_queues_of_before_is_ignored(channel: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """The queue that Redis refuses is not consumed any more: the connection is good."""
-    monkeypatch.setattr(stock.Channel, "active_queues", ["default"])
+    monkeypatch.setattr(older_kombu.Channel, "active_queues", ["default"])
     poll(channel)
     error = ResponseError("WRONGTYPE Operation against a key")
     assert not channel.fetcher.sent[0].on_error(error)

@@ -42,7 +42,7 @@ class FakeConnection:
         assert not check_health, "the reply to a PING would be taken for another's"
         self.sent += commands
 
-    def can_read(self) -> bool:
+    def can_read(self, timeout: float = 0) -> bool:
         """Return whether there are replies."""
         return bool(self.replies)
 
@@ -228,7 +228,7 @@ def test_is_overdue_counts_from_the_last_reply(
     """A reply that has come, and was not read, is not overdue: the node was busy."""
     now = [100.0]
     monkeypatch.setattr(module, "monotonic", lambda: now[0])
-    monkeypatch.setattr("kombu.transport.redis._socket_readable", lambda sock: readable)
+    monkeypatch.setattr("fleet_runtime.transport.connection.is_readable", lambda sock: readable)
     assert not pipe.is_overdue(1)
     pipe.send(PendingCommand(("A",)))
     now[0] = 100.5

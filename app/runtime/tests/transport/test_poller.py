@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from fleet_runtime.compat import older_kombu
 from fleet_runtime.transport import tuning
 from fleet_runtime.transport.connection import PipelinedConnection
 from fleet_runtime.transport.poller import Poller, turn
@@ -94,7 +95,7 @@ def test_wake_interrupts_a_poller_without_a_loop(monkeypatch: pytest.MonkeyPatch
     poller.wake()
     waits: list[float] = []
     monkeypatch.setattr(
-        stock.MultiChannelPoller, "get", lambda poller, callback, timeout: waits.append(timeout)
+        older_kombu.MultiChannelPoller, "get", lambda poller, callback, timeout: waits.append(timeout)
     )
     poller._channels = {FakeChannel(queues=["default"])}
     poller.get(None)
@@ -110,7 +111,7 @@ def test_get_waits_no_longer_than_a_channel_may(monkeypatch: pytest.MonkeyPatch)
     poller: Any = Poller()
     waits: list[float] = []
     monkeypatch.setattr(
-        stock.MultiChannelPoller, "get", lambda poller, callback, timeout: waits.append(timeout)
+        older_kombu.MultiChannelPoller, "get", lambda poller, callback, timeout: waits.append(timeout)
     )
     poller.get(None)
     poller._channels = {FakeChannel(queues=["default"]), FakeChannel()}

@@ -172,7 +172,7 @@ def _delivery(settings: FleetSettings) -> dict[str, Any]:
         "accept_content": list(settings.accept_content),
         "result_accept_content": None,
         "enable_utc": True,
-        **TASK_DEFAULTS,
+        **{name: value for name, value in TASK_DEFAULTS.items() if name in DEFAULTS},
         "worker_prefetch_multiplier": settings.prefetch_multiplier,
         "worker_enable_soft_shutdown_on_idle": True,
         "worker_enable_prefetch_count_reduction": False,

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
-from fleet_runtime.compat.versions import OR_STANDARD, RELEASES, unsupported
+from fleet_runtime.compat.versions import OR_STANDARD, is_since, supported, unsupported
 from fleet_runtime.errors import FleetError
 
 if TYPE_CHECKING:
@@ -67,6 +67,8 @@ class Name:
             without indentation, empty lines and comments. Several if verified versions differ.
         feature: What is refused at start if the parameters are others.
         seen_in: `module:function` that assigns or uses the name, where its owner does not show it.
+        bounds: Of a name that not all verified versions have: `+5.7` if its package has it since version 5.7,
+            `-5.7` if its package has it, or the runtime uses it, before that version only.
     """
 
     owner: str
@@ -77,6 +79,7 @@ class Name:
     hashes: tuple[str, ...] = ()
     feature: Feature | None = None
     seen_in: str = ""
+    bounds: str = ""
 
     def __str__(self) -> str:
         """Return the name with its owner."""
@@ -87,6 +90,13 @@ class Name:
         """The package that has the name."""
         return self.owner.partition(":")[0].partition(".")[0]
 
+    @property
+    def is_expected(self) -> bool:
+        """Whether the runtime relies on the name with the installed version of its package."""
+        if not self.bounds:
+            return True
+        return is_since(self.package, self.bounds[1:]) == self.bounds.startswith("+")
+
 
 def require(feature: Feature) -> None:
     """Make sure that all names that a feature relies on are as verified.
@@ -95,7 +105,7 @@ def require(feature: Feature) -> None:
         FleetError: Another package has replaced one.
     """
     for name in SURFACE:
-        if name.feature is feature and not has_parameters(name):
+        if name.feature is feature and name.is_expected and not has_parameters(name):
             raise FleetError(_replaced(name))
 
 
@@ -113,6 +123,7 @@ def problems(*, fast_pool: bool = True) -> Iterator[str]:
     for name in SURFACE:
         checked = name.feature or (name.kind is Kind.REPLACE and name.parameters is not None)
         checked = checked and (fast_pool or name.feature is not Feature.POOL)
+        checked = checked and name.is_expected
         is_there = name.owner != "celery.concurrency.gevent" or name.owner in sys.modules
         if checked and is_there and not has_parameters(name):
             yield _replaced(name)
@@ -152,10 +163,9 @@ def is_own(function: Any) -> bool:
 def _replaced(name: Name) -> str:
     """Return a sentence that says that another package has replaced a name."""
     by = getattr(getattr(resolve(name.owner), name.attribute, None), "__module__", None) or "unknown"
-    version = " or ".join(sorted(RELEASES[name.package]))
     return (
         f"Another package (the module {by}) has replaced {name}, and the level full relies on that of "
-        f"{name.package} {version}: remove what replaces it, {OR_STANDARD}"
+        f"{supported(name.package)}: remove what replaces it, {OR_STANDARD}"
     )
 
 
@@ -210,7 +220,7 @@ def parse(table: str) -> Iterator[Name]:
         feature = Feature(features[0]) if features else None
         if ENTRY.sub("", entries).strip():
             raise ValueError(f"not an entry of {owner}: {entries}")
-        for attribute, parameters, hashes, seen_in in ENTRY.findall(entries):
+        for attribute, bounds, parameters, hashes, seen_in in ENTRY.findall(entries):
             yield Name(
                 owner,
                 attribute,
@@ -220,23 +230,26 @@ def parse(table: str) -> Iterator[Name]:
                 tuple(filter(None, hashes.split(","))),
                 feature,
                 seen_in,
+                bounds,
             )
 
 
 # An entry of a line: a name, and what follows it without a space.
-ENTRY = re.compile(r"(\w+)(\([^)]*\))?(?:=([0-9a-f,]+))?(?:@(\S+))?")
+ENTRY = re.compile(r"(\w+)([+-]\d+\.\d+)?(\([^)]*\))?(?:=([0-9a-f,]+))?(?:@(\S+))?")
 # Below each owner are its names. A line begins with their kind, rooms and feature; six spaces continue a
-# line. A name has its parameters in brackets if it is a function, then `=` and its hashes, and `@` and the
-# function that it is seen in. The docstring of Name has the meanings.
+# line. A name has its bounds, its parameters in brackets if it is a function, then `=` and its hashes, and
+# `@` and the function that it is seen in. The docstring of Name has the meanings.
 TABLE = """
 billiard.connection:Connection
   write prefork: recv
   call prefork pool: _send(self buf write)
 billiard.pool:ApplyResult
-  read prefork: _job _accepted _write_to _timeout
+  read prefork: _job _timeout
+  read compat,prefork: _accepted _write_to
+  read compat: _scheduled_for
   write prefork: _payload@celery.concurrency.asynpool:AsynPool._create_write_handlers _soft_timeout
 billiard.process:BaseProcess
-  call prefork: _is_alive(self)
+  call compat,prefork: _is_alive(self)
 billiard.queues:_SimpleQueue
   write prefork: put
   read prefork: _reader _writer
@@ -248,7 +261,8 @@ celery.app.defaults
 celery.app.log:Logging
   override logging: __init__(self app)
   override logging: setup(self loglevel logfile redirect_stdouts redirect_level colorize hostname)
-  override logging: setup_handlers(self logger logfile format colorize formatter datefmt kwargs)
+  override logging: setup_handlers(self logger logfile format colorize formatter datefmt kwargs |
+      self logger logfile format colorize formatter kwargs)
 celery.app.task:Context
   replace compat: _get_custom_headers(self args kwargs)=735b3a872952
 celery.app.task:Task
@@ -257,12 +271,15 @@ celery.app.task:Task
 celery.app.trace
   replace logging: LOG_RECEIVED LOG_SUCCESS
   replace compat: saferepr(o maxlen maxlevels seen)=9dc581e29aec
-  copied worker: build_tracer=fd40b27b6bda
+  copied worker: build_tracer=fd40b27b6bda,9eac146370d8,9994fba878a5,0e00d1ff02d5
+celery.backends.base:BaseKeyValueStoreBackend
+  call compat: _get_task_meta_for(self task_id)
 celery.backends.redis:RedisBackend
-  override worker: ResultConsumer ensure(self fun args policy)
+  override compat,worker: ResultConsumer
+  override worker: ensure(self fun args policy)
   override worker: on_chord_part_return(self request state result propagate kwargs)
-  override worker: on_task_call(self producer task_id) _chord_part_return_script(self)
-  override worker: _chord_claim_extend_script(self) _chord_cleanup_script(self)
+  override worker: on_task_call(self producer task_id) _chord_part_return_script+5.7(self)
+  override worker: _chord_claim_extend_script+5.7(self) _chord_cleanup_script+5.7(self)
   copied worker: client=d13d1ea9a3cb
   copied worker: _store_result=53e3e1e9911e
   call worker: _create_client(self params)
@@ -273,29 +290,32 @@ celery.backends.redis:ResultConsumer
   override worker: on_wait_for_pending(self result kwargs) drain_events_until(self p timeout on_interval)
   override worker: _consume_from(self task_id) _reconnect_pubsub(self)
   replace transport: on_state_change(self meta message)=39b009a298e1
-  replace transport: _drain_one(self pubsub timeout)=10c570336c07
-  call worker: _locked(self)
-  read worker: _get_key_for_task _decode_result _pubsub
+  replace compat: _drain_one+5.7(self pubsub timeout)=10c570336c07
+  replace compat: drain_events-5.7(self timeout)=634b92f71deb
+  call worker: _locked+5.7(self)
+  read worker: _get_key_for_task _decode_result
+  read compat,worker: _pubsub
 celery.beat:Scheduler
-  replace beat: tick(self event_t min heappop heappush)=ee76ecb6f0f5
-  replace beat: apply_async(self entry producer advance kwargs)=5ab3de4e32c0
+  replace beat: tick(self event_t min heappop heappush)=ee76ecb6f0f5,08d36f0e764a
+  replace beat: apply_async(self entry producer advance kwargs)=5ab3de4e32c0,9bd2cf042800
 celery.concurrency.asynpool
   call prefork: gen_not_started(gen) _get_job_writer(job)
 celery.concurrency.asynpool:AsynPool
   override prefork: Worker ResultHandler close(self) create_process_queues(self)
-  override prefork pool: flush(self) process_flush_queues(self proc) destroy_queues(self queues proc)
+  override compat,prefork pool: flush(self)
+  override prefork pool: process_flush_queues(self proc) destroy_queues(self queues proc)
   override prefork pool: _create_timelimit_handlers(self hub) _worker_active(self worker)
   override prefork pool: _event_process_exit(self hub proc)
-  copied prefork pool: _create_write_handlers(self hub pack dumps protocol)=c7381a1afb8c
+  copied prefork pool: _create_write_handlers(self hub pack dumps protocol)=c7381a1afb8c,668d09a1e352
   call prefork pool: _on_soft_timeout(self job soft hard hub) _on_hard_timeout(self job)
-  call prefork: _discard_tref
-  read prefork: _tref_for_id _pool _cache _state _result_handler _all_inqueues _busy_workers _active_writes
-  read prefork: _active_writers
+  read prefork: _pool _state _result_handler _all_inqueues _active_writes _active_writers
+  read compat,prefork: _cache _busy_workers
   write prefork: _quick_put on_poll_start on_timeout_set on_timeout_cancel
 celery.concurrency.asynpool:ResultHandler
   override prefork: __init__(self args kwargs)
   copied prefork pool: _make_process_result(self hub)=351c738d4f81
-  copied prefork pool: _finish_partial_read(self fd proc)=e496fa82206b
+  override compat: _flush_outqueue(self fd remove process_index on_state_change)
+  copied compat,prefork pool: _finish_partial_read+5.7(self fd proc)=e496fa82206b
 celery.concurrency.asynpool:Worker
   override prefork pool: on_loop_start(self pid)
   copied prefork pool: _make_recv_method(self conn)=caad9d11f0a2
@@ -331,20 +351,21 @@ celery.utils.threads:_LocalStack
 celery.worker.consumer.consumer:Consumer
   override worker: __init__(self on_task_request init_callback hostname pool app timer controller hub
       amqheartbeat worker_options disable_rate_limits initial_prefetch_count prefetch_multiplier kwargs)
-  override worker: start(self) connect(self) on_connection_error_after_connected(self exc)
+  override compat,worker: on_connection_error_after_connected(self exc) create_task_handler(self promise)
+  override worker: start(self) connect(self)
   override worker: on_connection_error_before_connected(self exc) update_strategies(self) on_close(self)
-  override worker: create_task_handler(self promise) on_unknown_message(self body message)
+  override worker: on_unknown_message(self body message)
   override worker: on_unknown_task(self body message exc) on_invalid_task(self body message exc)
   override worker: on_decode_error(self message exc) _limit_task(self request bucket tokens)
   override worker: _limit_post_eta(self request bucket tokens) _limit_move_to_pool(self request)
-  copied worker: add_task_queue=82d428548407
+  copied compat,worker: add_task_queue=82d428548407,dd68555de97a
 celery.worker.control
   replace worker: revoke(state task_id terminate signal kwargs)=afe167a0a2d5
   replace worker: terminate(state signal task_id kwargs)=c416ee5b8b0f
-  replace worker: revoke_by_stamped_headers(state headers terminate signal kwargs)=93a5e412b7be
+  replace worker: revoke_by_stamped_headers(state headers terminate signal kwargs)=93a5e412b7be,c958f671168b
   replace worker: add_consumer(state queue exchange exchange_type routing_key options)=6ca9c17efe04
   replace worker: cancel_consumer(state queue _)=f9f2e7997f85
-  replace worker: _revoke(state task_ids terminate signal kwargs)=ff1e7f0e2814
+  replace worker: _revoke(state task_ids terminate signal kwargs)=ff1e7f0e2814,7ece4ca3843b,d8deb61d6268
 celery.worker.control:Panel
   write worker: data
 celery.worker.pidbox:Pidbox
@@ -356,21 +377,25 @@ celery.worker.pidbox:gPidbox
   replace recovery: on_stop(self)=25cae09f944a
   write recovery: _node_shutdown _node_stopped
 celery.worker.request
-  replace worker: MemoryError=98f98c5f0542@celery.worker.request:Request.on_failure
+  replace worker: MemoryError=98f98c5f0542,0a0314f3cc56,acb180b7c429@celery.worker.request:Request.on_failure
 celery.worker.request:Request
   override worker: __init__(self message on_ack hostname eventer app connection_errors request_dict task
       on_reject body headers decoded utc maybe_make_aware maybe_iso8601 opts)
-  override worker: on_failure(self exc_info send_failed_event return_ok) on_timeout(self soft timeout)
+  override compat,worker: on_failure(self exc_info send_failed_event return_ok)
+  override worker: on_timeout(self soft timeout)
   override worker: acknowledge(self) reject(self requeue)
-  override worker: _announce_revoked(self reason terminated signum expired) _success_was_stored(self)
-  read worker: _message _payload _request_dict _already_cancelled
-  read recovery: _apply_result _eta_timer_entry
-  write recovery,worker: _already_revoked
+  override worker: _announce_revoked(self reason terminated signum expired)
+  override compat,worker: _success_was_stored+5.7(self)
+  read worker: _message _payload _request_dict
+  read compat,worker: _already_cancelled
+  read compat: _eta_timer_entry+5.7
+  read recovery: _apply_result
+  write compat,recovery,worker: _already_revoked
   write worker: acknowledged time_limits
 celery.worker.state
   write worker: revoked_stamps
 celery.worker.strategy
-  copied worker: default=571fb318589c
+  copied worker: default=571fb318589c,1a3b0ed7cc57,e9fc032791d6
 celery.worker.worker:WorkController
   replace worker: _process_task(self req)=0ff0ceef0d1d
   call worker: _quick_release@celery.worker.components:Pool.create
@@ -387,41 +412,48 @@ kombu.pidbox:Node
   replace transport: on_decode_error(self message exc)=d1a967733e9c
 kombu.transport
   write bootstrap: TRANSPORT_ALIASES
-kombu.transport.redis
-  call transport: _socket_readable(sock)
 kombu.transport.redis:Channel
   override transport,worker: QoS from_transport_options
-  override transport: __init__(self args kwargs) active_queues(self)
+  override transport: __init__(self args kwargs)
+  override compat,transport: active_queues(self)
   copied transport: client=f7d3bed91d63
   copied transport transport: conn_or_acquire(self client)=73c0765b5280
   copied transport transport: _size(self queue)=f2b9c57a7dd6
   copied transport transport: _receive(self)=e5ad2d4d118a
-  override transport transport: basic_consume(self queue args kwargs) maybe_refresh_binding_expiry(self)
+  override transport transport: basic_consume(self queue args kwargs)
+  override compat,transport transport: maybe_refresh_binding_expiry+5.7(self)
   override transport transport: close(self) _queue_bind(self exchange routing_key pattern queue)
   override transport transport: _basic_cancel(self consumer_tag) _close_clients(self)
   override transport transport: _on_connection_disconnect(self connection)
-  replace recovery,transport transport: _connparams(self asynchronous)=ec0dc65b9428
-  replace transport transport: _receive_one(self c)=c2164d788546
+  replace compat,recovery,transport transport:
+      _connparams(self asynchronous)=ec0dc65b9428,56b58af9bb68,42d261690a89,079db2f178a6,424e351f7a2b
+  replace transport transport: _receive_one(self c)=c2164d788546,696cde2f2f62
   call transport transport: _create_client(self asynchronous)
   call compat,transport transport: _q_for_pri(self queue pri)
   call compat,transport transport: _get_message_priority(self message reverse)
   call compat,transport transport: _lookup(self exchange routing_key default)
-  call transport: _update_queue_cycle(self) _get_publish_topics(self exchange routing_key)
-  call transport: _handle_message(self client r) _deliver_fanout_message(self message exchange)
-  read transport: _pool _closing _queue_cycle _active_queues
-  write transport: _fanout_queues _fanout_to_queue _in_listen
-  read worker: _brpop_sent_at
+  call transport: _update_queue_cycle(self) _handle_message(self client r)
+  call transport: _get_publish_topics+5.7(self exchange routing_key)
+  call compat: _get_publish_topic-5.7(self exchange routing_key)
+  call compat: _deliver_fanout_message+5.7(self message exchange)
+  read transport: _pool _closing _queue_cycle
+  read compat,transport: _active_queues
+  write compat,transport: _fanout_to_queue
+  write transport: _fanout_queues _in_listen
+  read worker: _brpop_sent_at+5.7
 kombu.transport.redis:MultiChannelPoller
   override transport: __init__(self)
-  override transport transport: get(self callback timeout) handle_event(self fileno event)
-  override transport transport: on_readable(self fileno) maybe_restore_messages(self)
+  override compat,transport transport: get(self callback timeout) handle_event(self fileno event)
+  override compat,transport transport: on_readable(self fileno) maybe_restore_messages(self)
+  override compat,transport: maybe_check_subclient_health(self)
+  write compat: _in_protected_read _on_connection_disconnect
   override transport transport: _register_LISTEN(self channel)
-  copied transport: fds=033cd96c1797
-  copied transport transport: on_poll_start(self)=794284621795
-  copied transport transport: maybe_check_brpop_health(self)=94606b816b10
+  copied transport: fds=033cd96c1797,ccd9bbdfaee1
+  copied transport transport: on_poll_start(self)=794284621795,05b09d7003c5
+  copied compat,transport transport: maybe_check_brpop_health+5.7(self)=94606b816b10
   call transport transport: _register(self channel client type) _client_registered(self channel client cmd)
-  read transport: _channels
-  write transport: _fd_to_chan _chan_to_sock
+  read compat,transport: _channels
+  write compat,transport: _fd_to_chan _chan_to_sock
 kombu.transport.redis:QoS
   override recovery,transport transport: append(self message delivery_tag) reject(self delivery_tag requeue)
   copied recovery,transport transport: ack(self delivery_tag)=e327206e27ae
@@ -438,9 +470,9 @@ kombu.transport.redis:SentinelChannel
 kombu.transport.redis:Transport
   override transport: __init__(self args kwargs) default_port
   override transport,worker: Channel
-  override transport transport: register_with_event_loop(self connection loop)
+  override compat,transport transport: register_with_event_loop(self connection loop)
   write transport: cycle
-  call transport: _deliver(self message queue)
+  call compat,transport: _deliver(self message queue)
 kombu.transport.virtual.base:Message
   read compat,recovery,transport,worker: _raw
 kombu.transport.virtual.base:QoS
@@ -449,20 +481,25 @@ kombu.transport.virtual.base:QoS
 kombu.utils.functional
   replace compat: sleep
 redis._parsers.base:PushNotificationsParser
-  call transport transport: set_invalidation_push_handler(self invalidation_push_handler_func)
+  call compat transport: set_invalidation_push_handler+6.0(self invalidation_push_handler_func)
+redis._parsers.hiredis
+  read compat: NOT_ENOUGH_DATA
 redis._parsers.hiredis:_HiredisParser
-  read transport: _reader
+  read compat,transport: _reader
+  read compat: _next_response-8.0
 redis.client:PubSub
   call transport: is_health_check_response(self response)
   write transport: health_check_response_counter
   write worker: handle_message
 redis.commands.core:Script
-  replace broker: __call__(self keys args client)=2631d7f8352f
+  replace broker: __call__(self keys args client)=2631d7f8352f,43ca7dca32c0
 redis.connection:AbstractConnection
-  call transport transport: read_response(self disable_decoding timeout disconnect_on_error push_request)
-  call transport transport: can_read(self timeout) send_packed_command(self command check_health)
+  call compat transport: read_response(self disable_decoding timeout disconnect_on_error push_request |
+      self disable_decoding disconnect_on_error push_request)
+  call compat,transport transport: can_read(self timeout)
+  call transport transport: send_packed_command(self command check_health)
   call transport transport: pack_commands(self commands)
-  read transport: _parser
+  read compat,transport: _parser
 redis.connection:Connection
   read transport: _sock
 """

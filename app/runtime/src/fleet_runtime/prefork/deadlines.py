@@ -51,8 +51,10 @@ class Deadlines:
                 ends.pop(job, None)
 
     def arm(self) -> None:
-        """Replace cancelled timers: Celery cancels those that were created while it connected."""
+        """Replace all timers: Celery has cancelled or forgotten some of them if the connection was lost."""
         with self._lock:
+            for timer in self._timers.values():
+                timer.cancel()
             for limits in self._ends:
                 self._arm(limits)
 

@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Any
 
 from billiard.pool import RUN, TERMINATE
 from celery.concurrency import asynpool
-from celery.concurrency.asynpool import SCHED_STRATEGY_FAIR, AsynPool
+from celery.concurrency.asynpool import SCHED_STRATEGY_FAIR
 
+from fleet_runtime.compat import older_pool
 from fleet_runtime.prefork import framing
 from fleet_runtime.prefork.deadlines import Deadlines
 from fleet_runtime.prefork.results import POLL_INTERVAL_S, ResultHandler, kill_process
@@ -60,7 +61,7 @@ class Worker(asynpool.Worker):
         return receive
 
 
-class FastAsynPool(AsynPool):
+class FastAsynPool(older_pool.AsynPool):
     """Celery's pool, which writes a task to an idle process at once."""
 
     Worker = Worker
@@ -70,14 +71,15 @@ class FastAsynPool(AsynPool):
     def _create_timelimit_handlers(self, hub: Any) -> None:
         """Use one timer for all tasks that have the same time limits."""
         super()._create_timelimit_handlers(hub)
-        timers, discard = self._tref_for_id, self._discard_tref
 
         def on_passed(job: int, soft: Any, hard: Any) -> None:
-            """Interrupt a task at its soft limit, after which Celery's own timer counts; or kill it."""
-            if soft:
-                self._on_soft_timeout(job, soft, hard, hub)
-            else:
+            """Interrupt a task at its soft limit, and wait for the rest of its hard limit; or kill it."""
+            if not soft:
                 self._on_hard_timeout(job)
+                return
+            if hard and job in self._cache:
+                deadlines.begin(job, (None, hard - soft))
+            self._on_soft_timeout(job, soft, None, hub)
 
         deadlines = self._deadlines = self._deadlines or Deadlines(hub, on_passed)
         deadlines.arm()
@@ -86,9 +88,10 @@ class FastAsynPool(AsynPool):
             deadlines.begin(result._job, (drop_soft(result, soft, hard), hard))
 
         def on_timeout_cancel(result: Any) -> None:
-            deadlines.end(result._job, (result._soft_timeout, result._timeout))
-            if timers:
-                discard(result._job)
+            soft, hard = result._soft_timeout, result._timeout
+            deadlines.end(result._job, (soft, hard))
+            if soft and hard:
+                deadlines.end(result._job, (None, hard - soft))
 
         self.on_timeout_set, self.on_timeout_cancel = on_timeout_set, on_timeout_cancel
 

@@ -10,8 +10,7 @@ from contextlib import suppress
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from celery.concurrency import asynpool
-
+from fleet_runtime.compat import older_pool
 from fleet_runtime.prefork.framing import READ_LIMIT_BYTES, UnreadableError, handle_messages
 
 if TYPE_CHECKING:
@@ -25,7 +24,7 @@ FIRST_READ_BYTES = 8192
 POLL_INTERVAL_S = 0.05
 
 
-class ResultHandler(asynpool.ResultHandler):
+class ResultHandler(older_pool.ResultHandler):
     """Celery's handler of results, with one read for all messages. Celery reads each in two parts.
 
     Attributes:

@@ -27,6 +27,7 @@ from kombu.utils.json import dumps
 from redis.exceptions import ConnectionError as NoConnectionError
 from redis.exceptions import ResponseError
 
+from fleet_runtime.compat import older_worker
 from fleet_runtime.compat.surface import may_replace
 from fleet_runtime.transport.qos import QoS
 
@@ -204,7 +205,7 @@ class InFlight:
     def unstarted(self) -> Iterator[Any]:
         """Yield the unacknowledged requests that have not begun: prefetched, or waiting for their ETA."""
         running = set(self.active())
-        for request in {*snapshot(state.scheduled_requests), *snapshot(state.reserved_requests)}:
+        for request in {*older_worker.scheduled(self._consumer), *snapshot(state.reserved_requests)}:
             if request not in running and not request.acknowledged:
                 yield request
 
@@ -228,10 +229,11 @@ class InFlight:
     def drop(self, requests: list[Any]) -> None:
         """Forget requests that have not begun here, because their messages were requeued."""
         consumer = self._consumer
+        scheduled = older_worker.scheduled(consumer)
         for request in requests:
             request._already_revoked = True  # so that Celery does not run it
-            if request in state.scheduled_requests:
-                consumer.timer.cancel(request._eta_timer_entry)
+            if request in scheduled:
+                consumer.timer.cancel(scheduled[request])
                 consumer.qos.decrement_eventually()
                 consumer.limited.discard(request)
             virtual.QoS.ack(self.qos, request.message.delivery_tag)

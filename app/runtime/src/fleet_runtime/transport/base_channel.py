@@ -10,11 +10,11 @@ from queue import Empty
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from kombu.transport import redis as stock
 from redis.exceptions import NoPermissionError, ResponseError
 
 from fleet_runtime.broker import functions
 from fleet_runtime.broker.oom import is_full
+from fleet_runtime.compat import older_kombu
 from fleet_runtime.transport import refused, tuning
 from fleet_runtime.transport.pubsub import NotYet
 from fleet_runtime.transport.refused import RefusedQueues, is_refusal
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-class BaseChannel(stock.Channel):
+class BaseChannel(older_kombu.Channel):
     """A channel that goes on with the queues that it may consume, and at the memory limit of Redis.
 
     Attributes:

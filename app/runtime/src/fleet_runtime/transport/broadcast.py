@@ -29,6 +29,7 @@ from kombu.utils.json import loads
 from redis.exceptions import DataError, ResponseError
 
 from fleet_runtime.broker.errors import BROKER_ERRORS
+from fleet_runtime.compat import older_kombu, older_results
 from fleet_runtime.transport import pubsub
 
 if TYPE_CHECKING:
@@ -135,7 +136,7 @@ def patch_fanout(may_replace: MayReplace) -> None:
             name = bytes_to_str(received["channel"])
             topic = name.partition(".")[2] if name.startswith("/") else name
             message = loads(bytes_to_str(received["data"]))
-            return channel._deliver_fanout_message(message, topic.split("/", 1)[0])
+            return older_kombu.deliver_fanout(channel, message, topic.split("/", 1)[0])
         except Empty:
             raise
         except Exception as error:
@@ -181,7 +182,7 @@ def patch_control(may_replace: MayReplace) -> None:
 def patch_results(may_replace: MayReplace) -> None:
     """Drop malformed items on the channel of a result, so that the client goes on waiting for the result."""
     state = may_replace(RESULT_CONSUMER, "on_state_change")
-    drain = may_replace(RESULT_CONSUMER, "_drain_one") if state else None
+    drain = may_replace(RESULT_CONSUMER, older_results.DECODES) if state else None
     if state is None or drain is None:
         return
 
@@ -194,16 +195,17 @@ def patch_results(may_replace: MayReplace) -> None:
             dropped.add(RESULT, fault)
 
     @wraps(drain)
-    def _drain_one(consumer: Any, subscription: Any, timeout: float | None) -> Any:
+    def receive(consumer: Any, *args: Any, **options: Any) -> Any:
         try:
-            return drain(consumer, subscription, timeout)
+            return drain(consumer, *args, **options)
         except Exception as error:
             if is_of_broker(error) or not _is_of_decoding(error):
                 raise
             dropped.add(RESULT, error)
             return True
 
-    ResultConsumer.on_state_change, ResultConsumer._drain_one = on_state_change, _drain_one
+    ResultConsumer.on_state_change = on_state_change
+    setattr(ResultConsumer, older_results.DECODES, receive)
 
 
 def _require_command(body: Any, message: Any) -> None:

@@ -7,15 +7,17 @@ Redis sends a push message when a list that was looked at has changed (CLIENT TR
 
 from __future__ import annotations
 
+import select
 from collections import deque
 from collections.abc import Hashable
 from time import monotonic
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from kombu.transport import redis as stock
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from fleet_runtime.compat import redis_reads
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,6 +29,13 @@ TRACK_NEXT = ("CLIENT", "CACHING", "YES")
 
 #: Sentinels: no reply yet; a push message.
 NOTHING, PUSH = object(), object()
+
+
+def is_readable(sock: Any) -> bool:
+    """Return whether a socket has data to read, without reading it."""
+    poller = select.poll()
+    poller.register(sock, select.POLLIN)
+    return bool(poller.poll(0))
 
 
 class PendingCommand(NamedTuple):
@@ -100,7 +109,7 @@ class PipelinedConnection(Hashable):
 
     def enable_tracking(self) -> None:
         """Turn on CLIENT TRACKING on a connection that was just made."""
-        self.connection._parser.set_invalidation_push_handler(self._on_push)
+        redis_reads.handle_invalidations(self.connection, self._on_push)
         self.send(PendingCommand(TRACK))
 
     def send(self, *commands: PendingCommand) -> None:
@@ -170,7 +179,7 @@ class PipelinedConnection(Hashable):
         if not (self._pending and self.is_open):
             return False
         late = monotonic() - self._waiting_since > timeout
-        return late and not stock._socket_readable(self.connection._sock)
+        return late and not is_readable(self.connection._sock)
 
     def disconnect(self) -> None:
         """Close the connection. The next use makes a new one."""
@@ -202,7 +211,8 @@ class PipelinedConnection(Hashable):
         if connection is None or connection._sock is None:
             return NOTHING
         try:
-            return connection.read_response(push_request=True, disconnect_on_error=False, timeout=timeout)
+            reply = redis_reads.read(connection, timeout)
+            return self._on_push(reply) if redis_reads.is_push(reply) else reply
         except ResponseError as error:
             return error
         except (

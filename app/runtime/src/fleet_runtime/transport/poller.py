@@ -15,6 +15,7 @@ from weakref import finalize
 from kombu.transport import redis as stock
 from redis.exceptions import ConnectionError as RedisConnectionError
 
+from fleet_runtime.compat import older_kombu
 from fleet_runtime.transport import tuning
 from fleet_runtime.transport.connection import PipelinedConnection
 
@@ -23,7 +24,7 @@ def turn() -> None:
     """Do nothing: with a callback to run, a loop makes a turn, in which it calls `on_poll_start`."""
 
 
-class Poller(stock.MultiChannelPoller):
+class Poller(older_kombu.MultiChannelPoller):
     """Lets channels send what they have to send, and read what comes.
 
     Attributes:

@@ -15,6 +15,8 @@ from typing import Any
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
+from fleet_runtime.compat import redis_reads
+
 
 class NotYet(Empty):
     """No whole item has come. Its rest wakes the poller of the connection."""
@@ -35,7 +37,7 @@ def read(client: Any) -> Any:
     if connection is None or connection._sock is None:
         raise NotYet
     try:
-        item = connection.read_response(disconnect_on_error=False, push_request=True, timeout=0)
+        item = redis_reads.read(connection, timeout=0)
     except RedisTimeoutError:
         raise NotYet from None
     except (RedisConnectionError, OSError):

@@ -8,11 +8,12 @@ from typing import Any
 from kombu.transport import redis as stock
 
 from fleet_runtime.broker.schemes import without_prefix
+from fleet_runtime.compat import older_kombu
 from fleet_runtime.transport.channel import FETCH_LIMIT_OPTION, Channel
 from fleet_runtime.transport.poller import Poller
 
 
-class Transport(stock.Transport):
+class Transport(older_kombu.Transport):
     """kombu's transport for Redis."""
 
     Channel = Channel

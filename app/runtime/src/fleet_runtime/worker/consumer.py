@@ -16,12 +16,12 @@ from functools import partial, wraps
 from typing import TYPE_CHECKING, Any
 
 from celery.exceptions import CPendingDeprecationWarning, InvalidTaskError
-from celery.worker.consumer import Consumer
 from celery.worker.control import control_command
 from kombu.exceptions import ContentDisallowed
 from redis.exceptions import ResponseError
 
 from fleet_runtime.broker import functions
+from fleet_runtime.compat import older_worker
 from fleet_runtime.dead_letters.model import End, Reason
 from fleet_runtime.inspect.queues import consumed
 from fleet_runtime.logging.celery_logging import MessageContext
@@ -48,7 +48,7 @@ RATE_LIMITED_MAX = 100
 REFUSED_RETRY_S = 1.0
 
 
-class FleetConsumer(Consumer):
+class FleetConsumer(older_worker.Consumer):
     """Celery's consumer, with dead letters for the messages that Celery drops."""
 
     def __init__(self, on_task_request: Callable[[Any], Any], *args: Any, **kwargs: Any) -> None:

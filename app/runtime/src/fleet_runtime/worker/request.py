@@ -26,11 +26,11 @@ from celery.exceptions import (
 )
 from celery.utils.imports import symbol_by_name
 from celery.worker import state
-from celery.worker.request import Request
 from kombu.exceptions import ContentDisallowed, DecodeError
 from kombu.transport import virtual
 from kombu.utils.json import dumps
 
+from fleet_runtime.compat import older_worker
 from fleet_runtime.dead_letters import store
 from fleet_runtime.dead_letters.model import COUNTED_REASONS, End, Reason
 from fleet_runtime.inspect import probe
@@ -66,7 +66,7 @@ class DeadLetterCandidate(NamedTuple):
 _crash_lock = threading.RLock()
 
 
-class DeadLetterRequest(Request):
+class DeadLetterRequest(older_worker.Request):
     """A request whose message becomes a dead letter when its task fails for good.
 
     Attributes:

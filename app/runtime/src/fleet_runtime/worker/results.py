@@ -23,6 +23,7 @@ from celery.backends import redis as stock
 from kombu.utils.encoding import bytes_to_str, str_to_bytes
 
 from fleet_runtime.broker import functions, scripts
+from fleet_runtime.compat import older_results
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,7 +37,7 @@ RETRIED = frozenset({"get", "mget", "delete"})
 SUBSCRIBE_TIMEOUT_S = 5.0
 
 
-class ResultConsumer(stock.ResultConsumer):
+class ResultConsumer(older_results.ResultConsumer):
     """Celery's consumer of results, which reads a stored result after its subscription is confirmed."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -115,7 +116,7 @@ class ResultConsumer(stock.ResultConsumer):
             self.on_state_change(self._decode_result(stored), None)
 
 
-class RedisBackend(stock.RedisBackend):
+class RedisBackend(older_results.RedisBackend):
     """Celery's backend, with a consumer that misses no result."""
 
     ResultConsumer = ResultConsumer

@@ -89,7 +89,7 @@ def read(consumer: Any) -> None:
     except Exception as error:
         logger.warning("Tasks that were revoked before cannot be read, and may run on this node: %s", error)
         return
-    state.merge_revoked([task_id for task_id in ids if task_id not in state.revoked])
+    state.revoked.update([task_id for task_id in ids if task_id not in state.revoked])
     for stamp in stamps:
         header, value = json.loads(stamp)
         known = maybe_list(state.revoked_stamps.get(header)) or []

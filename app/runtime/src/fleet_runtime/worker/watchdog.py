@@ -24,6 +24,7 @@ from celery import bootsteps, signals
 from celery.concurrency import solo
 from celery.worker import state
 
+from fleet_runtime.compat import older_worker
 from fleet_runtime.errors import FleetError
 from fleet_runtime.recovery.inflight import snapshot
 from fleet_runtime.systemd import Systemd, broker_answers, start_watchdog
@@ -97,7 +98,10 @@ class Watchdog(bootsteps.Step):
         if requested_at < self.last_request:
             return
         channel = getattr(self.worker.consumer.task_consumer, "channel", None)
-        was_stalled, self.is_stalled = self.is_stalled, fetches_nothing(channel, self.seconds)
+        was_stalled, self.is_stalled = (
+            self.is_stalled,
+            fetches_nothing(channel, self.seconds, self.worker.consumer),
+        )
         if was_stalled and self.is_stalled:  # only the second time: the node may just have got room
             return
         if self._has_leaked(channel, time.monotonic()):
@@ -116,7 +120,7 @@ class Watchdog(bootsteps.Step):
         """
         buckets = getattr(self.worker.consumer, "task_buckets", {}).values()
         are_limited = any(bucket and bucket.contents for bucket in buckets)  # tasks wait for a rate limit
-        if are_limited or not is_full_without_requests(channel):
+        if are_limited or not is_full_without_requests(channel, self.worker.consumer):
             self.full_since = None
             return False
         self.full_since = now if self.full_since is None else self.full_since
@@ -174,7 +178,7 @@ class Watchdog(bootsteps.Step):
         return float(request.time_limits[0] or request.task.time_limit or self.worker.time_limit)
 
 
-def fetches_nothing(channel: Any, seconds: float) -> bool:
+def fetches_nothing(channel: Any, seconds: float, consumer: Any) -> bool:
     """Return whether a node that has room for messages has not fetched for longer than the watchdog time.
 
     A fetch that waits for messages ends after some seconds and is repeated, in kombu's transport and in the
@@ -183,20 +187,20 @@ def fetches_nothing(channel: Any, seconds: float) -> bool:
     sent = getattr(channel, "asked_at", getattr(channel, "_brpop_sent_at", None))  # kombu's has the latter
     if sent is None or not channel.active_queues:
         return False
-    if not channel.qos.can_consume() and _has_requests():
+    if not channel.qos.can_consume() and _has_requests(consumer):
         return False
     return bool(time.monotonic() - sent > POLL_INTERVAL_S + seconds)
 
 
-def is_full_without_requests(channel: Any) -> bool:
+def is_full_without_requests(channel: Any, consumer: Any) -> bool:
     """Return whether a node has no room for messages although it has no request."""
-    return channel is not None and not channel.qos.can_consume() and not _has_requests()
+    return channel is not None and not channel.qos.can_consume() and not _has_requests(consumer)
 
 
-def _has_requests() -> bool:
+def _has_requests(consumer: Any) -> bool:
     """Return whether this node has a request that runs or waits."""
-    known = (state.active_requests, state.reserved_requests, state.scheduled_requests)
-    return any(snapshot(requests) for requests in known)
+    known = (state.active_requests, state.reserved_requests)
+    return any(snapshot(requests) for requests in known) or bool(older_worker.scheduled(consumer))
 
 
 def _require_longer_than_socket_timeout(seconds: float, timeout: float) -> None:

@@ -249,7 +249,9 @@ IMPLICIT = frozenset(vars(type("Empty", (), {"__annotations__": {}}))) | {
 
 
 def _classes(module: ModuleType | None) -> Iterator[type[Any]]:
-    """Yield the classes that a module defines at its top level."""
+    """Yield the classes that a module defines at its top level, unless they are for versions of before."""
+    if not getattr(module, "IS_OLDER", True):
+        return
     for value in vars(module).values() if module else ():
         if inspect.isclass(value) and value.__module__ == getattr(module, "__name__", ""):
             yield value
@@ -322,6 +324,9 @@ def exists(name: Name) -> bool:
     """
     if name.seen_in:
         return name.attribute in inspect.getsource(original_of(name))
-    owner = resolve(name.owner)
+    try:
+        owner = resolve(name.owner)
+    except AttributeError:
+        return False
     assigned = (assigned_by(base) for base in owner.__mro__) if inspect.isclass(owner) else ()
     return hasattr(owner, name.attribute) or any(name.attribute in names for names in assigned)
