@@ -19,9 +19,8 @@ import pytest
 from celery import bootsteps
 from fleet_runtime.compat import older_kombu
 from fleet_runtime.recovery import inflight
-from fleet_runtime.transport import tuning
+from fleet_runtime.transport import qos, tuning
 from fleet_runtime.transport.channel import Channel
-from fleet_runtime.transport.qos import QoS
 from fleet_runtime.transport.transports import Transport
 from fleet_runtime.worker.bootsteps import own_keys
 from kombu import Connection, Consumer, Exchange, Producer, Queue
@@ -887,17 +886,17 @@ def test_what_goes_back_is_what_is_recorded(
     send(producer, 2, priority=3)
     channel, got = consume(connection, "default", room=1)
     receive(connection, got, 1)
-    read = QoS._read
+    read = qos.redelivered
 
-    def changed(qos: Any, record: bytes) -> Any:
+    def changed(channel: Any, record: bytes, **options: Any) -> Any:
         """Change the record after it was read, the first time."""
-        monkeypatch.setattr(QoS, "_read", read)
+        monkeypatch.setattr(qos, "redelivered", read)
         raw, *place = json.loads(record)
         raw["headers"]["more"] = True
         admin.hset("unacked:one", got[0].delivery_tag, json.dumps([raw, *place]))
-        return read(qos, record)
+        return read(channel, record, **options)
 
-    monkeypatch.setattr(QoS, "_read", changed)
+    monkeypatch.setattr(qos, "redelivered", changed)
     got[0].requeue()
     assert not admin.exists("unacked:one", "unacked_index:one")
     last, first = map(json.loads, admin.lrange("default\x06\x163", 0, -1))

@@ -8,7 +8,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from copy import copy
+from dataclasses import dataclass
 from datetime import timedelta
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -313,7 +314,9 @@ def _values(own: Mapping[str, Any], settings: FleetSettings) -> dict[str, Any]:
     conf = SimpleNamespace(**{**DEFAULTS, **own})
     values: dict[str, Any] = {}
     for component in ("web", "beat", "worker"):
-        values |= configure.configured(conf, replace(settings, component=component))
+        each = copy(settings)
+        object.__setattr__(each, "component", component)  # `replace` would require a broker, too
+        values |= configure.configured(conf, each)
     return values
 
 
