@@ -48,6 +48,8 @@ PAIRWISE = [
     "celery-5.7.0_kombu-5.7.0_redis-7.4.1",
 ]
 OF_CELERY = ("celery", "kombu", "billiard", "redis")
+# What they depend on, some releases with bounds that exclude what requirements/dev.txt pins.
+PINNED_BY_CELERY = ("amqp", "click", "packaging", "python-dateutil", "tzdata", "vine")
 
 nox.options.envdir = ".cache/nox"
 nox.options.default_venv_backend = "uv"
@@ -118,7 +120,7 @@ def prepare_runtime(session: nox.Session, *wanted: str) -> None:
     extras = [one for extra in project["optional-dependencies"].values() for one in extra]
     tools = [one for one in extras if not one.startswith(project["name"])]
     pins = re.findall(r"^([\w.-]+)==(\S+)", (ROOT / "requirements" / "dev.txt").read_text(), re.MULTILINE)
-    free = {*OF_CELERY, *(re.split(r"[^\w-]", one)[0] for one in project["dependencies"]), "amqp", "vine"}
+    free = {*OF_CELERY, *(re.split(r"[^\w-]", one)[0] for one in project["dependencies"]), *PINNED_BY_CELERY}
     constraints = Path(session.create_tmp()) / "constraints.txt"
     constraints.write_text("".join(f"{name}=={version}\n" for name, version in pins if name not in free))
     more = ("packaging", "pydantic-settings", "hatchling", "editables")
