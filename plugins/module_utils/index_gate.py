@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
 CONFIG = "/etc/uv/uv.toml"
-PYPI = "https://pypi.org/simple"
 # The hosts from which an index gives its files, where these are others than its own.
 FILES = {"pypi.org": "files.pythonhosted.org", "test.pypi.org": "test-files.pythonhosted.org"}
 PORTS = {"http": 80, "https": 443}
