@@ -178,5 +178,6 @@ def test_a_failed_installation_names_its_step() -> None:
     assert celery_release.step_of_install("error: No solution found when resolving dependencies") == "resolve"
     assert celery_release.step_of_install("error: Failed to build `borgbackup==1.4`") == "build"
     assert (
-        celery_release.step_of_install("error: Failed to fetch: `https://pypi.org/simple/dep/`") == "install"
+        celery_release.step_of_install("error: Failed to fetch: `https://index.example/simple/dep/`")
+        == "install"
     )
