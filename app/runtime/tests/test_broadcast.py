@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from celery.exceptions import TimeoutError as NoResultError
+from fleet_runtime.compat.surface import may_replace
 from fleet_runtime.transport import broadcast
 from kombu.exceptions import OperationalError
 from redis.exceptions import ConnectionError as NoConnectionError
@@ -124,6 +125,7 @@ def test_half_a_command_holds_nothing_up(broker: Broker, web: Any, pool: str) ->
 
 def test_what_is_no_result_ends_no_wait(broker: Broker, web: Any) -> None:
     """A client that waits for a result goes on waiting, and gets it when it is there."""
+    broadcast.patch_results(may_replace)  # as fleet_runtime.app does
     sent = web.AsyncResult("7b0c6f0e-6a3f-4a1c-9a55-3f1f8a2f7c11")
     channel = f"celery-task-meta-{sent.id}"
     client = broker.client("admin")
