@@ -67,9 +67,10 @@ def test_each_package_is_an_extra_of_the_wheel() -> None:
 
 
 def test_the_core_needs_celery_kombu_and_redis_only() -> None:
-    """So no other package can conflict with what an app pins. Celery brings billiard and click."""
+    """So no other package can conflict with what an app pins. Celery brings billiard, click and vine."""
     package = Path(fleet_runtime.__file__).parent
-    known = {*sys.stdlib_module_names, "fleet_runtime", "celery", "kombu", "redis", "billiard", "click"}
+    libraries = ("celery", "kombu", "redis", "billiard", "click", "vine")
+    known = {*sys.stdlib_module_names, "fleet_runtime", *libraries}
     found = set()
     for path in package.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):

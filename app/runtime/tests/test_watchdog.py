@@ -290,11 +290,12 @@ def test_a_node_whose_places_have_leaked_is_noticed(monkeypatch: pytest.MonkeyPa
     watchdog.worker = SimpleNamespace(consumer=SimpleNamespace(task_buckets={"shop.add": bucket, "x": None}))
     watchdog.seconds, watchdog.full_since = 60.0, None
     late = LEAK_WATCHDOG_TIMES * 60 + 1
+    a_request = type("Request", (), {"_eta_timer_entry": None})()
     assert not watchdog._has_leaked(channel, 0.0)
     assert watchdog._has_leaked(channel, late)
     for name in ("active_requests", "reserved_requests", "scheduled_requests"):
         with monkeypatch.context() as patched:
-            patched.setattr(state, name, {"a request"})
+            patched.setattr(state, name, {a_request})
             assert not watchdog._has_leaked(channel, late), name
         assert not watchdog._has_leaked(channel, late), "its time begins anew"
         watchdog.full_since = 0.0
