@@ -33,11 +33,11 @@ LAB = ROOT / "lab" / "lab.py"
 
 SEVERAL = ("--numprocesses=4", "--dist=loadfile")
 # The tests of the runtime that run with its oldest versions in `make test`, relative to app/runtime.
+# test_inflight.py fails with Celery 5.5 (docs/compatibility.md), and is in `make versions` only.
 WITH_OLDEST = (
     "tests/test_surface.py",
     "tests/transport",
     "tests/test_transport.py",
-    "tests/test_inflight.py",
     "tests/test_pool.py",
     "tests/test_recovery.py",
     "tests/test_level.py",
