@@ -19,7 +19,7 @@ class Module(SimpleNamespace):
     """The module, with what it warned of."""
 
     def __init__(self) -> None:
-        """Prepare."""
+        """Set the parameters of a release with one queue; nothing has been warned of."""
         super().__init__(warned=[], params={"queues": ["a"], "environment": "", "timeout": 9, "sandbox": ""})
 
     def warn(self, sentence: str) -> None:
